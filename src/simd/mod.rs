@@ -1,0 +1,124 @@
+//! Vectors of one instruction set behind one trait.
+//!
+//! A *token* ([`Baseline`], [`Avx2`], [`Avx512`]) is a zero-sized proof that the processor has the
+//! instructions: it can be had only from a constructor that checked. [`Simd`] gives a token its
+//! vector operations for one element type; an algorithm is written once, generic over the token, as a
+//! [`SimdOp`], and [`Dispatch::dispatch`] runs it with the token of an [`Isa`](crate::machine::Isa), which
+//! an operation reads once at its entry ([`crate::machine::isa`]) and passes down.
+//!
+//! Every function between the dispatch and the innermost loop must be `#[inline(always)]`: only so is
+//! it compiled with the instructions that the shim around it enables. For the same reason an operation
+//! dispatches *inside* a task, never around a call into rayon.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod baseline;
+mod dispatch;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use baseline::Baseline;
+pub use dispatch::{Dispatch, SimdOp};
+
+/// Vector operations on elements `T` for one instruction set.
+///
+/// Comparisons are false where a lane is NaN, except [`ne`](Simd::ne). Bit operations and integer
+/// operations treat each lane as an unsigned integer of the element's width and wrap.
+pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
+    /// A vector of [`LANES`](Simd::LANES) elements.
+    type V: Copy;
+    /// One truth value per lane.
+    type M: Copy;
+
+    /// Elements in a vector.
+    const LANES: usize;
+    /// Rows of the largest outer-product tile that the register file holds; see `gemm::kernel`.
+    const TILE_ROWS: usize;
+    /// Vectors in a row of that tile.
+    const TILE_VECTORS: usize;
+
+    /// Every lane is `x`.
+    fn splat(self, x: T) -> Self::V;
+    /// Every lane has these bits (the low half of them for a 32-bit element).
+    fn splat_bits(self, bits: u64) -> Self::V;
+    /// The first [`LANES`](Simd::LANES) elements of `src`, which has at least as many.
+    fn load(self, src: &[T]) -> Self::V;
+    /// Writes all lanes to the front of `dst`, which has room for them.
+    fn store(self, v: Self::V, dst: &mut [T]);
+    /// The elements of `src`, at most [`LANES`](Simd::LANES), the remaining lanes 0.
+    fn load_partial(self, src: &[T]) -> Self::V;
+    /// Writes the first `dst.len()` lanes, at most all.
+    fn store_partial(self, v: Self::V, dst: &mut [T]);
+
+    /// a + b.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a − b.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a / b.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c, rounded once where the instruction set fuses.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// c − a · b, rounded once where the instruction set fuses.
+    fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// √a.
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `if a < b { a } else { b }`: b where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `if a > b { a } else { b }`: b where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// |a|.
+    fn abs(self, a: Self::V) -> Self::V;
+    /// −a.
+    fn neg(self, a: Self::V) -> Self::V;
+    /// The magnitude of `a` with the sign of `sign`.
+    fn copysign(self, a: Self::V, sign: Self::V) -> Self::V;
+    /// The nearest integer, ties to even.
+    fn round_ties_even(self, a: Self::V) -> Self::V;
+
+    /// a & b, bitwise.
+    fn and(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a | b, bitwise.
+    fn or(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a ^ b, bitwise.
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Integer a + b.
+    fn int_add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Integer a − b.
+    fn int_sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Bits moved up by `N`.
+    fn shl<const N: i32>(self, a: Self::V) -> Self::V;
+    /// Bits moved down by `N`, zeros moved in.
+    fn shr<const N: i32>(self, a: Self::V) -> Self::V;
+
+    /// a < b.
+    fn lt(self, a: Self::V, b: Self::V) -> Self::M;
+    /// a ≤ b.
+    fn le(self, a: Self::V, b: Self::V) -> Self::M;
+    /// a = b.
+    fn eq(self, a: Self::V, b: Self::V) -> Self::M;
+    /// a ≠ b: true where either is NaN.
+    fn ne(self, a: Self::V, b: Self::V) -> Self::M;
+    /// Both.
+    fn mask_and(self, a: Self::M, b: Self::M) -> Self::M;
+    /// Either.
+    fn mask_or(self, a: Self::M, b: Self::M) -> Self::M;
+    /// True where every lane is false.
+    fn none(self, m: Self::M) -> bool;
+    /// `a` where the mask is true, else `b`.
+    fn select(self, m: Self::M, a: Self::V, b: Self::V) -> Self::V;
+
+    /// The sum of the lanes, in one fixed order: halves folded onto each other until one is left.
+    fn reduce_add(self, a: Self::V) -> T;
+    /// The largest lane. NaN lanes give any lane.
+    fn reduce_max(self, a: Self::V) -> T;
+    /// The smallest lane. NaN lanes give any lane.
+    fn reduce_min(self, a: Self::V) -> T;
+}
