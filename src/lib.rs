@@ -1,10 +1,16 @@
 //! Multithreaded SIMD CPU kernels for neural networks.
-#![warn(missing_docs)]
 
+pub mod activation;
 mod element;
 mod error;
+pub mod gemm;
 pub mod machine;
+mod parallel;
+pub mod reference;
 mod simd;
+mod tensor;
+mod workspace;
 
 pub use element::Element;
-pub use error::{Error, Result};
+pub use error::{Dims, Error, Result, Strides};
+pub use tensor::{Iter, Layout, Tensor, TensorView, TensorViewMut, Window};

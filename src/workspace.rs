@@ -1,0 +1,123 @@
+//! Aligned memory: checked allocation, and scratch that is kept for the next call.
+//!
+//! Scratch belongs to a thread. It is *taken out* of the thread's store while in use, so a task that rayon
+//! runs on the same thread meanwhile finds the store free and takes another buffer; no borrow is held.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+
+use aligned_vec::AVec;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+
+/// An empty vector with room for `len` elements.
+pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<AVec<T>> {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize - 4096);
+    let mut data = AVec::new(0);
+    bytes
+        .and_then(|_| data.try_reserve_exact(len).ok())
+        .ok_or(Error::Alloc { op, bytes: bytes.unwrap_or(usize::MAX) })?;
+    Ok(data)
+}
+
+/// Buffers a thread keeps. More would only hold memory: no operation uses as many at once.
+const KEPT: usize = 8;
+
+thread_local! {
+    static STORE: RefCell<Vec<AVec<u64>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A zeroed-once, 64-byte aligned scratch slice; goes back to the thread's store when dropped.
+///
+/// Its contents are whatever the last use left; with debug assertions on they are NaN, so that a test
+/// sees a kernel that reads what it has not written.
+pub(crate) struct Scratch<T: Element> {
+    words: AVec<u64>,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+/// Scratch for `len` elements.
+pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratch<T>> {
+    let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+    let words = bytes.div_ceil(size_of::<u64>());
+    // The smallest that is large enough, else the largest, which grows least.
+    let kept = STORE.with_borrow_mut(|store| {
+        let fits = |at: &usize| store[*at].len() >= words;
+        let best = (0..store.len())
+            .filter(fits)
+            .min_by_key(|&at| store[at].len())
+            .or_else(|| (0..store.len()).max_by_key(|&at| store[at].len()));
+        best.map(|at| store.swap_remove(at))
+    });
+    let mut buffer = kept.unwrap_or_else(|| AVec::new(0));
+    if buffer.len() < words {
+        // Not resized in place: what is in it need not be copied.
+        drop(buffer);
+        buffer = try_vec(op, words)?;
+        buffer.resize(words, 0);
+    }
+    let mut scratch = Scratch { words: buffer, len, element: std::marker::PhantomData };
+    if cfg!(debug_assertions) {
+        scratch.fill(T::NAN);
+    }
+    Ok(scratch)
+}
+
+impl<T: Element> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        let words = std::mem::replace(&mut self.words, AVec::new(0));
+        // The thread may be ending, its store gone: then the buffer is freed.
+        let _ = STORE.try_with(|store| {
+            if let Ok(mut store) = store.try_borrow_mut()
+                && store.len() < KEPT
+            {
+                store.push(words);
+            }
+        });
+    }
+}
+
+impl<T: Element> Deref for Scratch<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `words` holds at least `len` elements' bytes, all initialised, aligned to 64 bytes, and
+        // every bit pattern is a value of the (sealed) element types.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Element> DerefMut for Scratch<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_is_reused_aligned_and_poisoned() {
+        let first = scratch::<f32>("test", 1000).unwrap();
+        let address = first.as_ptr() as usize;
+        assert_eq!(address % 64, 0);
+        drop(first);
+        let mut again = scratch::<f64>("test", 400).unwrap();
+        assert_eq!(again.as_ptr() as usize, address, "the thread's buffer is reused");
+        assert!(again.iter().all(|x| x.is_nan()));
+        again.fill(1.0);
+        let other = scratch::<f64>("test", 400).unwrap();
+        assert_ne!(other.as_ptr() as usize, address, "a buffer in use is not given out again");
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        assert!(matches!(scratch::<f64>("test", usize::MAX), Err(Error::Alloc { .. })));
+        assert!(matches!(scratch::<f32>("test", isize::MAX as usize / 4), Err(Error::Alloc { .. })));
+        assert!(matches!(try_vec::<u8>("test", usize::MAX), Err(Error::Alloc { .. })));
+    }
+}
