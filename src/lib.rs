@@ -6,6 +6,7 @@ mod error;
 pub mod gemm;
 pub mod machine;
 mod parallel;
+pub mod random;
 pub mod reference;
 mod simd;
 mod tensor;
