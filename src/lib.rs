@@ -4,6 +4,7 @@ pub mod activation;
 mod element;
 mod error;
 pub mod gemm;
+pub mod linear;
 pub mod machine;
 mod parallel;
 pub mod random;

@@ -56,6 +56,11 @@ impl<T: Element> Packed<T> {
     pub fn lhs(a: TensorView<'_, T, 2>) -> Result<Self> {
         Ok(Self { data: a.to_tensor()? })
     }
+
+    /// Rows and columns of the matrix that was packed.
+    pub fn shape(&self) -> [usize; 2] {
+        self.data.shape()
+    }
 }
 
 /// A product's options: plain data.
