@@ -5,6 +5,7 @@ mod element;
 mod error;
 pub mod gemm;
 pub mod linear;
+pub mod loss;
 pub mod machine;
 mod parallel;
 pub mod random;

@@ -23,10 +23,18 @@ fn tasks_for(work: usize, grain: usize, threads: usize) -> usize {
 
 /// Calls `f` with pieces of `range` that begin at multiples of `unit` from its start, about `tasks` of them,
 /// possibly at the same time.
-pub(crate) fn for_each_piece(range: Range<usize>, unit: usize, tasks: usize, f: &(impl Fn(Range<usize>) + Sync)) {
+pub(crate) fn for_each_piece(
+    range: Range<usize>,
+    unit: usize,
+    tasks: usize,
+    f: &(impl Fn(Range<usize>) + Sync),
+) {
     let units = range.len().div_ceil(unit);
     if tasks <= 1 || units <= 1 {
-        return if range.is_empty() { } else { f(range) };
+        return if range.is_empty() {
+        } else {
+            f(range)
+        };
     }
     let half = tasks / 2;
     // At least one unit on each side; in proportion to the tasks otherwise.
