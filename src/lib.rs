@@ -8,6 +8,7 @@ pub mod linear;
 pub mod loss;
 pub mod machine;
 mod parallel;
+pub mod perceptron;
 pub mod random;
 pub mod reference;
 mod simd;
