@@ -4,6 +4,7 @@ pub mod activation;
 mod element;
 mod error;
 pub mod gemm;
+pub mod layer;
 pub mod linear;
 pub mod loss;
 pub mod machine;

@@ -1,0 +1,68 @@
+//! The activation layer.
+
+use super::{Layer, Parameter, Parameters, Saved};
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::tensor::{self, Tensor, TensorView};
+
+/// An [`Activation`] applied to each element of tensors of rank `N`. No parameters.
+///
+/// ```
+/// use tilewise::activation::Activation;
+/// use tilewise::layer::{Activate, Layer};
+/// use tilewise::Tensor;
+/// let mut layer = Activate::<f32, 2>::new(Activation::Relu);
+/// let x = Tensor::from_slice(&[-1.0, 2.0], [1, 2])?;
+/// assert_eq!(layer.forward(x.view())?.as_slice(), [0.0, 2.0]);
+/// assert_eq!(layer.backward(x.view())?.as_slice(), [0.0, 2.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct Activate<T, const N: usize = 2> {
+    activation: Activation,
+    input: Saved<T, N>,
+}
+
+impl<T: Element, const N: usize> Activate<T, N> {
+    /// The layer of this activation.
+    pub fn new(activation: Activation) -> Self {
+        Self { activation, input: Saved::NONE }
+    }
+}
+
+impl<T: Element, const N: usize> Parameters<T> for Activate<T, N> {
+    fn visit(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
+}
+
+impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
+    fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let y = self.infer(x)?;
+        self.input.keep(x)?;
+        Ok(y)
+    }
+
+    fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let mut y = Tensor::zeros(x.shape())?;
+        let relu = self.activation == Activation::Relu;
+        tensor::map([x], y.view_mut(), 1, &|[x], y: &mut [T]| {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = if relu { x.max(T::ZERO) } else { x });
+        })?;
+        Ok(y)
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let op = "Activate::backward";
+        let x = self.input.get(op)?;
+        if dy.shape() != x.shape() {
+            return Err(Error::shape(op, "dy", &dy.shape(), &x.shape()));
+        }
+        let mut dx = Tensor::zeros(x.shape())?;
+        let relu = self.activation == Activation::Relu;
+        tensor::map([x, dy], dx.view_mut(), 1, &|[x, dy], dx: &mut [T]| {
+            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                *dx = if relu && x <= T::ZERO { T::ZERO } else { dy };
+            }
+        })?;
+        Ok(dx)
+    }
+}

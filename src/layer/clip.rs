@@ -1,0 +1,84 @@
+//! Gradient clipping.
+
+use super::Parameters;
+use crate::element::Element;
+use crate::error::{Error, Result};
+
+/// Independent partial sums of a norm.
+const LANES: usize = 8;
+
+/// Scales all gradients by one factor so that their common L2 norm is at most `max_norm`, and gives the norm they
+/// had before.
+///
+/// The factor is min(1, max_norm / (norm + 10⁻⁶)), as in PyTorch. A norm that is NaN or infinite is given back with
+/// the gradients left as they are, where PyTorch makes them NaN: look at it before the step. The sum of squares is
+/// made in `f64`, in the parameters' order. Source: Razvan Pascanu, Tomas Mikolov and Yoshua Bengio, "On the
+/// difficulty of training recurrent neural networks", ICML 2013.
+///
+/// # Errors
+/// [`Error::Argument`] where `max_norm` is negative or NaN.
+///
+/// ```
+/// use tilewise::layer::{Linear, Parameters, clip_gradient_norm};
+/// use tilewise::Tensor;
+/// let mut layer = Linear::from_parts(Tensor::<f64, 2>::zeros([2, 1])?, None)?;
+/// layer.visit(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, 4.0]));
+/// assert_eq!(clip_gradient_norm(&mut layer, 1.0)?, 5.0);
+/// assert!((layer.weight().gradient()[1] - 0.8).abs() < 1e-6);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn clip_gradient_norm<T: Element>(parameters: &mut dyn Parameters<T>, max_norm: f64) -> Result<f64> {
+    check("clip_gradient_norm", "max_norm", max_norm)?;
+    let mut sum = 0.0;
+    parameters.visit(&mut |_, parameter| sum += sum_of_squares(parameter.gradient()));
+    let norm = f64::sqrt(sum);
+    let factor = max_norm / (norm + 1e-6);
+    if norm.is_finite() && factor < 1.0 {
+        let factor = T::from_f64(factor);
+        parameters.visit(&mut |_, parameter| parameter.gradient_mut().iter_mut().for_each(|g| *g *= factor));
+    }
+    Ok(norm)
+}
+
+/// Limits every element of all gradients to −limit … limit. A NaN stays.
+///
+/// # Errors
+/// [`Error::Argument`] where `limit` is negative or NaN.
+///
+/// ```
+/// use tilewise::layer::{Linear, Parameters, clip_gradient_value};
+/// use tilewise::Tensor;
+/// let mut layer = Linear::from_parts(Tensor::<f64, 2>::zeros([2, 1])?, None)?;
+/// layer.visit(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, -0.5]));
+/// clip_gradient_value(&mut layer, 1.0)?;
+/// assert_eq!(layer.weight().gradient(), [1.0, -0.5]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn clip_gradient_value<T: Element>(parameters: &mut dyn Parameters<T>, limit: f64) -> Result<()> {
+    check("clip_gradient_value", "limit", limit)?;
+    let limit = T::from_f64(limit);
+    parameters.visit(&mut |_, parameter| {
+        for g in parameter.gradient_mut() {
+            if *g > limit {
+                *g = limit;
+            } else if *g < -limit {
+                *g = -limit;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn check(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
+    if value >= 0.0 { Ok(()) } else { Err(Error::argument(op, arg, value, "at least 0")) }
+}
+
+fn sum_of_squares<T: Element>(values: &[T]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    for run in values.chunks(LANES) {
+        for (lane, value) in lanes.iter_mut().zip(run) {
+            *lane += value.to_f64() * value.to_f64();
+        }
+    }
+    lanes.iter().sum()
+}

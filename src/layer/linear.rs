@@ -1,0 +1,101 @@
+//! The dense layer.
+
+use super::{Init, Layer, Parameter, Parameters, Saved};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::linear::{Dense, DenseGradientsMut};
+use crate::random::Rng;
+use crate::tensor::{Tensor, TensorView};
+
+/// Y = X W + 1 bᵀ, with parameters `weight` `[inputs, outputs]` and `bias` `[outputs]`.
+///
+/// ```
+/// use tilewise::layer::{Init, Layer, Linear};
+/// use tilewise::{Tensor, random::Rng};
+/// let mut layer = Linear::<f32>::new(784, 10, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+/// let x = Tensor::zeros([32, 784])?;
+/// assert_eq!(layer.forward(x.view())?.shape(), [32, 10]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct Linear<T> {
+    weight: Parameter<T>,
+    bias: Option<Parameter<T>>,
+    input: Saved<T, 2>,
+}
+
+impl<T: Element> Linear<T> {
+    /// A layer with initial weights from `init` and bias 0.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory for that many.
+    pub fn new(inputs: usize, outputs: usize, init: Init, rng: &mut Rng) -> Result<Self> {
+        let mut weight = Tensor::zeros([inputs, outputs])?;
+        init.fill(weight.as_mut_slice(), inputs, outputs, rng);
+        Self::from_parts(weight, Some(Tensor::zeros([outputs])?))
+    }
+
+    /// A layer with this weight `[inputs, outputs]` and bias `[outputs]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the bias does not fit the weight, [`Error::Alloc`] where there is no memory for the
+    /// gradients.
+    pub fn from_parts(weight: Tensor<T, 2>, bias: Option<Tensor<T, 1>>) -> Result<Self> {
+        let [_, outputs] = weight.shape();
+        let bias = match bias {
+            Some(bias) if bias.shape() != [outputs] => {
+                return Err(Error::shape("Linear::from_parts", "bias", &bias.shape(), &[outputs]));
+            }
+            Some(bias) => Some(Parameter::new(bias)?),
+            None => None,
+        };
+        Ok(Self { weight: Parameter::new(weight)?, bias, input: Saved::NONE })
+    }
+
+    /// The weight, `[inputs, outputs]`.
+    pub fn weight(&self) -> &Parameter<T> {
+        &self.weight
+    }
+
+    /// The bias, `[outputs]`.
+    pub fn bias(&self) -> Option<&Parameter<T>> {
+        self.bias.as_ref()
+    }
+}
+
+impl<T: Element> Parameters<T> for Linear<T> {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        f("weight", &mut self.weight);
+        if let Some(bias) = &mut self.bias {
+            f("bias", bias);
+        }
+    }
+}
+
+impl<T: Element> Layer<T> for Linear<T> {
+    fn forward(&mut self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        let y = self.infer(x)?;
+        self.input.keep(x)?;
+        Ok(y)
+    }
+
+    fn infer(&self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        let bias = self.bias.as_ref().map(Parameter::view).transpose()?;
+        Dense::new().forward(x, self.weight.view()?, bias)
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        let op = "Linear::backward";
+        let x = self.input.get(op)?;
+        let ([batch, _], (weight, dw)) = (x.shape(), self.weight.views()?);
+        let expected = [batch, weight.shape()[1]];
+        if dy.shape() != expected {
+            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
+        }
+        // First what can fail for lack of memory.
+        let dx = Dense::new().backward_input(dy, weight)?;
+        let bias = self.bias.as_mut().map(Parameter::gradient_view_mut).transpose()?;
+        let gradients = DenseGradientsMut { input: None, weight: Some(dw), bias };
+        Dense::new().backward_into(x, weight, dy, T::ONE, gradients)?;
+        Ok(dx)
+    }
+}

@@ -1,0 +1,120 @@
+//! Layers that own parameters and gradients, and what trains them.
+//!
+//! A [`Layer`] turns a tensor into a tensor and can go back; it is thin, the work is done by the operations below
+//! ([`linear`](crate::linear), [`activation`](crate::activation), …). A training step is
+//!
+//! ```
+//! use tilewise::layer::optimizer::{Optimizer, Sgd};
+//! use tilewise::layer::{Init, Layer, Linear, Parameters};
+//! use tilewise::{TensorView, loss::MeanSquared, random::Rng};
+//!
+//! let x = TensorView::from_slice(&[1.0, 2.0, 3.0], [3, 1])?;
+//! let t = TensorView::from_slice(&[3.0, 5.0, 7.0], [3, 1])?;
+//! let mut layer = Linear::<f64>::new(1, 1, Init::xavier_uniform(), &mut Rng::seed(1))?;
+//! let mut optimizer = Sgd::new(0.1);
+//! let mut last = f64::INFINITY;
+//! for _ in 0..200 {
+//!     layer.zero_gradients();
+//!     let y = layer.forward(x)?;
+//!     let (loss, dy) = MeanSquared::new().forward_backward(y.view(), t)?;
+//!     layer.backward(dy.view())?;
+//!     optimizer.step(&mut layer)?;
+//!     last = loss;
+//! }
+//! assert!(last < 1e-3);
+//! # Ok::<(), tilewise::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod activate;
+mod clip;
+mod init;
+mod linear;
+pub mod optimizer;
+mod parameter;
+mod sequential;
+
+pub use activate::Activate;
+pub use clip::{clip_gradient_norm, clip_gradient_value};
+pub use init::{Fan, Init, gain};
+pub use linear::Linear;
+pub use parameter::Parameter;
+pub use sequential::Sequential;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::tensor::{Tensor, TensorView};
+
+/// Something with named parameters: a layer, a chain of layers, a model of your own.
+pub trait Parameters<T: Element> {
+    /// Calls `f` with the name of each parameter and the parameter, always in the same order. Names of parts
+    /// within parts are joined by dots: `"0.weight"`.
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>));
+
+    /// Sets all gradients to 0.
+    fn zero_gradients(&mut self) {
+        self.visit(&mut |_, parameter| parameter.gradient_mut().fill(T::ZERO));
+    }
+
+    /// How many numbers the parameters hold.
+    fn parameter_count(&mut self) -> usize {
+        let mut count = 0usize;
+        self.visit(&mut |_, parameter| count = count.saturating_add(parameter.len()));
+        count
+    }
+}
+
+/// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
+///
+/// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
+pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
+    /// The output, keeping what [`backward`](Self::backward) needs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the input does not fit, [`Error::Alloc`] where there is no memory; then what was
+    /// kept before is kept still.
+    fn forward(&mut self, x: TensorView<'_, T, I>) -> Result<Tensor<T, O>>;
+
+    /// The output, keeping nothing.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn infer(&self, x: TensorView<'_, T, I>) -> Result<Tensor<T, O>>;
+
+    /// The gradient for the input of the last [`forward`](Self::forward) from the one for its output; adds to
+    /// the parameters' gradients. What was kept stays, so it may be called again with another gradient.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where `forward` was not called, [`Error::Shape`] where the gradient does not have the
+    /// output's shape, [`Error::Alloc`] where there is no memory.
+    fn backward(&mut self, dy: TensorView<'_, T, O>) -> Result<Tensor<T, I>>;
+}
+
+/// What `forward` keeps for `backward`.
+struct Saved<T, const N: usize>(Option<Tensor<T, N>>);
+
+impl<T: Element, const N: usize> Saved<T, N> {
+    const NONE: Self = Self(None);
+
+    /// Keeps a copy, in the memory of the one before where the shape is the same.
+    fn keep(&mut self, x: TensorView<'_, T, N>) -> Result<()> {
+        match &mut self.0 {
+            Some(saved) if saved.shape() == x.shape() => saved.view_mut().assign(x),
+            saved => {
+                *saved = Some(x.to_tensor()?);
+                Ok(())
+            }
+        }
+    }
+
+    fn get(&self, op: &'static str) -> Result<TensorView<'_, T, N>> {
+        match &self.0 {
+            Some(saved) => Ok(saved.view()),
+            None => Err(not_called(op)),
+        }
+    }
+}
+
+fn not_called(op: &'static str) -> Error {
+    Error::argument(op, "the input of forward", "missing", "a call of forward before")
+}

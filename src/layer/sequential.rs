@@ -1,0 +1,105 @@
+//! Layers one after the other.
+
+use super::{Layer, Parameter, Parameters, not_called};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::tensor::{Tensor, TensorView};
+
+/// Layers from matrices to matrices, each taking what the one before gives. The parameters of layer `i` are named
+/// `"i.…"`.
+///
+/// ```
+/// use tilewise::activation::Activation;
+/// use tilewise::layer::{Activate, Init, Linear, Parameters, Sequential};
+/// use tilewise::random::Rng;
+///
+/// let mut rng = Rng::seed(1);
+/// let mut net = Sequential::<f32>::new()
+///     .push(Linear::new(784, 128, Init::kaiming_uniform(), &mut rng)?)
+///     .push(Activate::new(Activation::Relu))
+///     .push(Linear::new(128, 10, Init::xavier_uniform(), &mut rng)?);
+/// let mut names = Vec::new();
+/// net.visit(&mut |name, _| names.push(name.to_owned()));
+/// assert_eq!(names, ["0.weight", "0.bias", "2.weight", "2.bias"]);
+/// assert_eq!(net.parameter_count(), 784 * 128 + 128 + 128 * 10 + 10);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct Sequential<T> {
+    layers: Vec<Box<dyn Layer<T> + Send>>,
+    /// The shape of what the last `forward` gave; none where it failed halfway.
+    output: Option<[usize; 2]>,
+}
+
+impl<T: Element> Default for Sequential<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Element> Sequential<T> {
+    /// No layers: the identity.
+    pub fn new() -> Self {
+        Self { layers: Vec::new(), output: None }
+    }
+
+    /// With one more layer at the end.
+    pub fn push(mut self, layer: impl Layer<T> + Send + 'static) -> Self {
+        self.layers.push(Box::new(layer));
+        self.output = None;
+        self
+    }
+
+    /// The number of layers.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// True where there are no layers.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+impl<T: Element> Parameters<T> for Sequential<T> {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            layer.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
+        }
+    }
+}
+
+impl<T: Element> Layer<T> for Sequential<T> {
+    /// Where a layer fails, those before it have kept the new input: [`backward`](Layer::backward) is then refused
+    /// until `forward` has succeeded.
+    fn forward(&mut self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        self.output = None;
+        let mut y: Option<Tensor<T, 2>> = None;
+        for layer in &mut self.layers {
+            y = Some(layer.forward(y.as_ref().map_or(x, Tensor::view))?);
+        }
+        let y = y.map_or_else(|| x.to_tensor(), Ok)?;
+        self.output = Some(y.shape());
+        Ok(y)
+    }
+
+    fn infer(&self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        let mut y: Option<Tensor<T, 2>> = None;
+        for layer in &self.layers {
+            y = Some(layer.infer(y.as_ref().map_or(x, Tensor::view))?);
+        }
+        y.map_or_else(|| x.to_tensor(), Ok)
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        let op = "Sequential::backward";
+        let expected = self.output.ok_or_else(|| not_called(op))?;
+        if dy.shape() != expected {
+            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
+        }
+        let mut dx: Option<Tensor<T, 2>> = None;
+        for layer in self.layers.iter_mut().rev() {
+            dx = Some(layer.backward(dx.as_ref().map_or(dy, Tensor::view))?);
+        }
+        dx.map_or_else(|| dy.to_tensor(), Ok)
+    }
+}
