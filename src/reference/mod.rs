@@ -6,8 +6,16 @@
 #![forbid(unsafe_code)]
 
 mod gemm;
+mod linear;
+mod loss;
+mod optimizer;
+mod perceptron;
 
 pub use gemm::{epilogue, gemm, magnitude};
+pub use linear::{dense, dense_backward};
+pub use loss::{binary_cross_entropy, cross_entropy, squared};
+pub use optimizer::{Adam, Sgd};
+pub use perceptron::{Learned, dual_perceptron, perceptron};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
