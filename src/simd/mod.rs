@@ -10,6 +10,21 @@
 //! it compiled with the instructions that the shim around it enables. For the same reason an operation
 //! dispatches *inside* a task, never around a call into rayon.
 
+#![allow(dead_code, unused_imports)] // until the operations land
+
+/// Methods of a token whose bodies are intrinsics that this token's features allow.
+#[cfg(target_arch = "x86_64")]
+macro_rules! intrinsics {
+    ($(fn $name:ident $(<const $n:ident: i32>)? ($self:ident $(, $arg:ident: $type:ty)*) -> $out:ty $body:block)*) => {$(
+        #[inline(always)]
+        fn $name $(<const $n: i32>)? ($self $(, $arg: $type)*) -> $out {
+            // SAFETY: these intrinsics touch no memory and need only the processor features that the
+            // token proves: it is made where the processor has them (`new`) and nowhere else.
+            unsafe { $body }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -42,6 +57,9 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors in a row of that tile.
     const TILE_VECTORS: usize;
+
+    /// Runs `op` in a function of its own, compiled with this token's instructions.
+    fn call<O: SimdOp<T>>(self, op: O) -> O::Output;
 
     /// Every lane is `x`.
     fn splat(self, x: T) -> Self::V;
@@ -93,9 +111,9 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn int_add(self, a: Self::V, b: Self::V) -> Self::V;
     /// Integer a − b.
     fn int_sub(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Bits moved up by `N`.
+    /// Bits moved up by `N`, less than the element's width.
     fn shl<const N: i32>(self, a: Self::V) -> Self::V;
-    /// Bits moved down by `N`, zeros moved in.
+    /// Bits moved down by `N`, less than the element's width, zeros moved in.
     fn shr<const N: i32>(self, a: Self::V) -> Self::V;
 
     /// a < b.
@@ -121,4 +139,29 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn reduce_max(self, a: Self::V) -> T;
     /// The smallest lane. NaN lanes give any lane.
     fn reduce_min(self, a: Self::V) -> T;
+}
+
+/// The first `N` elements of a slice that has as many; the check folds away where the length is known.
+#[inline(always)]
+fn front<T, const N: usize>(slice: &[T]) -> &[T; N] {
+    match slice.first_chunk() {
+        Some(front) => front,
+        None => short(slice.len(), N),
+    }
+}
+
+/// As [`front`], to write to.
+#[inline(always)]
+fn front_mut<T, const N: usize>(slice: &mut [T]) -> &mut [T; N] {
+    let found = slice.len();
+    match slice.first_chunk_mut() {
+        Some(front) => front,
+        None => short(found, N),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn short(found: usize, needed: usize) -> ! {
+    panic!("internal error: {found} elements where a vector of {needed} is needed")
 }

@@ -1,0 +1,130 @@
+//! What the compilation target always has, through the crate `wide`: vectors of 16 bytes.
+
+use super::{Simd, front, front_mut};
+use wide::bytemuck::cast;
+use wide::{f32x4, f64x2, u32x4, u64x2};
+
+/// Proof of nothing: every processor runs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Baseline(());
+
+impl Baseline {
+    /// The token.
+    #[inline]
+    pub const fn new() -> Self {
+        Baseline(())
+    }
+}
+
+macro_rules! methods {
+    ($(fn $name:ident $(<const $n:ident: i32>)? ($self:ident $(, $arg:ident: $type:ty)*) -> $out:ty $body:block)*) => {$(
+        #[inline(always)]
+        fn $name $(<const $n: i32>)? ($self $(, $arg: $type)*) -> $out $body
+    )*};
+}
+
+macro_rules! baseline {
+    ($T:ident, $uint:ident, $V:ident, $U:ident, $lanes:literal) => {
+        impl Simd<$T> for Baseline {
+            type V = $V;
+            type M = $V;
+
+            const LANES: usize = $lanes;
+            const TILE_ROWS: usize = 4;
+            const TILE_VECTORS: usize = 2;
+
+            #[inline(always)]
+            fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
+                super::dispatch::baseline(op)
+            }
+
+            methods! {
+                fn splat(self, x: $T) -> $V { $V::splat(x) }
+                fn splat_bits(self, bits: u64) -> $V { cast($U::splat(bits as $uint)) }
+                fn load(self, src: &[$T]) -> $V { $V::new(*front(src)) }
+                fn store(self, v: $V, dst: &mut [$T]) -> () { *front_mut(dst) = v.to_array() }
+                fn load_partial(self, src: &[$T]) -> $V {
+                    $V::new(std::array::from_fn(|i| src.get(i).copied().unwrap_or(0.0)))
+                }
+                fn store_partial(self, v: $V, dst: &mut [$T]) -> () {
+                    let lanes = v.to_array();
+                    for (i, lane) in lanes.into_iter().enumerate() {
+                        if let Some(dst) = dst.get_mut(i) {
+                            *dst = lane;
+                        }
+                    }
+                }
+
+                fn add(self, a: $V, b: $V) -> $V { a + b }
+                fn sub(self, a: $V, b: $V) -> $V { a - b }
+                fn mul(self, a: $V, b: $V) -> $V { a * b }
+                fn div(self, a: $V, b: $V) -> $V { a / b }
+                fn mul_add(self, a: $V, b: $V, c: $V) -> $V { a.mul_add(b, c) }
+                fn neg_mul_add(self, a: $V, b: $V, c: $V) -> $V { a.mul_neg_add(b, c) }
+                fn sqrt(self, a: $V) -> $V { a.sqrt() }
+                fn min(self, a: $V, b: $V) -> $V {
+                    // On x86 these are one instruction with the semantics promised; elsewhere they are not.
+                    if cfg!(target_feature = "sse2") { a.fast_min(b) } else { a.simd_lt(b).select(a, b) }
+                }
+                fn max(self, a: $V, b: $V) -> $V {
+                    if cfg!(target_feature = "sse2") { a.fast_max(b) } else { b.simd_lt(a).select(a, b) }
+                }
+                fn abs(self, a: $V) -> $V { a & $V::splat($T::from_bits($uint::MAX >> 1)) }
+                fn neg(self, a: $V) -> $V { a ^ $V::splat(-0.0) }
+                fn copysign(self, a: $V, sign: $V) -> $V {
+                    Simd::<$T>::abs(self, a) | sign & $V::splat(-0.0)
+                }
+                fn round_ties_even(self, a: $V) -> $V {
+                    // Above this all numbers are integers; below, adding it rounds to one.
+                    let integers = $V::splat(1.0 / $T::EPSILON);
+                    let size = Simd::<$T>::abs(self, a);
+                    let rounded = Simd::<$T>::copysign(self, size + integers - integers, a);
+                    size.simd_lt(integers).select(rounded, a)
+                }
+
+                fn and(self, a: $V, b: $V) -> $V { a & b }
+                fn or(self, a: $V, b: $V) -> $V { a | b }
+                fn xor(self, a: $V, b: $V) -> $V { a ^ b }
+                fn int_add(self, a: $V, b: $V) -> $V { cast(cast::<_, $U>(a) + cast::<_, $U>(b)) }
+                fn int_sub(self, a: $V, b: $V) -> $V { cast(cast::<_, $U>(a) - cast::<_, $U>(b)) }
+                fn shl<const N: i32>(self, a: $V) -> $V {
+                    const { assert!(0 <= N && N < $uint::BITS as i32) };
+                    cast(cast::<_, $U>(a) << N as u32)
+                }
+                fn shr<const N: i32>(self, a: $V) -> $V {
+                    const { assert!(0 <= N && N < $uint::BITS as i32) };
+                    cast(cast::<_, $U>(a) >> N as u32)
+                }
+
+                fn lt(self, a: $V, b: $V) -> $V { a.simd_lt(b) }
+                fn le(self, a: $V, b: $V) -> $V { a.simd_le(b) }
+                fn eq(self, a: $V, b: $V) -> $V { a.simd_eq(b) }
+                fn ne(self, a: $V, b: $V) -> $V { a.simd_ne(b) }
+                fn mask_and(self, a: $V, b: $V) -> $V { a & b }
+                fn mask_or(self, a: $V, b: $V) -> $V { a | b }
+                fn none(self, m: $V) -> bool { !m.any() }
+                fn select(self, m: $V, a: $V, b: $V) -> $V { m.select(a, b) }
+
+                fn reduce_add(self, a: $V) -> $T { fold(a.to_array(), |a, b| a + b) }
+                fn reduce_max(self, a: $V) -> $T { fold(a.to_array(), |a, b| if a > b { a } else { b }) }
+                fn reduce_min(self, a: $V) -> $T { fold(a.to_array(), |a, b| if a < b { a } else { b }) }
+            }
+        }
+    };
+}
+
+baseline!(f32, u32, f32x4, u32x4, 4);
+baseline!(f64, u64, f64x2, u64x2, 2);
+
+/// Halves folded onto each other until one lane is left.
+#[inline(always)]
+fn fold<T: Copy, const L: usize>(mut lanes: [T; L], op: impl Fn(T, T) -> T) -> T {
+    let mut half = L / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = op(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
