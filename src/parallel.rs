@@ -23,7 +23,12 @@ fn tasks_for(work: usize, grain: usize, threads: usize) -> usize {
 
 /// Calls `f` with pieces of `range` that begin at multiples of `unit` from its start, about `tasks` of them,
 /// possibly at the same time.
-pub(crate) fn for_each_piece(range: Range<usize>, unit: usize, tasks: usize, f: &(impl Fn(Range<usize>) + Sync)) {
+pub(crate) fn for_each_piece(
+    range: Range<usize>,
+    unit: usize,
+    tasks: usize,
+    f: &(impl Fn(Range<usize>) + Sync),
+) {
     let units = range.len().div_ceil(unit);
     if tasks <= 1 || units <= 1 {
         if !range.is_empty() {

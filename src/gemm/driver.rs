@@ -113,9 +113,9 @@ impl Plan {
         let in_place = |source: &dyn Fn() -> bool, packed: bool| !packed && source();
         let b_in_place = in_place(
             &|| match b {
-                Input::Source(source) => source
-                    .direct()
-                    .is_some_and(|view| reads_b_in_place(tile, m, n, view.strides()[0] == 1)),
+                Input::Source(source) => {
+                    source.direct().is_some_and(|view| reads_b_in_place(tile, m, n, view.strides()[0] == 1))
+                }
                 Input::Packed(_) => false,
             },
             matches!(b, Input::Packed(_)),
@@ -238,7 +238,13 @@ struct Step<'s, T> {
 impl<T: Element> Step<'_, T> {
     /// Computes `c`, whose first element is `at` in the panels and `origin + at` in the product, in `tasks`
     /// tasks.
-    fn run(&self, c: TensorViewMut<'_, T, 2>, origin: [usize; 2], at: [usize; 2], tasks: usize) -> Result<()> {
+    fn run(
+        &self,
+        c: TensorViewMut<'_, T, 2>,
+        origin: [usize; 2],
+        at: [usize; 2],
+        tasks: usize,
+    ) -> Result<()> {
         let units = [self.plan.tile_rows, self.plan.tile.columns];
         let tiles = [0, 1].map(|axis| c.shape()[axis].div_ceil(units[axis]));
         if tasks <= 1 || tiles == [1, 1] {
@@ -252,10 +258,8 @@ impl<T: Element> Step<'_, T> {
         let (low, high) = c.split_at(axis, cut)?;
         let mut next = at;
         next[axis] += cut;
-        let (first, second) = rayon::join(
-            || self.run(low, origin, at, half),
-            || self.run(high, origin, next, tasks - half),
-        );
+        let (first, second) =
+            rayon::join(|| self.run(low, origin, at, half), || self.run(high, origin, next, tasks - half));
         first.and(second)
     }
 

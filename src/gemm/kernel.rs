@@ -181,7 +181,9 @@ impl<'t, T: Element> Tile<'t, T> {
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
 struct Kernel<'t, T, const R: usize, const V: usize, const PACKED: bool>(Tile<'t, T>);
 
-impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T> for Kernel<'_, T, R, V, PACKED> {
+impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
+    for Kernel<'_, T, R, V, PACKED>
+{
     type Output = ();
 
     #[inline(always)]
@@ -192,8 +194,9 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T> f
         let (mut at, mut bt) = (a.ptr, b.ptr);
         for _ in 0..depth {
             // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
-            let vectors: [S::V; V] =
-                std::array::from_fn(|j| simd.load(unsafe { std::slice::from_raw_parts(bt.add(j * S::LANES), S::LANES) }));
+            let vectors: [S::V; V] = std::array::from_fn(|j| {
+                simd.load(unsafe { std::slice::from_raw_parts(bt.add(j * S::LANES), S::LANES) })
+            });
             for (i, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let x = simd.splat(unsafe { *at.offset(i as isize * line) });

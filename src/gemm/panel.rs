@@ -29,7 +29,14 @@ pub(crate) trait PanelSource<T: Element>: Copy + Sync {
 
     /// Fills a panel of `width` lines with these lines, at most `width`, over these steps; 0 where lines
     /// are missing.
-    fn fill<S: Simd<T>>(&self, simd: S, lines: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [T]);
+    fn fill<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [T],
+    );
 
     /// The lines and steps as a matrix in memory, where the source is one.
     fn direct(&self) -> Option<TensorView<'_, T, 2>>;
@@ -50,7 +57,14 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
     }
 
     #[inline(always)]
-    fn fill<S: Simd<T>>(&self, simd: S, lines: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [T]) {
+    fn fill<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [T],
+    ) {
         let _ = simd;
         let steps = self.transpose();
         let count = lines.len();
@@ -97,7 +111,9 @@ impl<'a, T: Element> Panels<'a, T> {
     #[inline(always)]
     pub(crate) fn from(self, from: usize) -> Self {
         match self {
-            Panels::Packed { data, width, depth } => Panels::Packed { data: &data[from * depth..], width, depth },
+            Panels::Packed { data, width, depth } => {
+                Panels::Packed { data: &data[from * depth..], width, depth }
+            }
             // The range is inside the view, so this keeps all that follows.
             Panels::Direct(view) => Panels::Direct(view.slice(0, from.., 1).unwrap_or(view)),
         }

@@ -57,7 +57,12 @@ struct Vector<'v, T> {
 }
 
 /// Halves `y`, whose first element is output `first`, until the tasks are used up.
-fn split<T: Element>(vector: &Vector<'_, T>, mut y: TensorViewMut<'_, T, 2>, first: usize, tasks: usize) -> Result<()> {
+fn split<T: Element>(
+    vector: &Vector<'_, T>,
+    mut y: TensorViewMut<'_, T, 2>,
+    first: usize,
+    tasks: usize,
+) -> Result<()> {
     let n = y.shape()[1];
     if tasks <= 1 || n < 2 {
         for start in (0..n).step_by(OUTPUTS) {
@@ -114,7 +119,13 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
 
 /// sums[j] = x · columns[first + j]; the columns are contiguous.
 #[inline(always)]
-fn dot_products<T: Element, S: Simd<T>>(simd: S, x: &[T], columns: TensorView<'_, T, 2>, first: usize, sums: &mut [T]) {
+fn dot_products<T: Element, S: Simd<T>>(
+    simd: S,
+    x: &[T],
+    columns: TensorView<'_, T, 2>,
+    first: usize,
+    sums: &mut [T],
+) {
     let column = |j: usize| columns.row(first + j).unwrap_or(&[]);
     let mut groups = sums.chunks_exact_mut(UNROLL);
     let mut j = 0;
@@ -155,7 +166,13 @@ fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], columns: [&[T];
 
 /// sums[j] = Σₚ x[p] · b[p, outputs.start + j], in the order of p; the rows of B are contiguous.
 #[inline(always)]
-fn add_rows<T: Element, S: Simd<T>>(simd: S, x: &[T], b: TensorView<'_, T, 2>, outputs: Range<usize>, sums: &mut [T]) {
+fn add_rows<T: Element, S: Simd<T>>(
+    simd: S,
+    x: &[T],
+    b: TensorView<'_, T, 2>,
+    outputs: Range<usize>,
+    sums: &mut [T],
+) {
     let row = |p: usize| b.row(p).map_or(&[][..], |row| &row[outputs.clone()]);
     let mut groups = x.chunks_exact(UNROLL);
     let mut p = 0;

@@ -152,10 +152,8 @@ fn split<T: Element, const K: usize, const N: usize>(
         (low_srcs[k], high_srcs[k]) = srcs[k].split_at(axis, at)?;
     }
     let half = tasks / 2;
-    let (first, second) = rayon::join(
-        || split(low_srcs, low, half, kernel),
-        || split(high_srcs, high, tasks - half, kernel),
-    );
+    let (first, second) =
+        rayon::join(|| split(low_srcs, low, half, kernel), || split(high_srcs, high, tasks - half, kernel));
     first.and(second)
 }
 
@@ -178,7 +176,9 @@ fn serial<T: Element, const K: usize, const N: usize>(
             // exclusive, so it overlaps no source.
             let (sources, run) = unsafe {
                 (
-                    std::array::from_fn(|k| std::slice::from_raw_parts(srcs[k].as_ptr().offset(at[1 + k]), n)),
+                    std::array::from_fn(|k| {
+                        std::slice::from_raw_parts(srcs[k].as_ptr().offset(at[1 + k]), n)
+                    }),
                     std::slice::from_raw_parts_mut(to.offset(at[0]), n),
                 )
             };

@@ -58,7 +58,8 @@ impl<const N: usize> Layout<N> {
             let (mut len, mut low, mut high) = (1isize, 0isize, 0isize);
             for axis in 0..N {
                 len = len.checked_mul(isize::try_from(shape[axis].max(1)).ok()?)?;
-                let reach = isize::try_from(shape[axis].saturating_sub(1)).ok()?.checked_mul(strides[axis])?;
+                let reach =
+                    isize::try_from(shape[axis].saturating_sub(1)).ok()?.checked_mul(strides[axis])?;
                 if reach < 0 { low = low.checked_add(reach)? } else { high = high.checked_add(reach)? }
             }
             high.checked_sub(low)?;

@@ -305,9 +305,10 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
         T: Element,
     {
         self.shape() == other.shape()
-            && self.iter().zip(other.iter()).all(|(&a, &b)| {
-                a == b || (a.to_f64() - b.to_f64()).abs() <= atol + rtol * b.to_f64().abs()
-            })
+            && self
+                .iter()
+                .zip(other.iter())
+                .all(|(&a, &b)| a == b || (a.to_f64() - b.to_f64()).abs() <= atol + rtol * b.to_f64().abs())
     }
 }
 
