@@ -92,7 +92,8 @@ pub enum Error {
         /// What this call needs.
         expected: String,
     },
-    /// `TILEWISE_ISA` names an instruction set that does not exist or that this processor lacks.
+    /// An instruction set, asked for by `TILEWISE_ISA` or
+    /// [`with_isa`](crate::machine::with_isa), that does not exist or that this processor lacks.
     Isa {
         /// The name asked for.
         requested: String,
@@ -152,7 +153,7 @@ impl fmt::Display for Error {
             Error::Packed { op, arg, found, expected } => {
                 write!(f, "{op}: {arg} was packed for {found}, this call needs {expected}")
             }
-            Error::Isa { requested, reason } => write!(f, "TILEWISE_ISA={requested}: {reason}"),
+            Error::Isa { requested, reason } => write!(f, "instruction set {requested}: {reason}"),
             Error::Alloc { op, bytes } => write!(f, "{op}: no memory for {bytes} bytes"),
         }
     }

@@ -32,7 +32,7 @@ mod ps {
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
-    pub static WINDOW: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    pub const WINDOW: &[i32; 16] = &[-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
     /// Halves folded onto each other until one lane is left.
     macro_rules! fold {
@@ -62,7 +62,7 @@ mod pd {
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
-    pub static WINDOW: [i64; 8] = [-1, -1, -1, -1, 0, 0, 0, 0];
+    pub const WINDOW: &[i64; 8] = &[-1, -1, -1, -1, 0, 0, 0, 0];
 
     /// Halves folded onto each other until one lane is left.
     macro_rules! fold {
