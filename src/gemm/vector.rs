@@ -141,11 +141,11 @@ fn dot_products<T: Element, S: Simd<T>>(
 /// Dot products of `x` with `R` columns of its length: two sums of vectors each, so that the result is the
 /// same whatever `R` is.
 #[inline(always)]
-fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], columns: [&[T]; R]) -> [T; R] {
+fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], mut columns: [&[T]; R]) -> [T; R] {
     let mut sums = [[simd.splat(T::ZERO); 2]; R];
     let pair = 2 * S::LANES;
     let whole = x.len() / pair * pair;
-    let columns = columns.map(|column| &column[..x.len()]);
+    columns.iter_mut().for_each(|column| *column = &column[..x.len()]);
     for at in (0..whole).step_by(pair) {
         for half in 0..2 {
             let at = at + half * S::LANES;
@@ -161,7 +161,12 @@ fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], columns: [&[T];
             sums[0] = simd.mul_add(x, simd.load_partial(&column[at..]), sums[0]);
         }
     }
-    sums.map(|[even, odd]| simd.reduce_add(simd.add(even, odd)))
+    // Not `map`: it is not always inlined, and outside this function vectors pass through memory.
+    let mut out = [T::ZERO; R];
+    for (out, [even, odd]) in out.iter_mut().zip(sums) {
+        *out = simd.reduce_add(simd.add(even, odd));
+    }
+    out
 }
 
 /// sums[j] = Σₚ x[p] · b[p, outputs.start + j], in the order of p; the rows of B are contiguous.
@@ -188,19 +193,22 @@ fn add_rows<T: Element, S: Simd<T>>(
 /// sums += Σ x · row, row after row.
 #[inline(always)]
 fn add_scaled<T: Element, S: Simd<T>, const R: usize>(simd: S, rows: [(T, &[T]); R], sums: &mut [T]) {
-    let rows = rows.map(|(x, row)| (simd.splat(x), &row[..sums.len()]));
+    let (mut factors, mut slices) = ([simd.splat(T::ZERO); R], [&[][..]; R]);
+    for (i, (x, row)) in rows.into_iter().enumerate() {
+        (factors[i], slices[i]) = (simd.splat(x), &row[..sums.len()]);
+    }
     let whole = sums.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {
         let run = &mut sums[at..at + S::LANES];
         let mut sum = simd.load(run);
-        for (x, row) in rows {
+        for (&x, row) in factors.iter().zip(&slices) {
             sum = simd.mul_add(x, simd.load(&row[at..]), sum);
         }
         simd.store(sum, run);
     }
     let run = &mut sums[whole..];
     let mut sum = simd.load_partial(run);
-    for (x, row) in rows {
+    for (&x, row) in factors.iter().zip(&slices) {
         sum = simd.mul_add(x, simd.load_partial(&row[whole..]), sum);
     }
     simd.store_partial(sum, run);
