@@ -10,3 +10,12 @@ pub enum Activation {
     /// max(x, 0).
     Relu,
 }
+
+/// Interim.
+#[inline(always)]
+pub(crate) fn apply<T: crate::Element, S: crate::simd::Simd<T>>(s: S, activation: Activation, run: &mut [T]) {
+    let _ = s;
+    if activation == Activation::Relu {
+        run.iter_mut().for_each(|x| *x = if *x < T::ZERO { T::ZERO } else { *x });
+    }
+}

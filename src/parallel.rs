@@ -31,10 +31,10 @@ pub(crate) fn for_each_piece(
 ) {
     let units = range.len().div_ceil(unit);
     if tasks <= 1 || units <= 1 {
-        return if range.is_empty() {
-        } else {
-            f(range)
-        };
+        if !range.is_empty() {
+            f(range);
+        }
+        return;
     }
     let half = tasks / 2;
     // At least one unit on each side; in proportion to the tasks otherwise.
@@ -43,6 +43,36 @@ pub(crate) fn for_each_piece(
         || for_each_piece(range.start..cut, unit, half, f),
         || for_each_piece(cut..range.end, unit, tasks - half, f),
     );
+}
+
+/// Calls `f` with the index of the first of a number of neighbouring chunks and with those chunks, about
+/// `tasks` times, possibly at the same time.
+pub(crate) fn for_each_chunk_mut<T: Send>(
+    data: &mut [T],
+    chunk: usize,
+    tasks: usize,
+    f: &(impl Fn(usize, &mut [T]) + Sync),
+) {
+    fn halve<T: Send>(
+        data: &mut [T],
+        first: usize,
+        chunk: usize,
+        tasks: usize,
+        f: &(impl Fn(usize, &mut [T]) + Sync),
+    ) {
+        let chunks = data.len().div_ceil(chunk);
+        if tasks <= 1 || chunks <= 1 {
+            return f(first, data);
+        }
+        let half = tasks / 2;
+        let cut = (chunks * half / tasks).clamp(1, chunks - 1);
+        let (low, high) = data.split_at_mut(cut * chunk);
+        rayon::join(
+            || halve(low, first, chunk, half, f),
+            || halve(high, first + cut, chunk, tasks - half, f),
+        );
+    }
+    halve(data, 0, chunk, tasks, f);
 }
 
 #[cfg(test)]

@@ -1,79 +1,92 @@
-//! The public calls (interim: the scalar twin stands in for the driver).
+//! The public calls: options, checks, and the choice of a path.
 
+use super::driver::{self, Input, Scale};
+use super::epilogue::{Bias, Epilogue};
+use super::packed::{Packed, Side};
+use super::vector;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::tensor::{Tensor, TensorView, TensorViewMut};
+use crate::machine::{self, Isa};
+use crate::parallel;
+use crate::tensor::{TensorView, TensorViewMut};
 
-/// A vector added to every row or every column of a product.
-#[derive(Clone, Copy)]
-pub enum Bias<'a, T> {
-    /// Element `i` is added to all of row `i`.
-    PerRow(TensorView<'a, T, 1>),
-    /// Element `j` is added to all of column `j`.
-    PerColumn(TensorView<'a, T, 1>),
-}
+const OP: &str = "gemm";
 
-/// A matrix to multiply by: a view, or weights packed before.
-#[derive(Clone, Copy)]
+/// A matrix to multiply: a view with any strides (negative and zero ones too), or one packed before.
+#[derive(Clone, Copy, Debug)]
 pub enum Operand<'a, T> {
-    /// Any strides, negative and zero ones too.
+    /// A matrix in memory.
     View(TensorView<'a, T, 2>),
-    /// Packed by [`Packed::lhs`] or [`Packed::rhs`].
+    /// A matrix packed by [`Packed::lhs`] or [`Packed::rhs`].
     Packed(&'a Packed<T>),
 }
 
-impl<'a, T> From<TensorView<'a, T, 2>> for Operand<'a, T> {
-    fn from(view: TensorView<'a, T, 2>) -> Self {
-        Operand::View(view)
+/// One matrix for each entry of a batch, or one for all.
+#[derive(Clone, Copy, Debug)]
+pub enum BatchOperand<'a, T> {
+    /// `[batch, rows, columns]`; a batch of 1 serves every entry.
+    View(TensorView<'a, T, 3>),
+    /// A packed matrix that serves every entry.
+    Packed(&'a Packed<T>),
+}
+
+impl<'a, T: Element> BatchOperand<'a, T> {
+    fn entry(&self, entry: usize) -> Result<Operand<'a, T>> {
+        Ok(match *self {
+            BatchOperand::View(view) => Operand::View(entry_of(view, entry)?),
+            BatchOperand::Packed(packed) => Operand::Packed(packed),
+        })
     }
 }
 
-impl<'a, T> From<&'a Packed<T>> for Operand<'a, T> {
-    fn from(packed: &'a Packed<T>) -> Self {
-        Operand::Packed(packed)
-    }
+macro_rules! from {
+    ($operand:ident, $rank:literal) => {
+        impl<'a, T> From<TensorView<'a, T, $rank>> for $operand<'a, T> {
+            fn from(view: TensorView<'a, T, $rank>) -> Self {
+                Self::View(view)
+            }
+        }
+
+        impl<'a, T> From<&'a Packed<T>> for $operand<'a, T> {
+            fn from(packed: &'a Packed<T>) -> Self {
+                Self::Packed(packed)
+            }
+        }
+    };
 }
 
-/// A matrix packed for use as one side of many products.
-pub struct Packed<T> {
-    data: Tensor<T, 2>,
-}
+from!(Operand, 2);
+from!(BatchOperand, 3);
 
-impl<T: Element> Packed<T> {
-    /// Packs the right operand, `[k, n]`.
-    ///
-    /// # Errors
-    /// [`Error::Alloc`].
-    pub fn rhs(b: TensorView<'_, T, 2>) -> Result<Self> {
-        Ok(Self { data: b.to_tensor()? })
-    }
-
-    /// Packs the left operand, `[m, k]`.
-    ///
-    /// # Errors
-    /// [`Error::Alloc`].
-    pub fn lhs(a: TensorView<'_, T, 2>) -> Result<Self> {
-        Ok(Self { data: a.to_tensor()? })
-    }
-
-    /// Rows and columns of the matrix that was packed.
-    pub fn shape(&self) -> [usize; 2] {
-        self.data.shape()
-    }
-}
-
-/// A product's options: plain data.
-#[derive(Clone, Copy)]
+/// Options of a product C = activation(alpha · A · B + beta · C + bias + residual): plain data.
+///
+/// With A `[m, k]` and B `[k, n]`, C and the residual are `[m, n]`. `beta` = 0 never reads C. NaN and infinity
+/// propagate as IEEE 754 says, also where alpha is 0. A depth of 0 leaves the other terms.
+///
+/// ```
+/// use tilewise::activation::Activation;
+/// use tilewise::gemm::{Bias, Gemm};
+/// use tilewise::{Tensor, TensorView};
+///
+/// let a = TensorView::from_slice(&[1.0f32, 2.0, 3.0, 4.0], [2, 2])?;
+/// let b = TensorView::from_slice(&[1.0, 0.0, 0.0, -1.0], [2, 2])?;
+/// let bias = TensorView::from_slice(&[10.0, 3.0], [2])?;
+/// let mut c = Tensor::zeros([2, 2])?;
+/// Gemm::new().bias(Bias::PerColumn(bias)).activation(Activation::Relu).run(a, b, c.view_mut())?;
+/// assert_eq!(c.as_slice(), [11.0, 1.0, 13.0, 0.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
 pub struct Gemm<'e, T> {
     alpha: T,
     beta: T,
     bias: Option<Bias<'e, T>>,
+    residual: Option<TensorView<'e, T, 3>>,
     activation: Activation,
-    residual: Option<TensorView<'e, T, 2>>,
 }
 
-impl<'e, T: Element> Default for Gemm<'e, T> {
+impl<T: Element> Default for Gemm<'_, T> {
     fn default() -> Self {
         Self::new()
     }
@@ -82,22 +95,33 @@ impl<'e, T: Element> Default for Gemm<'e, T> {
 impl<'e, T: Element> Gemm<'e, T> {
     /// C = A · B.
     pub fn new() -> Self {
-        Self { alpha: T::ONE, beta: T::ZERO, bias: None, activation: Activation::Identity, residual: None }
+        Self { alpha: T::ONE, beta: T::ZERO, bias: None, residual: None, activation: Activation::Identity }
     }
 
-    /// The factor of A · B.
+    /// The factor of A · B; 1 unless set.
     pub fn alpha(self, alpha: T) -> Self {
         Self { alpha, ..self }
     }
 
-    /// The factor of what C held; 0 never reads it.
+    /// The factor of what C held before; 0 unless set, and then C is never read.
     pub fn beta(self, beta: T) -> Self {
         Self { beta, ..self }
     }
 
-    /// A vector added before the activation.
+    /// A vector added to every row or column, before the activation.
     pub fn bias(self, bias: Bias<'e, T>) -> Self {
         Self { bias: Some(bias), ..self }
+    }
+
+    /// A matrix `[m, n]` added before the activation.
+    pub fn residual(self, residual: TensorView<'e, T, 2>) -> Self {
+        // Cannot fail: 3 is one more than 2, and axis 0 exists.
+        Self { residual: residual.insert_axis(0).ok(), ..self }
+    }
+
+    /// Matrices `[batch, m, n]` added before the activation; a batch of 1 serves every entry.
+    pub fn batched_residual(self, residual: TensorView<'e, T, 3>) -> Self {
+        Self { residual: Some(residual), ..self }
     }
 
     /// Applied last.
@@ -105,64 +129,109 @@ impl<'e, T: Element> Gemm<'e, T> {
         Self { activation, ..self }
     }
 
-    /// A matrix `[m, n]` added before the activation.
-    pub fn residual(self, residual: TensorView<'e, T, 2>) -> Self {
-        Self { residual: Some(residual), ..self }
-    }
-
-    /// Computes C.
+    /// Computes C `[m, n]` from A `[m, k]` and B `[k, n]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where shapes do not fit.
+    /// [`Error::Shape`] where shapes do not fit, [`Error::Packed`] where an operand was packed for the other
+    /// side or another instruction set, [`Error::Alloc`] where there is no memory for scratch. Nothing is
+    /// written then.
     pub fn run<'a>(
         &self,
         a: impl Into<Operand<'a, T>>,
         b: impl Into<Operand<'a, T>>,
-        mut c: TensorViewMut<'_, T, 2>,
+        c: TensorViewMut<'_, T, 2>,
     ) -> Result<()> {
-        let view = |operand: Operand<'a, T>| match operand {
-            Operand::View(view) => view,
-            Operand::Packed(packed) => packed.data.view(),
-        };
-        let (a, b) = (view(a.into()), view(b.into()));
-        let [m, k] = a.shape();
-        let n = b.shape()[1];
-        if b.shape()[0] != k {
-            return Err(Error::shape("gemm", "b", &b.shape(), &[k, n]));
-        }
-        if c.shape() != [m, n] {
-            return Err(Error::shape("gemm", "c", &c.shape(), &[m, n]));
-        }
-        for i in 0..m {
-            for j in 0..n {
-                let mut sum = T::ZERO;
-                for p in 0..k {
-                    sum += *a.get([i, p]).unwrap() * *b.get([p, j]).unwrap();
-                }
-                let out = c.get_mut([i, j]).unwrap();
-                let mut value = self.alpha * sum;
-                if self.beta != T::ZERO {
-                    value += self.beta * *out;
-                }
-                match self.bias {
-                    Some(Bias::PerRow(v)) => value += *v.get([i]).unwrap(),
-                    Some(Bias::PerColumn(v)) => value += *v.get([j]).unwrap(),
-                    None => {}
-                }
-                if let Some(residual) = self.residual {
-                    value += *residual.get([i, j]).unwrap();
-                }
-                *out = value;
+        let (a, b) = (a.into(), b.into());
+        let isa = machine::isa()?;
+        check(isa, &a, &b)?;
+        let shape = check_output(operand_shape(&a), operand_shape(&b), c.shape())?;
+        self.check_epilogue(None, shape)?;
+        let scale = self.scale(0)?;
+        matrix(isa, a, b, &scale, c, None)
+    }
+
+    /// Computes C `[batch, m, n]` from A `[batch, m, k]` and B `[batch, k, n]`, either of which may have a batch
+    /// of 1 or be packed, and then serves every entry.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_batched<'a>(
+        &self,
+        a: impl Into<BatchOperand<'a, T>>,
+        b: impl Into<BatchOperand<'a, T>>,
+        c: TensorViewMut<'_, T, 3>,
+    ) -> Result<()> {
+        let (a, b) = (a.into(), b.into());
+        let isa = machine::isa()?;
+        let [batch, rows, columns] = c.shape();
+        for (arg, operand) in [("a", &a), ("b", &b)] {
+            if let BatchOperand::View(view) = operand
+                && !matches!(view.shape()[0], 1)
+                && view.shape()[0] != batch
+            {
+                let [_, rows, columns] = view.shape();
+                return Err(Error::shape(OP, arg, &view.shape(), &[batch, rows, columns]));
             }
         }
-        Ok(())
+        // Entry 0 stands for all: their shapes are the same. An empty batch has none, but is checked too.
+        let shapes = [&a, &b].map(|operand| match operand {
+            BatchOperand::View(view) => [view.shape()[1], view.shape()[2]],
+            BatchOperand::Packed(packed) => packed.shape(),
+        });
+        for (arg, side, operand) in [("a", Side::Lhs, &a), ("b", Side::Rhs, &b)] {
+            if let BatchOperand::Packed(packed) = operand {
+                packed.check(OP, arg, side, isa)?;
+            }
+        }
+        let [m, n, k] = check_output(shapes[0], shapes[1], [rows, columns])?;
+        self.check_epilogue(Some(batch), [m, n, k])?;
+        let work = m.saturating_mul(n).saturating_mul(k);
+        let (tasks, inner) = batch_tasks(batch, work);
+        Batch { isa, gemm: self, a, b, inner }.run(c, 0, tasks)
+    }
+
+    fn check_epilogue(&self, batch: Option<usize>, [m, n, _]: [usize; 3]) -> Result<()> {
+        let (bias, expected) = match self.bias {
+            Some(Bias::PerRow(bias)) => (bias.shape(), [m]),
+            Some(Bias::PerColumn(bias)) => (bias.shape(), [n]),
+            None => ([0], [0]),
+        };
+        if bias != expected {
+            return Err(Error::shape(OP, "bias", &bias, &expected));
+        }
+        let Some(residual) = self.residual else { return Ok(()) };
+        let [entries, rows, columns] = residual.shape();
+        match batch {
+            _ if [rows, columns] == [m, n] && (entries == 1 || Some(entries) == batch) => Ok(()),
+            Some(batch) => Err(Error::shape(OP, "residual", &residual.shape(), &[batch, m, n])),
+            None => Err(Error::shape(OP, "residual", &residual.shape()[1..], &[m, n])),
+        }
+    }
+
+    /// The options for one entry of a batch.
+    fn scale(&self, entry: usize) -> Result<Scale<'e, T>> {
+        let residual = match self.residual {
+            Some(residual) => Some(entry_of(residual, entry)?),
+            None => None,
+        };
+        let epilogue = Epilogue { bias: self.bias, residual, activation: self.activation };
+        Ok(Scale { alpha: self.alpha, beta: self.beta, epilogue })
     }
 }
 
-/// C = alpha · A · B + beta · C.
+/// C = alpha · A · B + beta · C, with A `[m, k]`, B `[k, n]` and C `[m, n]` of any strides.
 ///
 /// # Errors
-/// [`Error::Shape`] where shapes do not fit.
+/// As [`Gemm::run`].
+///
+/// ```
+/// use tilewise::{Tensor, TensorView, gemm};
+/// let a = TensorView::from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])?;
+/// let mut c = Tensor::<f64, 2>::full([2, 2], 1.0)?;
+/// gemm::gemm(2.0, a, a.transpose(), 1.0, c.view_mut())?;
+/// assert_eq!(c.as_slice(), [29.0, 65.0, 65.0, 155.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
 pub fn gemm<'a, T: Element>(
     alpha: T,
     a: impl Into<Operand<'a, T>>,
@@ -171,4 +240,145 @@ pub fn gemm<'a, T: Element>(
     c: TensorViewMut<'_, T, 2>,
 ) -> Result<()> {
     Gemm::new().alpha(alpha).beta(beta).run(a, b, c)
+}
+
+fn operand_shape<T: Element>(operand: &Operand<'_, T>) -> [usize; 2] {
+    match operand {
+        Operand::View(view) => view.shape(),
+        Operand::Packed(packed) => packed.shape(),
+    }
+}
+
+fn check<T: Element>(isa: Isa, a: &Operand<'_, T>, b: &Operand<'_, T>) -> Result<()> {
+    for (arg, side, operand) in [("a", Side::Lhs, a), ("b", Side::Rhs, b)] {
+        if let Operand::Packed(packed) = operand {
+            packed.check(OP, arg, side, isa)?;
+        }
+    }
+    Ok(())
+}
+
+/// `[m, n, k]`, where A, B and C fit.
+fn check_output([m, k]: [usize; 2], b: [usize; 2], c: [usize; 2]) -> Result<[usize; 3]> {
+    let [_, n] = b;
+    if b[0] != k {
+        return Err(Error::shape(OP, "b", &b, &[k, n]));
+    }
+    if c != [m, n] {
+        return Err(Error::shape(OP, "c", &c, &[m, n]));
+    }
+    Ok([m, n, k])
+}
+
+/// One product; shapes have been checked. `tasks` overrides how many tasks it may be cut in.
+fn matrix<T: Element>(
+    isa: Isa,
+    a: Operand<'_, T>,
+    b: Operand<'_, T>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> Result<()> {
+    let (a, b) = match (a, b) {
+        (Operand::View(a), Operand::View(b)) => return views(isa, a, b, scale, c, tasks),
+        packed => packed,
+    };
+    let lhs = match a {
+        Operand::View(a) => Input::Source(a),
+        Operand::Packed(packed) => Input::Packed(packed),
+    };
+    let rhs = match b {
+        Operand::View(b) => Input::Source(b.transpose()),
+        Operand::Packed(packed) => Input::Packed(packed),
+    };
+    trace("packed", [lhs_lines(&a), c.shape()[1]]);
+    driver::product(isa, lhs, rhs, scale, c, tasks)
+}
+
+fn lhs_lines<T: Element>(a: &Operand<'_, T>) -> usize {
+    operand_shape(a)[0]
+}
+
+/// One product of matrices in memory, transposed as a whole where C is column-major.
+fn views<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: TensorView<'_, T, 2>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> Result<()> {
+    let [m, n] = c.shape();
+    let [row, column] = c.strides();
+    let flip = if m == 1 || n == 1 { n == 1 && m != 1 } else { column != 1 && row == 1 };
+    if flip {
+        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        return in_order(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks);
+    }
+    in_order(isa, a, b, scale, c, tasks)
+}
+
+fn in_order<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: TensorView<'_, T, 2>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> Result<()> {
+    if c.shape()[0] == 1 && vector::readable(b) {
+        trace("vector", c.shape());
+        return vector::row_times_matrix(isa, a, b, scale, c);
+    }
+    trace("blocked", c.shape());
+    driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
+}
+
+fn trace(path: &'static str, [m, n]: [usize; 2]) {
+    machine::trace(|| format!("gemm {m}x{n} path {path}"));
+}
+
+/// How many tasks the entries of a batch are cut in, and each entry: one kind of tasks, never both.
+fn batch_tasks(batch: usize, work: usize) -> (usize, Option<usize>) {
+    /// An entry this large has enough for all threads; smaller ones are whole tasks.
+    const LARGE: usize = 1 << 24;
+    if batch <= 1 || work >= LARGE {
+        return (1, None);
+    }
+    (parallel::tasks(batch.saturating_mul(work), 1 << 19), Some(1))
+}
+
+/// The matrix of one entry of a batch.
+fn entry_of<'a, T>(view: TensorView<'a, T, 3>, entry: usize) -> Result<TensorView<'a, T, 2>> {
+    view.select(0, if view.shape()[0] == 1 { 0 } else { entry })
+}
+
+struct Batch<'b, 'e, 'a, T> {
+    isa: Isa,
+    gemm: &'b Gemm<'e, T>,
+    a: BatchOperand<'a, T>,
+    b: BatchOperand<'a, T>,
+    inner: Option<usize>,
+}
+
+impl<T: Element> Batch<'_, '_, '_, T> {
+    /// Computes the entries of `c`, the first of which is `first` in the batch.
+    fn run(&self, mut c: TensorViewMut<'_, T, 3>, first: usize, tasks: usize) -> Result<()> {
+        let entries = c.shape()[0];
+        if tasks > 1 && entries > 1 {
+            let half = tasks / 2;
+            let cut = (entries * half / tasks).clamp(1, entries - 1);
+            let (low, high) = c.split_at(0, cut)?;
+            let (one, two) =
+                rayon::join(|| self.run(low, first, half), || self.run(high, first + cut, tasks - half));
+            return one.and(two);
+        }
+        for entry in 0..entries {
+            let scale = self.gemm.scale(first + entry)?;
+            let c = c.view_mut().select(0, entry)?;
+            let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
+            matrix(self.isa, a, b, &scale, c, self.inner)?;
+        }
+        Ok(())
+    }
 }

@@ -1,5 +1,14 @@
 //! C = activation(alpha · A · B + beta · C + bias + residual).
 
+mod blocking;
 mod descriptor;
+mod driver;
+mod epilogue;
+mod kernel;
+mod packed;
+mod panel;
+mod vector;
 
-pub use descriptor::{Bias, Gemm, Operand, Packed, gemm};
+pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
+pub use epilogue::Bias;
+pub use packed::Packed;

@@ -94,6 +94,12 @@ macro_rules! avx2 {
             const TILE_VECTORS: usize = 2;
 
             #[inline(always)]
+            fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
+                // SAFETY: the token proves that the processor has the shim's features.
+                unsafe { super::dispatch::avx2_shim::<$T, O>(self, op) }
+            }
+
+            #[inline(always)]
             fn load(self, src: &[$T]) -> $V {
                 let src: &[$T; $lanes] = front(src);
                 // SAFETY: `src` is a whole vector; the token proves the feature.

@@ -33,6 +33,11 @@ macro_rules! baseline {
             const TILE_ROWS: usize = 4;
             const TILE_VECTORS: usize = 2;
 
+            #[inline(always)]
+            fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
+                super::dispatch::baseline(op)
+            }
+
             methods! {
                 fn splat(self, x: $T) -> $V { $V::splat(x) }
                 fn splat_bits(self, bits: u64) -> $V { cast($U::splat(bits as $uint)) }

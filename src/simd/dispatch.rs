@@ -25,8 +25,9 @@ pub trait Dispatch: Copy + 'static {
 #[cfg(target_arch = "x86_64")]
 macro_rules! shim {
     ([$($feature:tt)+] $name:ident $token:ident) => {
+        #[inline(never)]
         #[target_feature($(enable = $feature),+)]
-        fn $name<T: Copy, O: SimdOp<T>>(token: $token, op: O) -> O::Output
+        pub(super) fn $name<T: Copy, O: SimdOp<T>>(token: $token, op: O) -> O::Output
         where
             $token: Simd<T>,
         {
@@ -74,7 +75,7 @@ dispatch!(f64);
 
 /// A frame of its own, as the other shims are.
 #[inline(never)]
-fn baseline<T: Copy, O: SimdOp<T>>(op: O) -> O::Output
+pub(super) fn baseline<T: Copy, O: SimdOp<T>>(op: O) -> O::Output
 where
     Baseline: Simd<T>,
 {

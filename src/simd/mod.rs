@@ -58,6 +58,9 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     /// Vectors in a row of that tile.
     const TILE_VECTORS: usize;
 
+    /// Runs `op` in a function of its own, compiled with this token's instructions.
+    fn call<O: SimdOp<T>>(self, op: O) -> O::Output;
+
     /// Every lane is `x`.
     fn splat(self, x: T) -> Self::V;
     /// Every lane has these bits (the low half of them for a 32-bit element).

@@ -92,7 +92,7 @@ pub(super) fn for_each_mut<T, const N: usize>(mut dst: TensorViewMut<'_, T, N>, 
 
 /// Copies `src` to `dst`, which have one shape.
 pub(super) fn copy<T: Copy, const N: usize>(src: TensorView<'_, T, N>, mut dst: TensorViewMut<'_, T, N>) {
-    debug_assert_eq!(src.shape(), dst.shape());
+    assert_eq!(src.shape(), dst.shape(), "the caller compares shapes");
     let (from, to) = (src.as_ptr(), dst.as_mut_ptr());
     for_each_run(dst.shape(), [dst.strides(), src.strides()], |[to_at, from_at], n, [to_step, from_step]| {
         // SAFETY: runs lead only to elements of the two views, which cannot overlap.
@@ -119,7 +119,7 @@ pub(crate) fn map<T: Element, const K: usize, const N: usize>(
     cost: usize,
     kernel: &(impl Fn([&[T]; K], &mut [T]) + Sync),
 ) -> Result<()> {
-    debug_assert!(srcs.iter().all(|src| src.shape() == dst.shape()));
+    assert!(srcs.iter().all(|src| src.shape() == dst.shape()), "the caller compares shapes");
     let tasks = parallel::tasks(dst.len().saturating_mul(cost), GRAIN);
     split(srcs, dst, tasks, kernel)
 }

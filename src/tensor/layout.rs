@@ -189,6 +189,13 @@ impl<const N: usize> Layout<N> {
         Ok(Self { shape: axes.map(|axis| self.shape[axis]), strides: axes.map(|axis| self.strides[axis]) })
     }
 
+    /// The same strides with sizes that are not larger.
+    #[inline(always)]
+    pub(crate) fn resized(&self, shape: [usize; N]) -> Self {
+        debug_assert!((0..N).all(|axis| shape[axis] <= self.shape[axis]));
+        Self { shape, strides: self.strides }
+    }
+
     pub(crate) fn transpose(&self) -> Self {
         let mut reversed = *self;
         reversed.shape.reverse();
@@ -318,6 +325,14 @@ impl<const N: usize> Layout<N> {
             shape: std::array::from_fn(|at| if at == axis { 1 } else { self.shape[from(at)] }),
             strides: std::array::from_fn(|at| if at == axis { 0 } else { self.strides[from(at)] }),
         })
+    }
+}
+
+impl Layout<2> {
+    /// The row-major layout of a matrix whose elements exist, so that its sizes cannot overflow.
+    #[inline(always)]
+    pub(crate) fn matrix(shape: [usize; 2]) -> Self {
+        Self { shape, strides: [shape[1] as isize, 1] }
     }
 }
 

@@ -410,12 +410,38 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
                 expected: Dims::new(&self.shape()),
             });
         }
-        super::elementwise::copy(source, self.view_mut());
+        self.copy_from(source);
         Ok(())
+    }
+
+    /// [`assign`](Self::assign) from a view whose shape the caller knows to be the same.
+    pub(crate) fn copy_from(&mut self, source: TensorView<'_, T, N>)
+    where
+        T: Copy,
+    {
+        super::elementwise::copy(source, self.view_mut());
     }
 }
 
 impl<'a, T> TensorViewMut<'a, T, 2> {
+    /// A row-major matrix over the front of a slice, which has as many elements.
+    #[inline(always)]
+    pub(crate) fn matrix(data: &'a mut [T], shape: [usize; 2]) -> Self {
+        assert!(shape[0] * shape[1] <= data.len(), "a matrix lies inside its slice");
+        Self { ptr: data.as_mut_ptr(), layout: Layout::matrix(shape), borrow: PhantomData }
+    }
+
+    /// The part of a matrix that begins at `at`. The caller keeps it inside.
+    #[inline(always)]
+    pub(crate) fn tile_mut(&mut self, at: [usize; 2], shape: [usize; 2]) -> TensorViewMut<'_, T, 2> {
+        let (size, strides) = (self.shape(), self.strides());
+        assert!((0..2).all(|axis| at[axis] + shape[axis] <= size[axis]), "a tile lies inside its matrix");
+        let offset = at[0] as isize * strides[0] + at[1] as isize * strides[1];
+        // The tile's elements are elements of this view, and borrowed from it.
+        let layout = self.layout.resized(shape);
+        TensorViewMut { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
+    }
+
     /// Row `index` as a slice, where the row is contiguous and exists.
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, index: usize) -> Option<&mut [T]> {

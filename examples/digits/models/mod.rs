@@ -1,0 +1,17 @@
+//! The models, one file each.
+
+mod placeholder;
+
+use crate::model::Model;
+
+/// A model that `--models` can name.
+pub struct Entry {
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+    /// Makes an untrained model for images of `rows` by `cols`; the same seed makes the same model.
+    pub build: fn(rows: usize, cols: usize, seed: u64) -> tilewise::Result<Box<dyn Model>>,
+}
+
+/// In the order in which they run when `--models` says nothing.
+pub const MODELS: &[Entry] = &[placeholder::QUICK, placeholder::SLOW];

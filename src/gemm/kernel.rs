@@ -1,0 +1,224 @@
+//! The micro-kernel, and the two innermost loops around it.
+
+use crate::element::Element;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+
+use super::epilogue::Epilogue;
+use super::panel::Panels;
+
+/// Elements of the largest tile of any instruction set: 12 × 32.
+const TILE_ELEMENTS: usize = 12 * 32;
+
+/// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
+pub(crate) struct Block<'b, T> {
+    /// Panels of A from the block's first row on.
+    pub a: Panels<'b, T>,
+    /// Panels of B from the block's first column on.
+    pub b: Panels<'b, T>,
+    /// Height of a panel of A.
+    pub tile_rows: usize,
+    /// Steps of depth.
+    pub depth: usize,
+    pub alpha: T,
+    /// `None` never reads C.
+    pub beta: Option<T>,
+    /// With the last block of depth only.
+    pub epilogue: Option<&'b Epilogue<'b, T>>,
+    /// Row and column of the block's first element in the whole product.
+    pub origin: [usize; 2],
+    pub c: TensorViewMut<'b, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Block<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, mut c } = self;
+        let [rows, columns] = c.shape();
+        let contiguous = c.strides()[1] == 1;
+        let tile_columns = S::TILE_VECTORS * S::LANES;
+        for column in (0..columns).step_by(tile_columns) {
+            let width = tile_columns.min(columns - column);
+            let b = Rhs::panel(b, column, width, tile_columns, depth);
+            for row in (0..rows).step_by(tile_rows) {
+                let height = tile_rows.min(rows - row);
+                let a = Lhs::panel(a, row, height, tile_rows, depth);
+                let at = [origin[0] + row, origin[1] + column];
+                let mut c = c.tile_mut([row, column], [height, width]);
+                if contiguous || width == 1 {
+                    Tile { a, b, depth, alpha, beta, c: c.view_mut() }.run(simd);
+                    finish(simd, epilogue, at, &mut c);
+                    continue;
+                }
+                // C's rows are not contiguous: the tile is made beside it.
+                let mut scratch = [T::ZERO; TILE_ELEMENTS];
+                let mut beside = TensorViewMut::matrix(&mut scratch, [height, width]);
+                if beta.is_some() {
+                    beside.copy_from(c.view());
+                }
+                Tile { a, b, depth, alpha, beta, c: beside.view_mut() }.run(simd);
+                finish(simd, epilogue, at, &mut beside);
+                c.copy_from(beside.view());
+            }
+        }
+    }
+}
+
+/// The epilogue over a tile with contiguous rows, whose first element is `at` in the product.
+#[inline(always)]
+fn finish<T: Element, S: Simd<T>>(
+    simd: S,
+    epilogue: Option<&Epilogue<'_, T>>,
+    at: [usize; 2],
+    c: &mut TensorViewMut<'_, T, 2>,
+) {
+    let Some(epilogue) = epilogue else { return };
+    for i in 0..c.shape()[0] {
+        if let Some(run) = c.row_mut(i) {
+            epilogue.apply(simd, at[0] + i, at[1], run);
+        }
+    }
+}
+
+/// Some lines of A over a block of depth: element (i, p) lies at `ptr + i · line + p · step`.
+// Invariant: `height` lines of `depth` steps can be read.
+#[derive(Clone, Copy)]
+struct Lhs<'a, T> {
+    ptr: *const T,
+    line: isize,
+    step: isize,
+    packed: bool,
+    borrow: std::marker::PhantomData<&'a [T]>,
+}
+
+/// Some columns of B over a block of depth: element (p, j) lies at `ptr + p · step + j`.
+// Invariant: `depth` steps of as many whole vectors as `width` needs can be read.
+#[derive(Clone, Copy)]
+struct Rhs<'a, T> {
+    ptr: *const T,
+    step: isize,
+    width: usize,
+    borrow: std::marker::PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Element> Lhs<'a, T> {
+    /// `height` lines of a panel of `width`, from line `first` on.
+    #[inline(always)]
+    fn panel(panels: Panels<'a, T>, first: usize, height: usize, width: usize, depth: usize) -> Self {
+        let (ptr, line, step, packed) = match panels {
+            Panels::Packed { data, .. } => {
+                let panel = &data[first * depth..][..width * depth];
+                (panel.as_ptr(), 1, width as isize, true)
+            }
+            Panels::Direct(view) => {
+                let ([lines, steps], [line, step]) = (view.shape(), view.strides());
+                assert!(first + height <= lines && depth <= steps);
+                (view.as_ptr().wrapping_offset(first as isize * line), line, step, false)
+            }
+        };
+        Self { ptr, line, step, packed, borrow: std::marker::PhantomData }
+    }
+}
+
+impl<'a, T: Element> Rhs<'a, T> {
+    /// `width` columns of a panel of `tile_columns`, from column `first` on.
+    #[inline(always)]
+    fn panel(panels: Panels<'a, T>, first: usize, width: usize, tile_columns: usize, depth: usize) -> Self {
+        let (ptr, step) = match panels {
+            Panels::Packed { data, .. } => {
+                let panel = &data[first * depth..][..tile_columns * depth];
+                (panel.as_ptr(), tile_columns as isize)
+            }
+            Panels::Direct(view) => {
+                let ([lines, steps], [line, step]) = (view.shape(), view.strides());
+                // Whole tiles only: the driver packs where the last one is narrower.
+                assert!(first + tile_columns <= lines && depth <= steps && line == 1);
+                (view.as_ptr().wrapping_add(first), step)
+            }
+        };
+        Self { ptr, step, width, borrow: std::marker::PhantomData }
+    }
+}
+
+/// One tile of C in registers.
+struct Tile<'t, T> {
+    a: Lhs<'t, T>,
+    b: Rhs<'t, T>,
+    depth: usize,
+    alpha: T,
+    beta: Option<T>,
+    /// Contiguous rows.
+    c: TensorViewMut<'t, T, 2>,
+}
+
+impl<'t, T: Element> Tile<'t, T> {
+    /// Chooses the kernel for the tile's rows, vectors and kind of A. The order in which an element's
+    /// products are added is the same in all of them.
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, simd: S) {
+        macro_rules! kernels {
+            ($($rows:literal)*) => {
+                match self.c.shape()[0] {
+                    $($rows if $rows <= S::TILE_ROWS => {
+                        match (self.b.width <= S::LANES, self.a.packed) {
+                            (true, true) => simd.call(Kernel::<T, $rows, 1, true>(self)),
+                            (true, false) => simd.call(Kernel::<T, $rows, 1, false>(self)),
+                            (false, true) => simd.call(Kernel::<T, $rows, 2, true>(self)),
+                            (false, false) => simd.call(Kernel::<T, $rows, 2, false>(self)),
+                        }
+                    })*
+                    _ => unreachable!("tiles have 1 to TILE_ROWS rows"),
+                }
+            };
+        }
+        const { assert!(S::TILE_VECTORS == 2 && S::TILE_ROWS <= 12) };
+        kernels!(1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+}
+
+/// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
+struct Kernel<'t, T, const R: usize, const V: usize, const PACKED: bool>(Tile<'t, T>);
+
+impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
+    for Kernel<'_, T, R, V, PACKED>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Tile { a, b, depth, alpha, beta, mut c } = self.0;
+        let line = if PACKED { 1 } else { a.line };
+        let mut sums = [[simd.splat(T::ZERO); V]; R];
+        let (mut at, mut bt) = (a.ptr, b.ptr);
+        for _ in 0..depth {
+            // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
+            let vectors: [S::V; V] = std::array::from_fn(|j| {
+                simd.load(unsafe { std::slice::from_raw_parts(bt.add(j * S::LANES), S::LANES) })
+            });
+            for (i, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: as above.
+                let x = simd.splat(unsafe { *at.offset(i as isize * line) });
+                for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                    *sum = simd.mul_add(x, vector, *sum);
+                }
+            }
+            at = at.wrapping_offset(a.step);
+            bt = bt.wrapping_offset(b.step);
+        }
+        let alpha = simd.splat(alpha);
+        for (i, sums) in sums.into_iter().enumerate() {
+            let Some(row) = c.row_mut(i) else { return };
+            for (sum, run) in sums.into_iter().zip(row.chunks_mut(S::LANES)) {
+                let mut value = simd.mul(alpha, sum);
+                let full = run.len() == S::LANES;
+                if let Some(beta) = beta {
+                    let old = if full { simd.load(run) } else { simd.load_partial(run) };
+                    value = simd.mul_add(simd.splat(beta), old, value);
+                }
+                if full { simd.store(value, run) } else { simd.store_partial(value, run) }
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Operands as panels.
+//!
+//! Both operands are seen alike: as *lines* (rows of A, columns of B) that are `depth` elements long. A panel
+//! holds `width` neighbouring lines over a block of depth, step by step: element `[p · width + i]` is
+//! line `i` at step `p`.
+//!
+//! ```text
+//!            depth →                     panel, width 3:  a0 b0 c0  a1 b1 c1  a2 b2 c2 …
+//!   line a   a0 a1 a2 …
+//!   line b   b0 b1 b2 …
+//!   line c   c0 c1 c2 …
+//! ```
+
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::machine::Isa;
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::TensorView;
+
+/// A matrix that fills panels. It need not exist in memory: windows of an image are one too.
+pub(crate) trait PanelSource<T: Element>: Copy + Sync {
+    /// Rows of A or columns of B.
+    fn lines(&self) -> usize;
+
+    /// Elements of a line.
+    fn depth(&self) -> usize;
+
+    /// Fills a panel of `width` lines with these lines, at most `width`, over these steps; 0 where lines
+    /// are missing.
+    fn fill<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [T],
+    );
+
+    /// The lines and steps as a matrix in memory, where the source is one.
+    fn direct(&self) -> Option<TensorView<'_, T, 2>>;
+}
+
+/// `[lines, depth]`, any strides.
+impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
+    fn lines(&self) -> usize {
+        self.shape()[0]
+    }
+
+    fn depth(&self) -> usize {
+        self.shape()[1]
+    }
+
+    fn direct(&self) -> Option<TensorView<'_, T, 2>> {
+        Some(*self)
+    }
+
+    #[inline(always)]
+    fn fill<S: Simd<T>>(
+        &self,
+        simd: S,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [T],
+    ) {
+        let _ = simd;
+        let steps = self.transpose();
+        let count = lines.len();
+        if count < width {
+            panel.fill(T::ZERO);
+        }
+        if steps.strides()[1] == 1 {
+            // Lines are neighbours in memory: each step is one copy.
+            for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
+                if let Some(from) = steps.row(step) {
+                    to[..count].copy_from_slice(&from[lines.clone()]);
+                }
+            }
+        } else if self.strides()[1] == 1 {
+            // Each line is contiguous: read along it, write with a stride inside the panel, which is in L1.
+            for (i, line) in lines.enumerate() {
+                if let Some(from) = self.row(line) {
+                    for (to, &x) in panel[i..].iter_mut().step_by(width).zip(&from[depth.clone()]) {
+                        *to = x;
+                    }
+                }
+            }
+        } else {
+            for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
+                for (to, line) in to.iter_mut().zip(lines.clone()) {
+                    *to = self.get([line, step]).copied().unwrap_or(T::ZERO);
+                }
+            }
+        }
+    }
+}
+
+/// Panels over one block of depth, as the kernels read them.
+#[derive(Clone, Copy)]
+pub(crate) enum Panels<'a, T> {
+    /// One after the other, `width · depth` elements each.
+    Packed { data: &'a [T], width: usize, depth: usize },
+    /// In place: `[lines, depth]`.
+    Direct(TensorView<'a, T, 2>),
+}
+
+impl<'a, T: Element> Panels<'a, T> {
+    /// The panels that begin with line `from`, a multiple of the width.
+    #[inline(always)]
+    pub(crate) fn from(self, from: usize) -> Self {
+        match self {
+            Panels::Packed { data, width, depth } => {
+                Panels::Packed { data: &data[from * depth..], width, depth }
+            }
+            // The range is inside the view, so this keeps all that follows.
+            Panels::Direct(view) => Panels::Direct(view.slice(0, from.., 1).unwrap_or(view)),
+        }
+    }
+}
+
+/// Elements that panels of `width` take for `lines` lines of `depth` steps; `None` on overflow.
+pub(crate) fn packed_len(lines: usize, width: usize, depth: usize) -> Option<usize> {
+    lines.checked_next_multiple_of(width)?.checked_mul(depth)
+}
+
+/// Elements that a packing task moves at least: about ten microseconds.
+const PACK_GRAIN: usize = 1 << 15;
+
+/// Packs `lines` of a source over `depth` into `data`, in parallel where it pays and `parallel` allows.
+pub(crate) fn pack<T: Element>(
+    isa: Isa,
+    source: impl PanelSource<T>,
+    lines: Range<usize>,
+    depth: Range<usize>,
+    width: usize,
+    data: &mut [T],
+    parallel: bool,
+) {
+    struct Fill<'p, P, T> {
+        source: P,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panels: &'p mut [T],
+    }
+    impl<T: Element, P: PanelSource<T>> SimdOp<T> for Fill<'_, P, T> {
+        type Output = ();
+        #[inline(always)]
+        fn eval<S: Simd<T>>(self, simd: S) {
+            let panels = self.panels.chunks_exact_mut(self.width * self.depth.len());
+            for (start, panel) in self.lines.clone().step_by(self.width).zip(panels) {
+                let lines = start..self.lines.end.min(start + self.width);
+                self.source.fill(simd, lines, self.depth.clone(), self.width, panel);
+            }
+        }
+    }
+    if depth.is_empty() {
+        return;
+    }
+    let tasks = if parallel { parallel::tasks(data.len(), PACK_GRAIN) } else { 1 };
+    parallel::for_each_chunk_mut(data, width * depth.len(), tasks, &|first, panels| {
+        let start = lines.start + first * width;
+        let end = lines.end.min(start + panels.len() / depth.len());
+        T::dispatch(isa, Fill { source, lines: start..end, depth: depth.clone(), width, panels });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine;
+
+    #[test]
+    fn every_layout_packs_alike() {
+        let values: Vec<f32> = (0..200).map(|i| i as f32).collect();
+        let (lines, depth) = (7, 9);
+        let views = [
+            TensorView::as_strided(&values, [lines, depth], [9, 1]).unwrap(),
+            TensorView::as_strided(&values, [lines, depth], [1, 7]).unwrap(),
+            TensorView::as_strided(&values, [lines, depth], [2, 15]).unwrap(),
+            TensorView::as_strided_at(&values, 199, [lines, depth], [-9, -1]).unwrap(),
+            TensorView::as_strided(&values, [lines, depth], [0, 1]).unwrap(),
+        ];
+        for &isa in machine::supported() {
+            for view in views {
+                for width in [1, 3, 4, 16] {
+                    let mut data = vec![f32::NAN; packed_len(lines, width, 5).unwrap()];
+                    pack(isa, view, 0..lines, 2..7, width, &mut data, false);
+                    for (at, &value) in data.iter().enumerate() {
+                        let (panel, rest) = (at / (width * 5), at % (width * 5));
+                        let (line, step) = (panel * width + rest % width, 2 + rest / width);
+                        let expected = view.get([line, step]).copied().unwrap_or(0.0);
+                        assert_eq!(value, expected, "line {line} step {step} width {width}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! One row times a matrix, unpacked: y = alpha · x · B + beta · y and the epilogue.
+//!
+//! Bound by reading B once. Where its columns are contiguous each output is a dot product, four at a time;
+//! where its rows are, the outputs stay in L1 and take in four rows of B at a time. An output's sum never
+//! depends on how the outputs are split into tasks.
+
+use std::ops::Range;
+
+use super::driver::Scale;
+use crate::element::Element;
+use crate::error::Result;
+use crate::machine::Isa;
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace;
+
+/// Outputs that are finished together: their sums stay in L1.
+const OUTPUTS: usize = 1024;
+/// Outputs, or rows of B, that are taken at a time.
+const UNROLL: usize = 4;
+/// Elements of B that a task reads at least: some ten microseconds.
+const GRAIN: usize = 1 << 16;
+
+/// True where B has rows or columns that can be read as slices.
+pub(crate) fn readable<T>(b: TensorView<'_, T, 2>) -> bool {
+    let ([k, n], [row, column]) = (b.shape(), b.strides());
+    row == 1 || column == 1 || k <= 1 || n <= 1
+}
+
+/// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`].
+pub(crate) fn row_times_matrix<T: Element>(
+    isa: Isa,
+    x: TensorView<'_, T, 2>,
+    b: TensorView<'_, T, 2>,
+    scale: &Scale<'_, T>,
+    y: TensorViewMut<'_, T, 2>,
+) -> Result<()> {
+    let [k, n] = b.shape();
+    let mut copy = workspace::scratch::<T>("gemm", if x.row(0).is_some() { 0 } else { k })?;
+    let x = match x.row(0) {
+        Some(x) => x,
+        None => {
+            copy.iter_mut().zip(x.iter()).for_each(|(to, &from)| *to = from);
+            &copy[..]
+        }
+    };
+    split(&Vector { isa, x, b, scale }, y, 0, parallel::tasks(k.saturating_mul(n), GRAIN))
+}
+
+#[derive(Clone, Copy)]
+struct Vector<'v, T> {
+    isa: Isa,
+    x: &'v [T],
+    b: TensorView<'v, T, 2>,
+    scale: &'v Scale<'v, T>,
+}
+
+/// Halves `y`, whose first element is output `first`, until the tasks are used up.
+fn split<T: Element>(
+    vector: &Vector<'_, T>,
+    mut y: TensorViewMut<'_, T, 2>,
+    first: usize,
+    tasks: usize,
+) -> Result<()> {
+    let n = y.shape()[1];
+    if tasks <= 1 || n < 2 {
+        for start in (0..n).step_by(OUTPUTS) {
+            let count = OUTPUTS.min(n - start);
+            let outputs = first + start..first + start + count;
+            let y = y.tile_mut([0, start], [1, count]);
+            T::dispatch(vector.isa, Piece { vector, outputs, y });
+        }
+        return Ok(());
+    }
+    let half = tasks / 2;
+    let cut = (n * half / tasks).clamp(1, n - 1);
+    let (low, high) = y.split_at(1, cut)?;
+    let (one, two) =
+        rayon::join(|| split(vector, low, first, half), || split(vector, high, first + cut, tasks - half));
+    one.and(two)
+}
+
+struct Piece<'p, T> {
+    vector: &'p Vector<'p, T>,
+    outputs: Range<usize>,
+    y: TensorViewMut<'p, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Piece<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Piece { vector: &Vector { x, b, scale, .. }, outputs, mut y } = self;
+        let mut sums = [T::ZERO; OUTPUTS];
+        let sums = &mut sums[..outputs.len()];
+        if b.strides()[0] == 1 || b.shape()[0] == 1 {
+            dot_products(simd, x, b.transpose(), outputs.start, sums);
+        } else {
+            add_rows(simd, x, b, outputs.clone(), sums);
+        }
+        for (j, sum) in sums.iter_mut().enumerate() {
+            *sum = scale.alpha * *sum;
+            if scale.beta != T::ZERO
+                && let Some(&old) = y.get([0, j])
+            {
+                *sum += scale.beta * old;
+            }
+        }
+        scale.epilogue.apply(simd, 0, outputs.start, sums);
+        for (j, &sum) in sums.iter().enumerate() {
+            if let Some(to) = y.get_mut([0, j]) {
+                *to = sum;
+            }
+        }
+    }
+}
+
+/// sums[j] = x · columns[first + j]; the columns are contiguous.
+#[inline(always)]
+fn dot_products<T: Element, S: Simd<T>>(
+    simd: S,
+    x: &[T],
+    columns: TensorView<'_, T, 2>,
+    first: usize,
+    sums: &mut [T],
+) {
+    let column = |j: usize| columns.row(first + j).unwrap_or(&[]);
+    let mut groups = sums.chunks_exact_mut(UNROLL);
+    let mut j = 0;
+    for group in &mut groups {
+        group.copy_from_slice(&dot::<T, S, UNROLL>(simd, x, std::array::from_fn(|i| column(j + i))));
+        j += UNROLL;
+    }
+    for (i, sum) in groups.into_remainder().iter_mut().enumerate() {
+        [*sum] = dot::<T, S, 1>(simd, x, [column(j + i)]);
+    }
+}
+
+/// Dot products of `x` with `R` columns of its length: two sums of vectors each, so that the result is the
+/// same whatever `R` is.
+#[inline(always)]
+fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], mut columns: [&[T]; R]) -> [T; R] {
+    let mut sums = [[simd.splat(T::ZERO); 2]; R];
+    let pair = 2 * S::LANES;
+    let whole = x.len() / pair * pair;
+    columns.iter_mut().for_each(|column| *column = &column[..x.len()]);
+    for at in (0..whole).step_by(pair) {
+        for half in 0..2 {
+            let at = at + half * S::LANES;
+            let x = simd.load(&x[at..]);
+            for (sums, column) in sums.iter_mut().zip(&columns) {
+                sums[half] = simd.mul_add(x, simd.load(&column[at..]), sums[half]);
+            }
+        }
+    }
+    for at in (whole..x.len()).step_by(S::LANES) {
+        let x = simd.load_partial(&x[at..]);
+        for (sums, column) in sums.iter_mut().zip(&columns) {
+            sums[0] = simd.mul_add(x, simd.load_partial(&column[at..]), sums[0]);
+        }
+    }
+    // Not `map`: it is not always inlined, and outside this function vectors pass through memory.
+    let mut out = [T::ZERO; R];
+    for (out, [even, odd]) in out.iter_mut().zip(sums) {
+        *out = simd.reduce_add(simd.add(even, odd));
+    }
+    out
+}
+
+/// sums[j] = Σₚ x[p] · b[p, outputs.start + j], in the order of p; the rows of B are contiguous.
+#[inline(always)]
+fn add_rows<T: Element, S: Simd<T>>(
+    simd: S,
+    x: &[T],
+    b: TensorView<'_, T, 2>,
+    outputs: Range<usize>,
+    sums: &mut [T],
+) {
+    let row = |p: usize| b.row(p).map_or(&[][..], |row| &row[outputs.clone()]);
+    let mut groups = x.chunks_exact(UNROLL);
+    let mut p = 0;
+    for group in &mut groups {
+        add_scaled::<T, S, UNROLL>(simd, std::array::from_fn(|i| (group[i], row(p + i))), sums);
+        p += UNROLL;
+    }
+    for (i, &x) in groups.remainder().iter().enumerate() {
+        add_scaled::<T, S, 1>(simd, [(x, row(p + i))], sums);
+    }
+}
+
+/// sums += Σ x · row, row after row.
+#[inline(always)]
+fn add_scaled<T: Element, S: Simd<T>, const R: usize>(simd: S, rows: [(T, &[T]); R], sums: &mut [T]) {
+    let (mut factors, mut slices) = ([simd.splat(T::ZERO); R], [&[][..]; R]);
+    for (i, (x, row)) in rows.into_iter().enumerate() {
+        (factors[i], slices[i]) = (simd.splat(x), &row[..sums.len()]);
+    }
+    let whole = sums.len() / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        let run = &mut sums[at..at + S::LANES];
+        let mut sum = simd.load(run);
+        for (&x, row) in factors.iter().zip(&slices) {
+            sum = simd.mul_add(x, simd.load(&row[at..]), sum);
+        }
+        simd.store(sum, run);
+    }
+    let run = &mut sums[whole..];
+    let mut sum = simd.load_partial(run);
+    for (&x, row) in factors.iter().zip(&slices) {
+        sum = simd.mul_add(x, simd.load_partial(&row[whole..]), sum);
+    }
+    simd.store_partial(sum, run);
+}

@@ -1,0 +1,108 @@
+//! What the tests share: awkward sizes, strided buffers with canaries around every element, thread pools.
+#![allow(dead_code)] // each test uses its part
+
+use quickcheck::{Arbitrary, Gen};
+use tilewise::{Element, TensorView, TensorViewMut};
+
+/// Sizes at which kernels go wrong: nothing, one, and the neighbours of tiles and vectors.
+pub const AWKWARD: [usize; 24] =
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 23, 24, 25, 31, 32, 33, 48, 65];
+
+/// One of [`AWKWARD`].
+pub fn size(g: &mut Gen) -> usize {
+    *g.choose(&AWKWARD).expect("not empty")
+}
+
+/// A number in a range.
+pub fn within(g: &mut Gen, range: std::ops::Range<usize>) -> usize {
+    range.start + usize::arbitrary(g) % range.len()
+}
+
+/// A value of moderate size with all its mantissa in use.
+pub fn value<T: Element>(g: &mut Gen) -> T {
+    let unit = (u64::arbitrary(g) >> 11) as f64 / (1u64 << 53) as f64;
+    T::from_f64(4.0 * unit - 2.0)
+}
+
+/// What stands in every element that a view does not reach.
+pub const CANARY: f64 = -7.25e11;
+
+/// Elements around a strided view that nothing may touch.
+const MARGIN: usize = 40;
+
+/// A buffer with a view of rank `N` of random axis order, gaps and directions inside it.
+#[derive(Clone, Debug)]
+pub struct Strided<T, const N: usize> {
+    pub data: Vec<T>,
+    pub offset: usize,
+    pub shape: [usize; N],
+    pub strides: [isize; N],
+}
+
+impl<T: Element, const N: usize> Strided<T, N> {
+    /// A view of this shape with random strides; elements are random, all else is a canary.
+    pub fn random(g: &mut Gen, shape: [usize; N]) -> Self {
+        let mut order: [usize; N] = std::array::from_fn(|axis| axis);
+        // Half of all views are row-major, half of the rest column-major: what users have.
+        match u8::arbitrary(g) % 4 {
+            0 | 1 => {}
+            2 => order.reverse(),
+            _ => (1..N).for_each(|i| order.swap(i, within(g, 0..i + 1))),
+        }
+        let plain = bool::arbitrary(g);
+        let mut strides = [0isize; N];
+        let (mut next, mut offset) = (1usize, MARGIN);
+        if !plain && u8::arbitrary(g).is_multiple_of(4) {
+            next = 2;
+        }
+        for &axis in order.iter().rev() {
+            let size = shape[axis].max(1);
+            strides[axis] = next as isize;
+            if !plain && u8::arbitrary(g).is_multiple_of(4) {
+                offset += (size - 1) * next;
+                strides[axis] = -strides[axis];
+            }
+            next = next * size + if plain { 0 } else { within(g, 0..4) };
+        }
+        let mut strided = Self { data: vec![T::from_f64(CANARY); next + 2 * MARGIN], offset, shape, strides };
+        strided.view_mut().fill(T::ZERO);
+        for element in &mut strided.data {
+            if *element == T::ZERO {
+                *element = value(g);
+            }
+        }
+        strided
+    }
+
+    pub fn view(&self) -> TensorView<'_, T, N> {
+        TensorView::as_strided_at(&self.data, self.offset, self.shape, self.strides).expect("inside")
+    }
+
+    pub fn view_mut(&mut self) -> TensorViewMut<'_, T, N> {
+        TensorViewMut::as_strided_at(&mut self.data, self.offset, self.shape, self.strides).expect("disjoint")
+    }
+
+    /// True where every element outside the view is still a canary.
+    pub fn canaries_live(&self) -> bool {
+        let mut outside = self.clone();
+        outside.view_mut().fill(T::from_f64(CANARY));
+        outside.data.iter().all(|&element| element == T::from_f64(CANARY))
+    }
+}
+
+/// Runs `f` in pools of 1, 2, 3 and 8 threads and gives what came out of each.
+pub fn in_pools<R: Send>(f: impl Fn() -> R + Sync) -> Vec<R> {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    [1, 2, 3, 8].map(|threads| pool(threads).install(&f)).into()
+}
+
+/// The bits of a slice, to be compared where NaN must equal NaN.
+pub fn bits<T: Element>(values: &[T]) -> Vec<u64> {
+    values.iter().map(|x| x.to_f64().to_bits()).collect()
+}
+
+/// The number of quickcheck cases: `QUICKCHECK_TESTS`, or this many.
+pub fn quickcheck<A: quickcheck::Testable>(cases: u64, property: A) {
+    let cases = std::env::var("QUICKCHECK_TESTS").ok().and_then(|n| n.parse().ok()).unwrap_or(cases);
+    quickcheck::QuickCheck::new().tests(cases).quickcheck(property);
+}

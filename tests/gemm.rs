@@ -1,0 +1,393 @@
+//! GEMM against its scalar twin, on every instruction set of this machine.
+
+mod common;
+
+use common::{CANARY, Strided, bits, in_pools, quickcheck, size, value, within};
+use quickcheck::{Arbitrary, Gen};
+use tilewise::activation::Activation;
+use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
+use tilewise::machine::{self, Isa};
+use tilewise::{Element, Error, Tensor, TensorView, reference};
+
+/// One product with everything about it random.
+#[derive(Clone, Debug)]
+struct Case<T> {
+    isa: Isa,
+    a: Strided<T, 2>,
+    b: Strided<T, 2>,
+    c: Strided<T, 2>,
+    alpha: T,
+    beta: T,
+    bias: Option<(bool, Strided<T, 1>)>,
+    residual: Option<Strided<T, 2>>,
+    relu: bool,
+    packed: (bool, bool),
+}
+
+impl<T: Element> Case<T> {
+    fn random(g: &mut Gen, [m, n, k]: [usize; 3]) -> Self {
+        let factor = |g: &mut Gen| match u8::arbitrary(g) % 4 {
+            0 => T::ZERO,
+            1 => T::ONE,
+            2 => -T::ONE,
+            _ => value(g),
+        };
+        let some = |g: &mut Gen| u8::arbitrary(g).is_multiple_of(3);
+        let per_row = bool::arbitrary(g);
+        Case {
+            isa: *g.choose(machine::supported()).expect("there is a baseline"),
+            a: Strided::random(g, [m, k]),
+            b: Strided::random(g, [k, n]),
+            c: Strided::random(g, [m, n]),
+            alpha: factor(g),
+            beta: factor(g),
+            bias: some(g).then(|| (per_row, Strided::random(g, [if per_row { m } else { n }]))),
+            residual: some(g).then(|| Strided::random(g, [m, n])),
+            relu: some(g),
+            packed: (some(g), some(g)),
+        }
+    }
+
+    fn options(&self) -> Gemm<'_, T> {
+        let mut options = Gemm::new().alpha(self.alpha).beta(self.beta);
+        if let Some((per_row, bias)) = &self.bias {
+            options =
+                options.bias(if *per_row { Bias::PerRow(bias.view()) } else { Bias::PerColumn(bias.view()) });
+        }
+        if let Some(residual) = &self.residual {
+            options = options.residual(residual.view());
+        }
+        if self.relu { options.activation(Activation::Relu) } else { options }
+    }
+
+    /// Computes C and compares every element with the scalar twin.
+    fn check(&self) -> Result<(), String> {
+        let Case { a, b, alpha, beta, .. } = self;
+        let mut c = self.c.clone();
+        if *beta == T::ZERO {
+            c.view_mut().fill(T::NAN);
+        }
+        machine::with_isa(self.isa, || -> tilewise::Result<()> {
+            let (lhs, rhs) = (Packed::lhs(a.view())?, Packed::rhs(b.view())?);
+            let lhs = if self.packed.0 { Operand::from(&lhs) } else { a.view().into() };
+            let rhs = if self.packed.1 { Operand::from(&rhs) } else { b.view().into() };
+            self.options().run(lhs, rhs, c.view_mut())
+        })
+        .and_then(|result| result)
+        .map_err(|error| error.to_string())?;
+
+        let product = reference::gemm(*alpha, a.view(), b.view(), *beta, self.c.view()).unwrap();
+        let magnitude = reference::magnitude(*alpha, a.view(), b.view(), *beta, self.c.view()).unwrap();
+        let (per_row, per_column) = match &self.bias {
+            Some((true, bias)) => (Some(bias.view()), None),
+            Some((false, bias)) => (None, Some(bias.view())),
+            None => (None, None),
+        };
+        let residual = self.residual.as_ref().map(Strided::view);
+        let activation = |x: f64| if self.relu { x.max(0.0) } else { x };
+        let expected =
+            reference::epilogue(product.view(), per_row, per_column, residual, activation).unwrap();
+        let [_, k] = a.shape;
+        for ((at, &found), (&expected, &size)) in
+            c.view().iter().enumerate().zip(expected.iter().zip(magnitude.iter()))
+        {
+            // Bias and residual are at most 2 each.
+            let bound = 2.0 * T::EPSILON.to_f64() * (k as f64 + 4.0) * (size + 4.0);
+            let error = (found.to_f64() - expected).abs();
+            if error.is_nan() || error > bound {
+                return Err(format!("element {at} is {found}, expected {expected} within {bound:e}"));
+            }
+        }
+        if c.canaries_live() { Ok(()) } else { Err("a gap of C was written".into()) }
+    }
+}
+
+/// `Case` with sizes that quickcheck chooses.
+#[derive(Clone, Debug)]
+struct Any<T>(Case<T>);
+
+impl<T: Element> Arbitrary for Any<T> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let [m, n, k] = [size(g), size(g), size(g)];
+        Any(Case::random(g, [m, n, k]))
+    }
+}
+
+fn run<T: Element>(Any(case): Any<T>) -> Result<bool, String> {
+    case.check().map(|()| true).map_err(|error| {
+        let Case { isa, a, b, c, packed, .. } = &case;
+        format!(
+            "{error}: {isa} {:?}·{:?} {:?} {:?} {:?} packed {packed:?}",
+            a.shape, b.shape, a.strides, b.strides, c.strides
+        )
+    })
+}
+
+#[test]
+fn any_product_f32() {
+    quickcheck(3000, run as fn(Any<f32>) -> Result<bool, String>);
+}
+
+#[test]
+fn any_product_f64() {
+    quickcheck(2000, run as fn(Any<f64>) -> Result<bool, String>);
+}
+
+/// Block boundaries: kc lies between 128 and 384, mc below 1024 and nc at most 4096 on any machine.
+#[test]
+fn sizes_around_blocks() {
+    let mut g = Gen::from_size_and_seed(100, 7);
+    for k in [127, 128, 129, 255, 256, 257, 383, 384, 385, 513, 769] {
+        for [m, n] in [[13, 40], [1, 33], [7, 1], [97, 65]] {
+            run(Any(Case::<f32>::random(&mut g, [m, n, k]))).unwrap();
+            run(Any(Case::<f64>::random(&mut g, [m, n, k]))).unwrap();
+        }
+    }
+    for [m, n, k] in
+        [[1025, 33, 5], [1300, 70, 300], [5, 4099, 9], [30, 8200, 3], [300, 4097, 2], [520, 130, 260]]
+    {
+        run(Any(Case::<f32>::random(&mut g, [m, n, k]))).unwrap();
+        run(Any(Case::<f64>::random(&mut g, [n, m, k]))).unwrap();
+    }
+}
+
+#[test]
+fn broadcast_operands() {
+    let mut g = Gen::from_size_and_seed(100, 8);
+    for [m, n, k] in [[5, 7, 9], [33, 65, 17], [1, 40, 30], [64, 64, 64]] {
+        let (row, column): (Strided<f32, 1>, Strided<f32, 1>) =
+            (Strided::random(&mut g, [k]), Strided::random(&mut g, [n]));
+        let a = row.view().broadcast([m, k]).unwrap();
+        let b = column.view().broadcast([k, n]).unwrap();
+        for &isa in machine::supported() {
+            let mut c = Tensor::<f32, 2>::zeros([m, n]).unwrap();
+            machine::with_isa(isa, || gemm(1.0, a, b, 0.0, c.view_mut())).unwrap().unwrap();
+            let (av, bv) = (a.to_tensor().unwrap(), b.to_tensor().unwrap());
+            let expected = reference::gemm(1.0, av.view(), bv.view(), 0.0, c.view()).unwrap();
+            assert!(c.iter().zip(&expected).all(|(&x, &y)| (f64::from(x) - y).abs() < 1e-4));
+        }
+    }
+}
+
+#[test]
+fn identity_is_exact() {
+    for &isa in machine::supported() {
+        for n in [1, 5, 16, 33, 100, 300] {
+            let a = Tensor::<f32, 2>::from_fn([n, n], |[i, j]| (i * n + j) as f32 + 0.1).unwrap();
+            let one = Tensor::<f32, 2>::from_fn([n, n], |[i, j]| f32::from(u8::from(i == j))).unwrap();
+            let mut c = Tensor::<f32, 2>::full([n, n], f32::NAN).unwrap();
+            machine::with_isa(isa, || gemm(1.0, a.view(), one.view(), 0.0, c.view_mut())).unwrap().unwrap();
+            assert_eq!(c, a);
+            machine::with_isa(isa, || gemm(1.0, one.view(), a.view(), 0.0, c.view_mut())).unwrap().unwrap();
+            assert_eq!(c, a);
+        }
+    }
+}
+
+fn sample<T: Element>(shape: [usize; 2], seed: u64) -> Tensor<T, 2> {
+    let mut g = Gen::from_size_and_seed(100, seed);
+    Tensor::from_fn(shape, |_| value(&mut g)).unwrap()
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    fn check<T: Element>() {
+        for [m, n, k] in
+            [[300, 500, 700], [1, 3000, 900], [3000, 1, 900], [9, 2048, 512], [2048, 9, 512], [64, 64, 5000]]
+        {
+            let (a, b, start) = (sample::<T>([m, k], 1), sample::<T>([k, n], 2), sample::<T>([m, n], 3));
+            let (lhs, rhs) = (Packed::lhs(a.view()).unwrap(), Packed::rhs(b.view()).unwrap());
+            let operands: [(Operand<T>, Operand<T>); 4] = [
+                (a.view().into(), b.view().into()),
+                (a.view().into(), (&rhs).into()),
+                ((&lhs).into(), b.view().into()),
+                ((&lhs).into(), (&rhs).into()),
+            ];
+            for (a, b) in operands {
+                let results = in_pools(|| {
+                    let mut c = start.view().to_tensor().unwrap();
+                    gemm(T::from_f64(0.7), a, b, T::from_f64(0.3), c.view_mut()).unwrap();
+                    bits(c.as_slice())
+                });
+                assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{m}x{n}x{k}");
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+#[test]
+fn a_row_over_packed_weights_has_the_same_bits_alone_and_in_a_batch() {
+    for &isa in machine::supported() {
+        machine::with_isa(isa, || {
+            let (m, n, k) = (70, 130, 600);
+            let (x, w) = (sample::<f32>([m, k], 4), sample::<f32>([k, n], 5));
+            let packed = Packed::rhs(w.view()).unwrap();
+            let product = |rows: std::ops::Range<usize>| {
+                let mut y = Tensor::<f32, 2>::zeros([rows.len(), n]).unwrap();
+                gemm(1.0, x.view().slice(0, rows, 1).unwrap(), &packed, 0.0, y.view_mut()).unwrap();
+                bits(y.as_slice())
+            };
+            let all = product(0..m);
+            for rows in [0..1, 1..2, 69..70, 3..8, 10..30, 0..69] {
+                assert_eq!(product(rows.clone()), all[rows.start * n..rows.end * n], "{isa} {rows:?}");
+            }
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate_and_beta_zero_reads_nothing() {
+    for &isa in machine::supported() {
+        for [m, n, k] in [[1, 20, 8], [20, 1, 8], [3, 4, 5], [40, 70, 90]] {
+            machine::with_isa(isa, || {
+                let mut a = sample::<f32>([m, k], 1);
+                let b = sample::<f32>([k, n], 2);
+                let mut c = Tensor::full([m, n], f32::NAN).unwrap();
+                gemm(1.0, a.view(), b.view(), 0.0, c.view_mut()).unwrap();
+                assert!(c.iter().all(|x| x.is_finite()), "beta 0 must not read C");
+                *a.get_mut([m - 1, k / 2]).unwrap() = f32::NAN;
+                gemm(1.0, a.view(), b.view(), 0.0, c.view_mut()).unwrap();
+                for (at, x) in c.iter().enumerate() {
+                    assert_eq!(x.is_nan(), at / n == m - 1, "{isa} {m}x{n}x{k} element {at}");
+                }
+                gemm(0.0, a.view(), b.view(), 0.0, c.view_mut()).unwrap();
+                assert!(c.get([m - 1, 0]).unwrap().is_nan(), "0 · NaN is NaN");
+                *a.get_mut([m - 1, k / 2]).unwrap() = f32::INFINITY;
+                gemm(1.0, a.view(), b.view(), 0.0, c.view_mut()).unwrap();
+                assert!(c.get([m - 1, n - 1]).unwrap().is_infinite());
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn empty_sizes_are_legal() {
+    let empty = Tensor::<f32, 2>::zeros([0, 4]).unwrap();
+    let mut c = Tensor::<f32, 2>::zeros([0, 0]).unwrap();
+    gemm(1.0, empty.view(), empty.view().transpose(), 0.0, c.view_mut()).unwrap();
+    // No depth: C is scaled, and the epilogue runs.
+    let mut c = Tensor::<f32, 2>::full([4, 4], 3.0).unwrap();
+    gemm(1.0, empty.view().transpose(), empty.view(), 2.0, c.view_mut()).unwrap();
+    assert_eq!(c.as_slice(), [6.0; 16]);
+    let bias = [1.0, -1.0, 2.0, -2.0];
+    let bias = Bias::PerRow(TensorView::from_slice(&bias, [4]).unwrap());
+    let options = Gemm::new().bias(bias).activation(Activation::Relu);
+    options.run(empty.view().transpose(), empty.view(), c.view_mut()).unwrap();
+    assert_eq!(c.as_slice()[..8], [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    let packed = Packed::rhs(empty.view()).unwrap();
+    options.run(empty.view().transpose(), &packed, c.view_mut()).unwrap();
+    assert_eq!(c.as_slice()[8..], [2.0, 2.0, 2.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn batches_equal_their_entries() {
+    let mut g = Gen::from_size_and_seed(100, 11);
+    for round in 0..60 {
+        let (batch, m, n, k) = (within(&mut g, 0..7), size(&mut g), size(&mut g), size(&mut g));
+        let one = |g: &mut Gen| if bool::arbitrary(g) { 1 } else { batch };
+        let (in_a, in_b, in_r) = (one(&mut g), one(&mut g), one(&mut g));
+        let a: Strided<f32, 3> = Strided::random(&mut g, [in_a, m, k]);
+        let b: Strided<f32, 3> = Strided::random(&mut g, [in_b, k, n]);
+        let residual: Strided<f32, 3> = Strided::random(&mut g, [in_r, m, n]);
+        let mut c: Strided<f32, 3> = Strided::random(&mut g, [batch, m, n]);
+        let before = c.clone();
+        let options = Gemm::new().alpha(0.5).beta(2.0).activation(Activation::Relu);
+        options.batched_residual(residual.view()).run_batched(a.view(), b.view(), c.view_mut()).unwrap();
+        assert!(c.canaries_live(), "round {round}");
+        let entry = |v: &Strided<f32, 3>, i: usize| {
+            v.view().select::<2>(0, if v.shape[0] == 1 { 0 } else { i }).unwrap().to_tensor().unwrap()
+        };
+        for i in 0..batch {
+            let mut expected = entry(&before, i);
+            let residual = entry(&residual, i);
+            options
+                .residual(residual.view())
+                .run(entry(&a, i).view(), entry(&b, i).view(), expected.view_mut())
+                .unwrap();
+            assert!(entry(&c, i).view().all_close(expected.view(), 1e-4, 1e-3), "round {round} entry {i}");
+        }
+    }
+}
+
+#[test]
+fn many_small_products_have_the_same_bits_for_any_number_of_threads() {
+    let mut g = Gen::from_size_and_seed(100, 12);
+    let a: Strided<f32, 3> = Strided::random(&mut g, [200, 32, 32]);
+    let b: Strided<f32, 3> = Strided::random(&mut g, [200, 32, 32]);
+    let results = in_pools(|| {
+        let mut c = Tensor::<f32, 3>::zeros([200, 32, 32]).unwrap();
+        Gemm::new().run_batched(a.view(), b.view(), c.view_mut()).unwrap();
+        bits(c.as_slice())
+    });
+    assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[test]
+fn bad_calls_are_errors_and_write_nothing() {
+    let (a, b) = (sample::<f32>([3, 4], 1), sample::<f32>([5, 6], 2));
+    let b_fits = sample::<f32>([4, 6], 2);
+    let mut c = Tensor::full([3, 6], CANARY as f32).unwrap();
+    let mut small = Tensor::full([3, 5], CANARY as f32).unwrap();
+    let bias = [0.0; 5];
+    let bias = TensorView::from_slice(&bias, [5]).unwrap();
+    let message = |result: Result<(), Error>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(gemm(1.0, a.view(), b.view(), 0.0, c.view_mut())),
+        "gemm: b has shape [5, 6], expected [4, 6]"
+    );
+    assert_eq!(
+        message(gemm(1.0, a.view(), b_fits.view(), 0.0, small.view_mut())),
+        "gemm: c has shape [3, 5], expected [3, 6]"
+    );
+    let product =
+        |options: Gemm<f32>, c: &mut Tensor<f32, 2>| options.run(a.view(), b_fits.view(), c.view_mut());
+    assert_eq!(
+        message(product(Gemm::new().bias(Bias::PerColumn(bias)), &mut c)),
+        "gemm: bias has shape [5], expected [6]"
+    );
+    assert_eq!(
+        message(product(Gemm::new().bias(Bias::PerRow(bias)), &mut c)),
+        "gemm: bias has shape [5], expected [3]"
+    );
+    assert_eq!(
+        message(product(Gemm::new().residual(a.view()), &mut c)),
+        "gemm: residual has shape [3, 4], expected [3, 6]"
+    );
+    let packed = Packed::rhs(b_fits.view()).unwrap();
+    let isa = machine::isa().unwrap();
+    assert_eq!(
+        message(gemm(1.0, &packed, b_fits.view(), 0.0, c.view_mut())),
+        format!("gemm: a was packed for the right side with {isa}, this call needs the left side with {isa}")
+    );
+    for &other in machine::supported().iter().filter(|&&other| other != isa) {
+        let result = machine::with_isa(other, || gemm(1.0, a.view(), &packed, 0.0, c.view_mut())).unwrap();
+        assert_eq!(
+            message(result),
+            format!(
+                "gemm: b was packed for the right side with {isa}, this call needs the right side with {other}"
+            )
+        );
+    }
+    let (a3, b3) = (Tensor::<f32, 3>::zeros([2, 3, 4]).unwrap(), Tensor::<f32, 3>::zeros([3, 4, 6]).unwrap());
+    let mut c3 = Tensor::<f32, 3>::full([2, 3, 6], CANARY as f32).unwrap();
+    assert_eq!(
+        message(Gemm::new().run_batched(a3.view(), b3.view(), c3.view_mut())),
+        "gemm: b has shape [3, 4, 6], expected [2, 4, 6]"
+    );
+    assert!(
+        c.iter().chain(small.iter()).chain(c3.iter()).all(|&x| x == CANARY as f32),
+        "nothing was written"
+    );
+}
+
+#[test]
+fn impossible_sizes_are_errors() {
+    // A broadcast matrix may be larger than any memory; its packed form cannot be had.
+    let one = [1.0f32];
+    let huge = TensorView::from_slice(&one, [1, 1]).unwrap().broadcast([1 << 31, 1 << 31]).unwrap();
+    assert!(matches!(Packed::rhs(huge), Err(Error::Alloc { .. })));
+}
