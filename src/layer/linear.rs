@@ -79,8 +79,12 @@ impl<T: Element> Layer<T> for Linear<T> {
     }
 
     fn infer(&self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
-        let bias = self.bias.as_ref().map(Parameter::view).transpose()?;
-        Dense::new().forward(x, self.weight.view()?, bias)
+        let (weight, bias) = (self.weight.view()?, self.bias.as_ref().map(Parameter::view).transpose()?);
+        let expected = [x.shape()[0], weight.shape()[0]];
+        if x.shape() != expected {
+            return Err(Error::shape("Linear::forward", "x", &x.shape(), &expected));
+        }
+        Dense::new().forward(x, weight, bias)
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {

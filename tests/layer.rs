@@ -1,0 +1,505 @@
+//! Layers, optimizers, clipping and initial weights.
+
+mod common;
+
+use common::{bits, in_pools, quickcheck, value, within};
+use quickcheck::{Arbitrary, Gen};
+use tilewise::activation::Activation;
+use tilewise::layer::optimizer::{Adam, AdamW, Optimizer, Sgd};
+use tilewise::layer::{
+    Activate, Fan, Init, Layer, Linear, Parameter, Parameters, Sequential, clip_gradient_norm,
+    clip_gradient_value,
+};
+use tilewise::loss::{CrossEntropy, MeanSquared};
+use tilewise::random::Rng;
+use tilewise::{Element, Result, Tensor, TensorView, reference};
+
+/// A layer from outside of the crate, with a parameter: y = tanh(s x).
+struct ScaledTanh {
+    scale: Parameter<f64>,
+    input: Option<Tensor<f64, 2>>,
+}
+
+impl ScaledTanh {
+    fn new(scale: f64) -> Self {
+        Self { scale: Parameter::new(Tensor::<f64, 0>::full([], scale).unwrap()).unwrap(), input: None }
+    }
+}
+
+impl Parameters<f64> for ScaledTanh {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f64>)) {
+        f("scale", &mut self.scale);
+    }
+}
+
+impl Layer<f64> for ScaledTanh {
+    fn forward(&mut self, x: TensorView<'_, f64, 2>) -> Result<Tensor<f64, 2>> {
+        self.input = Some(x.to_tensor()?);
+        self.infer(x)
+    }
+
+    fn infer(&self, x: TensorView<'_, f64, 2>) -> Result<Tensor<f64, 2>> {
+        Tensor::from_fn(x.shape(), |i| (self.scale.value()[0] * x.get(i).unwrap()).tanh())
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, f64, 2>) -> Result<Tensor<f64, 2>> {
+        let (x, scale) = (self.input.as_ref().unwrap(), self.scale.value()[0]);
+        let slope = |i| (1.0 - (scale * x.get(i).unwrap()).tanh().powi(2)) * dy.get(i).unwrap();
+        let dx = Tensor::from_fn(x.shape(), |i| scale * slope(i))?;
+        let mut sum = 0.0;
+        Tensor::from_fn(x.shape(), |i| sum += x.get(i).unwrap() * slope(i))?;
+        self.scale.gradient_mut()[0] += sum;
+        Ok(dx)
+    }
+}
+
+fn matrix(g: &mut Gen, shape: [usize; 2]) -> Tensor<f64, 2> {
+    Tensor::from_fn(shape, |_| value(g)).unwrap()
+}
+
+/// All parameters' values, or gradients, one after the other.
+fn flat<T: Element>(parameters: &mut dyn Parameters<T>, gradients: bool) -> Vec<T> {
+    let mut all = Vec::new();
+    parameters.visit(&mut |_, p| all.extend_from_slice(if gradients { p.gradient() } else { p.value() }));
+    all
+}
+
+/// Adds to one number of all parameters.
+fn nudge(parameters: &mut dyn Parameters<f64>, mut number: usize, by: f64) {
+    parameters.visit(&mut |_, p| {
+        if let Some(value) = p.value_mut().get_mut(number) {
+            *value += by;
+        }
+        number = number.wrapping_sub(p.len());
+    });
+}
+
+fn net(rng: &mut Rng) -> Sequential<f64> {
+    let inner = Sequential::new()
+        .push(Linear::new(6, 5, Init::xavier_normal(), rng).unwrap())
+        .push(ScaledTanh::new(1.3));
+    Sequential::new()
+        .push(Linear::new(4, 6, Init::kaiming_uniform(), rng).unwrap())
+        .push(ScaledTanh::new(0.7))
+        .push(inner)
+        .push(Activate::new(Activation::Identity))
+        .push(Linear::new(5, 3, Init::xavier_uniform(), rng).unwrap())
+}
+
+#[test]
+fn gradients_of_a_net_are_central_differences() {
+    let mut g = Gen::new(10);
+    let (mut net, mut x) = (net(&mut Rng::seed(2)), matrix(&mut g, [7, 4]));
+    let classes = [0, 1, 2, 2, 1, 0, 1];
+    let loss = CrossEntropy::new();
+    let value = |net: &Sequential<f64>, x: &Tensor<f64, 2>| {
+        loss.forward(net.infer(x.view()).unwrap().view(), &classes).unwrap()
+    };
+    let y = net.forward(x.view()).unwrap();
+    assert_eq!(y, net.infer(x.view()).unwrap());
+    let (_, dy) = loss.forward_backward(y.view(), &classes).unwrap();
+    let dx = net.backward(dy.view()).unwrap();
+    let gradients = flat(&mut net, true);
+    assert_eq!(gradients.len(), net.parameter_count());
+
+    // h² |f‴| / 6 + ε |f| / h ≈ 10⁻¹⁰ with h = 10⁻⁵.
+    let h = 1e-5;
+    let close = |high: f64, low: f64, gradient: f64| {
+        let difference = (high - low) / (2.0 * h);
+        assert!((difference - gradient).abs() < 1e-8 * (1.0 + gradient.abs()), "{difference} {gradient}");
+    };
+    for (number, &gradient) in gradients.iter().enumerate() {
+        let [high, low] = [h, -h].map(|h| {
+            nudge(&mut net, number, h);
+            let value = value(&net, &x);
+            nudge(&mut net, number, -h);
+            value
+        });
+        close(high, low, gradient);
+    }
+    for number in 0..x.len() {
+        let [high, low] = [h, -h].map(|h| {
+            x.as_mut_slice()[number] += h;
+            let value = value(&net, &x);
+            x.as_mut_slice()[number] -= h;
+            value
+        });
+        close(high, low, dx.as_slice()[number]);
+    }
+
+    // A second backward adds the same again, and zeroing takes all away.
+    net.forward(x.view()).unwrap();
+    net.zero_gradients();
+    net.backward(dy.view()).unwrap();
+    let once = flat(&mut net, true);
+    net.backward(dy.view()).unwrap();
+    let twice = flat(&mut net, true);
+    assert!(
+        once.iter().zip(&twice).all(|(once, twice)| (2.0 * once - twice).abs() <= 1e-15 + 1e-14 * once.abs())
+    );
+    net.zero_gradients();
+    assert!(flat(&mut net, true).iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn names_lead_to_parts_within_parts() {
+    let mut net = net(&mut Rng::seed(1));
+    let mut names = Vec::new();
+    net.visit(&mut |name, p| names.push(format!("{name} {:?}", p.shape())));
+    assert_eq!(
+        names,
+        [
+            "0.weight [4, 6]",
+            "0.bias [6]",
+            "1.scale []",
+            "2.0.weight [6, 5]",
+            "2.0.bias [5]",
+            "2.1.scale []",
+            "4.weight [5, 3]",
+            "4.bias [3]",
+        ]
+    );
+}
+
+#[test]
+fn an_empty_sequence_is_the_identity() {
+    let mut net = Sequential::<f64>::new();
+    let x = matrix(&mut Gen::new(10), [2, 3]);
+    assert_eq!(net.forward(x.view()).unwrap(), x);
+    assert_eq!(net.backward(x.view()).unwrap(), x);
+}
+
+/// One layer whose only parameter, `[len, 1]`, is what an optimizer's test works on.
+fn numbers(values: &[f64]) -> Linear<f64> {
+    Linear::from_parts(Tensor::from_slice(values, [values.len(), 1]).unwrap(), None).unwrap()
+}
+
+fn set_gradient<T: Element>(layer: &mut Linear<T>, gradient: &[T]) {
+    layer.visit(&mut |_, p| p.gradient_mut().copy_from_slice(gradient));
+}
+
+/// Three steps from (1, −2) by these gradients; the values were computed in Python, in double precision, from the
+/// algorithm boxes of torch.optim.SGD, Adam and AdamW.
+#[test]
+fn optimizers_give_the_values_of_the_published_definitions() {
+    let check = |optimizer: &mut dyn Optimizer<f64>, expected: [f64; 2]| {
+        let mut layer = numbers(&[1.0, -2.0]);
+        for gradient in [[0.5, -1.0], [0.25, 0.75], [-1.5, 0.125]] {
+            set_gradient(&mut layer, &gradient);
+            optimizer.step(&mut layer).unwrap();
+            assert_eq!(layer.weight().gradient(), gradient, "the gradient stays");
+        }
+        for (found, expected) in layer.weight().value().iter().zip(expected) {
+            assert!((found - expected).abs() < 4e-16 * 8.0, "{found} {expected}");
+        }
+    };
+    check(&mut Sgd::new(0.1), [1.075, -1.9874999999999998]);
+    check(&mut Sgd::new(0.1).weight_decay(0.5), [0.9385000000000001, -1.70825]);
+    check(&mut Sgd::new(0.1).momentum(0.9), [0.967, -1.884]);
+    check(
+        &mut Sgd::new(0.1).momentum(0.9).nesterov(true).weight_decay(0.01),
+        [1.037869708191, -1.8677881663820002],
+    );
+    check(&mut Adam::new(0.1), [0.8415043907981822, -1.8905585725409244]);
+    check(&mut Adam::new(0.1).weight_decay(0.1), [0.8304142282594253, -1.8452011052113562]);
+    check(
+        &mut AdamW::new(0.1).betas(0.8, 0.99).epsilon(1e-3).weight_decay(0.1),
+        [0.8253768829445496, -1.8443875174306934],
+    );
+}
+
+#[derive(Clone, Debug)]
+struct Steps {
+    values: Vec<f64>,
+    gradients: Vec<Vec<f64>>,
+    rate: f64,
+    momentum: f64,
+    decay: f64,
+    flag: bool,
+}
+
+impl Arbitrary for Steps {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let len = within(g, 0..40);
+        let mut vector = || (0..len).map(|_| f64::from(value::<f32>(g))).collect::<Vec<_>>();
+        Steps {
+            values: vector(),
+            gradients: (0..6).map(|_| vector()).collect(),
+            rate: *g.choose(&[0.0, 0.01, 0.3]).unwrap(),
+            momentum: *g.choose(&[0.0, 0.5, 0.9]).unwrap(),
+            decay: *g.choose(&[0.0, 0.1]).unwrap(),
+            flag: bool::arbitrary(g),
+        }
+    }
+}
+
+/// Steps of the library's optimizer in `T`, and what the reference makes of the same numbers in `f64`.
+fn follow<T: Element>(
+    case: &Steps,
+    optimizer: &mut dyn Optimizer<T>,
+    mut twin: impl FnMut(usize, f64) -> f64,
+) {
+    let values: Vec<T> = case.values.iter().map(|&v| T::from_f64(v)).collect();
+    let weight = Tensor::from_slice(&values, [values.len(), 1]).unwrap();
+    let mut layer = Linear::from_parts(weight, None).unwrap();
+    for gradient in &case.gradients {
+        let in_t: Vec<T> = gradient.iter().map(|&g| T::from_f64(g)).collect();
+        set_gradient(&mut layer, &in_t);
+        optimizer.step(&mut layer).unwrap();
+        for (number, (found, &g)) in layer.weight().value().iter().zip(gradient).enumerate() {
+            let expected = twin(number, g);
+            // Some ten roundings a step of numbers of the size of θ, γ and a momentum's sum of gradients; where m̂
+            // and √v̂ are both small, their quotient is still at most about 1.
+            let bound = 300.0 * T::EPSILON.to_f64() * (expected.abs() + 10.0);
+            assert!((found.to_f64() - expected).abs() <= bound, "{found} {expected}");
+        }
+    }
+}
+
+fn optimizers_follow<T: Element>(case: Steps) -> bool {
+    let nesterov = case.flag && case.momentum > 0.0;
+    let sgd = |value| reference::Sgd {
+        value,
+        rate: case.rate,
+        momentum: case.momentum,
+        nesterov,
+        weight_decay: case.decay,
+        velocity: 0.0,
+    };
+    let mut twins: Vec<_> = case.values.iter().map(|&value| sgd(value)).collect();
+    let mut optimizer =
+        Sgd::new(case.rate).momentum(case.momentum).nesterov(nesterov).weight_decay(case.decay);
+    follow::<T>(&case, &mut optimizer, |number, g| {
+        twins[number].step(g);
+        twins[number].value
+    });
+
+    let adam = |value| reference::Adam {
+        betas: (case.momentum, 0.99),
+        weight_decay: case.decay,
+        decoupled: case.flag,
+        epsilon: 1e-3,
+        ..reference::Adam::new(value, case.rate)
+    };
+    let mut twins: Vec<_> = case.values.iter().map(|&value| adam(value)).collect();
+    let twin = |number: usize, g: f64| {
+        twins[number].step(g);
+        twins[number].value
+    };
+    if case.flag {
+        let optimizer = AdamW::new(case.rate).betas(case.momentum, 0.99).epsilon(1e-3);
+        follow::<T>(&case, &mut optimizer.weight_decay(case.decay), twin);
+    } else {
+        let optimizer = Adam::new(case.rate).betas(case.momentum, 0.99).epsilon(1e-3);
+        follow::<T>(&case, &mut optimizer.weight_decay(case.decay), twin);
+    }
+    true
+}
+
+#[test]
+fn optimizers_follow_the_reference() {
+    quickcheck(200, optimizers_follow::<f32> as fn(Steps) -> bool);
+    quickcheck(200, optimizers_follow::<f64> as fn(Steps) -> bool);
+}
+
+#[test]
+fn training_gives_the_same_bits_for_any_number_of_threads() {
+    let results = in_pools(|| {
+        let mut rng = Rng::seed(5);
+        let x = Tensor::from_fn([500, 100], |_| rng.normal(0.0f32, 1.0)).unwrap();
+        let classes: Vec<usize> = (0..500).map(|_| rng.below(10)).collect();
+        let mut net = Sequential::new()
+            .push(Linear::new(100, 800, Init::kaiming_uniform(), &mut rng).unwrap())
+            .push(Activate::new(Activation::Relu))
+            .push(Linear::new(800, 10, Init::xavier_uniform(), &mut rng).unwrap());
+        let mut optimizer = AdamW::new(1e-3);
+        let mut losses = Vec::new();
+        for _ in 0..5 {
+            net.zero_gradients();
+            let y = net.forward(x.view()).unwrap();
+            let (loss, dy) = CrossEntropy::new().forward_backward(y.view(), &classes).unwrap();
+            net.backward(dy.view()).unwrap();
+            clip_gradient_norm(&mut net, 0.5).unwrap();
+            optimizer.step(&mut net).unwrap();
+            losses.push(loss);
+        }
+        assert!(losses.is_sorted_by(|a, b| a > b), "{losses:?}");
+        (bits(&losses), bits(&flat(&mut net, false)))
+    });
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+#[test]
+fn a_net_learns_exclusive_or() {
+    let x = TensorView::from_slice(&[0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0], [4, 2]).unwrap();
+    let t = TensorView::from_slice(&[0.0, 1.0, 1.0, 0.0], [4, 1]).unwrap();
+    let mut rng = Rng::seed(3);
+    let mut net = Sequential::<f64>::new()
+        .push(Linear::new(2, 8, Init::xavier_uniform(), &mut rng).unwrap())
+        .push(ScaledTanh::new(1.0))
+        .push(Linear::new(8, 1, Init::xavier_uniform(), &mut rng).unwrap());
+    let mut optimizer = Adam::new(0.05);
+    for _ in 0..500 {
+        net.zero_gradients();
+        let y = net.forward(x).unwrap();
+        let (_, dy) = MeanSquared::new().forward_backward(y.view(), t).unwrap();
+        net.backward(dy.view()).unwrap();
+        optimizer.step(&mut net).unwrap();
+    }
+    assert!(net.infer(x).unwrap().view().all_close(t, 0.0, 0.01));
+}
+
+#[test]
+fn clipping_scales_all_gradients_by_one_factor() {
+    let mut net = Sequential::<f64>::new().push(numbers(&[0.0; 2])).push(numbers(&[0.0; 1]));
+    let set = |net: &mut Sequential<f64>, values: [f64; 3]| {
+        let mut values = values.into_iter();
+        net.visit(&mut |_, p| p.gradient_mut().iter_mut().for_each(|g| *g = values.next().unwrap()));
+    };
+    set(&mut net, [2.0, 3.0, -6.0]);
+    assert_eq!(clip_gradient_norm(&mut net, 10.0).unwrap(), 7.0);
+    assert_eq!(flat(&mut net, true), [2.0, 3.0, -6.0]);
+    assert_eq!(clip_gradient_norm(&mut net, 3.5).unwrap(), 7.0);
+    let factor = 3.5 / (7.0 + 1e-6);
+    assert_eq!(flat(&mut net, true), [2.0 * factor, 3.0 * factor, -6.0 * factor]);
+    for bad in [f64::NAN, f64::INFINITY] {
+        set(&mut net, [2.0, bad, -6.0]);
+        assert!(!clip_gradient_norm(&mut net, 1.0).unwrap().is_finite());
+        assert_eq!(flat(&mut net, true)[0], 2.0);
+    }
+    set(&mut net, [2.0, f64::NAN, -6.0]);
+    clip_gradient_value(&mut net, 2.5).unwrap();
+    let clipped = flat(&mut net, true);
+    assert!(clipped[0] == 2.0 && clipped[1].is_nan() && clipped[2] == -2.5);
+    assert_eq!(
+        clip_gradient_norm(&mut net, -1.0).unwrap_err().to_string(),
+        "clip_gradient_norm: max_norm is -1, expected at least 0"
+    );
+    assert_eq!(
+        clip_gradient_value(&mut net, f64::NAN).unwrap_err().to_string(),
+        "clip_gradient_value: limit is NaN, expected at least 0"
+    );
+}
+
+#[test]
+fn initial_weights_have_the_variance_of_their_formula() {
+    let (fan_in, fan_out) = (300, 200);
+    let mut weights = vec![0f64; fan_in * fan_out];
+    let n = weights.len() as f64;
+    let mut check = |init: Init, variance: f64, bound: f64| {
+        init.fill(&mut weights, fan_in, fan_out, &mut Rng::seed(11));
+        let mean = weights.iter().sum::<f64>() / n;
+        let found = weights.iter().map(|w| w * w).sum::<f64>() / n;
+        // Five standard deviations of the estimates; that of a variance is at most σ² √(2/n).
+        assert!(mean.abs() < 5.0 * (variance / n).sqrt(), "{init:?}: {mean}");
+        assert!((found - variance).abs() < 5.0 * variance * (2.0 / n).sqrt(), "{init:?}: {found} {variance}");
+        assert!(weights.iter().all(|w| w.abs() <= bound), "{init:?}");
+    };
+    let (both, inf) = (500.0, f64::INFINITY);
+    check(Init::xavier_uniform(), 2.0 / both, (6.0f64 / both).sqrt());
+    check(Init::xavier_normal().gain(3.0), 9.0 * 2.0 / both, inf);
+    check(Init::kaiming_uniform(), 2.0 / 300.0, (6.0f64 / 300.0).sqrt());
+    check(Init::kaiming_uniform().fan(Fan::Out).gain(1.0), 1.0 / 200.0, (3.0f64 / 200.0).sqrt());
+    check(Init::kaiming_normal(), 2.0 / 300.0, inf);
+    let mut weights = [1f32; 3];
+    Init::zeros().fill(&mut weights, 0, 0, &mut Rng::seed(1));
+    assert_eq!(weights, [0.0; 3]);
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_changes() {
+    let text = |result: Result<()>| result.unwrap_err().to_string();
+    let m = |shape| Tensor::<f64, 2>::full(shape, 1.0).unwrap();
+    let mut rng = Rng::seed(1);
+    let mut layer = Linear::<f64>::new(2, 3, Init::zeros(), &mut rng).unwrap();
+    let missing = "the input of forward is missing, expected a call of forward before";
+    assert_eq!(text(layer.backward(m([1, 3]).view()).map(drop)), format!("Linear::backward: {missing}"));
+    assert_eq!(
+        text(layer.forward(m([4, 3]).view()).map(drop)),
+        "Linear::forward: x has shape [4, 3], expected [4, 2]"
+    );
+    assert_eq!(text(layer.backward(m([1, 3]).view()).map(drop)), format!("Linear::backward: {missing}"));
+    layer.forward(m([4, 2]).view()).unwrap();
+    assert_eq!(
+        text(layer.backward(m([5, 3]).view()).map(drop)),
+        "Linear::backward: dy has shape [5, 3], expected [4, 3]"
+    );
+    assert_eq!(
+        text(Linear::from_parts(m([2, 3]), Some(Tensor::zeros([2]).unwrap())).map(drop)),
+        "Linear::from_parts: bias has shape [2], expected [3]"
+    );
+    let mut activate = Activate::<f64>::new(Activation::Relu);
+    assert_eq!(text(activate.backward(m([1, 3]).view()).map(drop)), format!("Activate::backward: {missing}"));
+    activate.forward(m([4, 2]).view()).unwrap();
+    assert_eq!(
+        text(activate.backward(m([5, 3]).view()).map(drop)),
+        "Activate::backward: dy has shape [5, 3], expected [4, 2]"
+    );
+
+    // The second layer fails: backward must not mix the new input of the first with the old of the second.
+    let mut net = Sequential::new()
+        .push(Linear::new(2, 3, Init::xavier_uniform(), &mut rng).unwrap())
+        .push(Linear::new(4, 1, Init::xavier_uniform(), &mut rng).unwrap());
+    assert_eq!(
+        text(net.forward(m([5, 2]).view()).map(drop)),
+        "Linear::forward: x has shape [5, 3], expected [5, 4]"
+    );
+    assert_eq!(text(net.backward(m([5, 1]).view()).map(drop)), format!("Sequential::backward: {missing}"));
+    let mut net = Sequential::new().push(layer);
+    net.forward(m([4, 2]).view()).unwrap();
+    assert_eq!(
+        text(net.backward(m([4, 2]).view()).map(drop)),
+        "Sequential::backward: dy has shape [4, 2], expected [4, 3]"
+    );
+    assert!(flat(&mut net, true).iter().all(|&g| g == 0.0));
+
+    let wrong = Parameter::new(m([2, 3])).unwrap().view::<1>().map(drop);
+    assert_eq!(text(wrong), "Parameter::view: rank is 1, expected the rank that the parameter was made with");
+}
+
+#[test]
+fn optimizers_refuse_wrong_options_and_other_parameters() {
+    let mut layer = numbers(&[1.0, -2.0]);
+    set_gradient(&mut layer, &[1.0, 1.0]);
+    let cases: [(&mut dyn Optimizer<f64>, &str); 10] = [
+        (&mut Sgd::new(-0.1), "Sgd::step: learning rate is -0.1, expected finite and at least 0"),
+        (&mut Sgd::new(f64::NAN), "Sgd::step: learning rate is NaN, expected finite and at least 0"),
+        (&mut Sgd::new(0.1).momentum(-1.0), "Sgd::step: momentum is -1, expected finite and at least 0"),
+        (
+            &mut Sgd::new(0.1).nesterov(true),
+            "Sgd::step: momentum is 0, expected positive for Nesterov's form",
+        ),
+        (
+            &mut Sgd::new(0.1).weight_decay(f64::INFINITY),
+            "Sgd::step: weight decay is inf, expected finite and at least 0",
+        ),
+        (&mut Adam::new(0.1).betas(1.0, 0.9), "Adam::step: beta 1 is 1, expected at least 0, below 1"),
+        (&mut Adam::new(0.1).betas(0.9, -0.1), "Adam::step: beta 2 is -0.1, expected at least 0, below 1"),
+        (&mut Adam::new(0.1).epsilon(-1.0), "Adam::step: epsilon is -1, expected finite and at least 0"),
+        (&mut AdamW::new(f64::INFINITY), "AdamW::step: learning rate is inf, expected finite and at least 0"),
+        (
+            &mut AdamW::new(0.1).weight_decay(-1.0),
+            "AdamW::step: weight decay is -1, expected finite and at least 0",
+        ),
+    ];
+    for (optimizer, expected) in cases {
+        assert_eq!(optimizer.step(&mut layer).unwrap_err().to_string(), expected);
+        assert_eq!(layer.weight().value(), [1.0, -2.0]);
+    }
+
+    for optimizer in [&mut Adam::new(0.1) as &mut dyn Optimizer<f64>, &mut Sgd::new(0.1).momentum(0.9)] {
+        optimizer.step(&mut layer).unwrap();
+        let name = optimizer.step(&mut numbers(&[0.0; 3])).unwrap_err().to_string();
+        assert!(name.ends_with("::step: parameter has shape [3, 1], expected [2, 1]"), "{name}");
+        let mut more = Sequential::new().push(numbers(&[5.0; 2])).push(numbers(&[5.0; 2]));
+        let name = optimizer.step(&mut more).unwrap_err().to_string();
+        assert!(
+            name.ends_with("number of parameters is 2, not 1, expected that of the first step"),
+            "{name}"
+        );
+        assert_eq!(flat(&mut more, false), [5.0; 4]);
+        let none = optimizer.step(&mut Sequential::new()).unwrap_err().to_string();
+        assert!(none.contains("number of parameters is 0, not 1"), "{none}");
+        optimizer.step(&mut layer).unwrap();
+    }
+}
