@@ -43,9 +43,12 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
 
     fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let mut y = Tensor::zeros(x.shape())?;
-        let relu = self.activation == Activation::Relu;
+        let f = match self.activation {
+            Activation::Identity => |x: T| x,
+            Activation::Relu => |x: T| if x < T::ZERO { T::ZERO } else { x },
+        };
         tensor::map([x], y.view_mut(), 1, &|[x], y: &mut [T]| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = if relu { x.max(T::ZERO) } else { x });
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
         })?;
         Ok(y)
     }
@@ -57,11 +60,12 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
             return Err(Error::shape(op, "dy", &dy.shape(), &x.shape()));
         }
         let mut dx = Tensor::zeros(x.shape())?;
-        let relu = self.activation == Activation::Relu;
+        let f = match self.activation {
+            Activation::Identity => |_: T, dy: T| dy,
+            Activation::Relu => |x: T, dy: T| if x <= T::ZERO { T::ZERO } else { dy },
+        };
         tensor::map([x, dy], dx.view_mut(), 1, &|[x, dy], dx: &mut [T]| {
-            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                *dx = if relu && x <= T::ZERO { T::ZERO } else { dy };
-            }
+            dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = f(x, dy));
         })?;
         Ok(dx)
     }

@@ -124,6 +124,6 @@ impl Init {
 pub fn gain(activation: Activation) -> f64 {
     match activation {
         Activation::Relu => std::f64::consts::SQRT_2,
-        _ => 1.0,
+        Activation::Identity => 1.0,
     }
 }

@@ -265,6 +265,7 @@ impl Pass {
         target: Target<'_, T>,
         mut d_logits: Option<TensorViewMut<'_, T, 2>>,
     ) -> Result<f64> {
+        let mut buffers = [[T::ZERO; STAGE]; 3];
         let mut total = 0.0;
         for i in 0..logits.shape()[0] {
             let row = logits.slice(0, i..i + 1, 1)?;
@@ -282,7 +283,7 @@ impl Pass {
                 },
                 Target::Probabilities(view) => RowTarget::Probabilities(view.slice(0, i..i + 1, 1)?),
             };
-            total += self.row(row, target, out);
+            total += self.row(row, target, out, &mut buffers);
         }
         Ok(total)
     }
@@ -293,15 +294,14 @@ impl Pass {
         row: TensorView<'_, T, 2>,
         target: RowTarget<'_, T>,
         mut out: Option<TensorViewMut<'_, T, 2>>,
+        [buffer, target_buffer, terms]: &mut [[T; STAGE]; 3],
     ) -> f64 {
         let [_, classes] = row.shape();
-        let mut buffer = [T::ZERO; STAGE];
-        let mut target_buffer = [T::ZERO; STAGE];
 
         // The largest logit, and where it is. A NaN is larger than all.
         let (mut max, mut argmax) = (T::NEG_INFINITY, 0);
         for first in (0..classes).step_by(STAGE) {
-            for (j, &z) in stage(row, first, &mut buffer).iter().enumerate() {
+            for (j, &z) in stage(row, first, buffer).iter().enumerate() {
                 if z > max || z.is_nan() {
                     (max, argmax) = (z, first + j);
                 }
@@ -312,8 +312,7 @@ impl Pass {
         // of the loss beside it.
         let (mut rest, mut weight, mut dot) = (0.0, 0.0, 0.0);
         for first in (0..classes).step_by(STAGE) {
-            let mut terms = [T::ZERO; STAGE];
-            let logits = stage(row, first, &mut buffer);
+            let logits = stage(row, first, buffer);
             let terms = &mut terms[..logits.len()];
             terms.iter_mut().zip(logits).for_each(|(term, &z)| *term = z - max);
             let at = |class: usize| terms.get(class.wrapping_sub(first)).map(|term| term.to_f64());
@@ -330,7 +329,7 @@ impl Pass {
                     }
                 }
                 RowTarget::Probabilities(view) => {
-                    for (&q, term) in stage(*view, first, &mut target_buffer).iter().zip(terms.iter()) {
+                    for (&q, term) in stage(*view, first, target_buffer).iter().zip(terms.iter()) {
                         let q = self.keep * q.to_f64() + self.smooth;
                         weight += q;
                         if q != 0.0 {
@@ -355,8 +354,7 @@ impl Pass {
             let [scale, smooth, keep] =
                 [weight / (1.0 + rest), self.smooth, self.keep].map(|x| T::from_f64(self.factor * x));
             for first in (0..classes).step_by(STAGE) {
-                let mut terms = [T::ZERO; STAGE];
-                let exps = stage(out.view(), first, &mut buffer);
+                let exps = stage(out.view(), first, buffer);
                 let terms = &mut terms[..exps.len()];
                 terms.iter_mut().zip(exps).for_each(|(term, &e)| *term = scale * e - smooth);
                 match &target {
@@ -366,7 +364,7 @@ impl Pass {
                         }
                     }
                     RowTarget::Probabilities(view) => {
-                        let q = stage(*view, first, &mut target_buffer);
+                        let q = stage(*view, first, target_buffer);
                         terms.iter_mut().zip(q).for_each(|(term, &q)| *term -= keep * q);
                     }
                 }

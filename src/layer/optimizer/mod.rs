@@ -95,7 +95,8 @@ impl<T: Element, const K: usize> State<T, K> {
     fn update(&mut self, parameters: &mut dyn Parameters<T>, isa: Isa, rule: impl Rule<T, K>) {
         let mut slots = self.slots.iter_mut();
         parameters.visit(&mut |_, parameter| {
-            if let Some(slot) = slots.next() {
+            // The same walk as in `prepare`, unless the caller's `visit` is not one; then nothing fits.
+            if let Some(slot) = slots.next().filter(|slot| *slot.shape == *parameter.shape()) {
                 let (values, gradients) = parameter.value_and_gradient();
                 let tasks = parallel::tasks(values.len(), GRAIN);
                 let mut rest = slot.tensors.as_mut_slice();
