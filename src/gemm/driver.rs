@@ -23,8 +23,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::SimdOp as _;
-use crate::tensor::TensorViewMut;
+use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
 
 /// An operand as the driver takes it.
@@ -46,6 +45,14 @@ impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
         match self {
             Input::Source(source) => source.depth(),
             Input::Packed(packed) => packed.depth(),
+        }
+    }
+
+    /// The operand as a matrix in memory, where it is one.
+    fn direct(&self) -> Option<TensorView<'_, T, 2>> {
+        match self {
+            Input::Source(source) => source.direct(),
+            Input::Packed(_) => None,
         }
     }
 }
@@ -110,20 +117,8 @@ impl Plan {
         };
         let work = m.saturating_mul(n).saturating_mul(k);
         let tasks = tasks.unwrap_or_else(|| parallel::tasks(work, GRAIN));
-        let in_place = |source: &dyn Fn() -> bool, packed: bool| !packed && source();
-        let b_in_place = in_place(
-            &|| match b {
-                Input::Source(source) => {
-                    source.direct().is_some_and(|view| reads_b_in_place(tile, m, n, view.strides()[0] == 1))
-                }
-                Input::Packed(_) => false,
-            },
-            matches!(b, Input::Packed(_)),
-        );
-        let a_in_place = match a {
-            Input::Source(source) => source.direct().is_some() && reads_a_in_place(tile, n),
-            Input::Packed(_) => false,
-        };
+        let a_in_place = a.direct().is_some() && reads_a_in_place(tile, n);
+        let b_in_place = b.direct().is_some_and(|view| reads_b_in_place(tile, m, n, view.strides()[0] == 1));
         let mc = blocking.mc.next_multiple_of(tile_rows);
         let row_chunk = if tasks > 1 { blocking.nc.max(mc) / tile_rows * tile_rows } else { mc };
         Self {

@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::TensorViewMut;
 
 use super::epilogue::Epilogue;
 use super::panel::Panels;

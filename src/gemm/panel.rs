@@ -65,7 +65,6 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         width: usize,
         panel: &mut [T],
     ) {
-        let _ = simd;
         let steps = self.transpose();
         let count = lines.len();
         if count < width {
@@ -79,13 +78,15 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
                 }
             }
         } else if self.strides()[1] == 1 {
-            // Each line is contiguous: read along it, write with a stride inside the panel, which is in L1.
-            for (i, line) in lines.enumerate() {
-                if let Some(from) = self.row(line) {
-                    for (to, &x) in panel[i..].iter_mut().step_by(width).zip(&from[depth.clone()]) {
-                        *to = x;
-                    }
-                }
+            // Each line is contiguous: four at a time are transposed in registers.
+            let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
+            let fours = count / 4 * 4;
+            for i in (0..fours).step_by(4) {
+                transpose(simd, std::array::from_fn(|j| line(lines.start + i + j)), &mut panel[i..], width);
+            }
+            for i in fours..count {
+                let from = line(lines.start + i);
+                panel[i..].iter_mut().step_by(width).zip(from).for_each(|(to, &x)| *to = x);
             }
         } else {
             for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
@@ -93,6 +94,27 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
                     *to = self.get([line, step]).copied().unwrap_or(T::ZERO);
                 }
             }
+        }
+    }
+}
+
+/// Step `p` of the four lines to `panel[p · width ..]`, for every step.
+#[inline(always)]
+fn transpose<T: Element, S: Simd<T>>(simd: S, lines: [&[T]; 4], panel: &mut [T], width: usize) {
+    let depth = lines[0].len();
+    let whole = depth / S::LANES * S::LANES;
+    for p in (0..whole).step_by(S::LANES) {
+        let vectors = [
+            simd.load(&lines[0][p..]),
+            simd.load(&lines[1][p..]),
+            simd.load(&lines[2][p..]),
+            simd.load(&lines[3][p..]),
+        ];
+        simd.store_transposed(vectors, &mut panel[p * width..], width);
+    }
+    for p in whole..depth {
+        for (to, line) in panel[p * width..].iter_mut().zip(lines) {
+            *to = line[p];
         }
     }
 }
@@ -174,22 +196,22 @@ mod tests {
 
     #[test]
     fn every_layout_packs_alike() {
-        let values: Vec<f32> = (0..200).map(|i| i as f32).collect();
-        let (lines, depth) = (7, 9);
+        let values: Vec<f32> = (0..800).map(|i| i as f32).collect();
+        let (lines, depth) = (7, 45);
         let views = [
-            TensorView::as_strided(&values, [lines, depth], [9, 1]).unwrap(),
+            TensorView::as_strided(&values, [lines, depth], [45, 1]).unwrap(),
             TensorView::as_strided(&values, [lines, depth], [1, 7]).unwrap(),
             TensorView::as_strided(&values, [lines, depth], [2, 15]).unwrap(),
-            TensorView::as_strided_at(&values, 199, [lines, depth], [-9, -1]).unwrap(),
+            TensorView::as_strided_at(&values, 799, [lines, depth], [-45, -1]).unwrap(),
             TensorView::as_strided(&values, [lines, depth], [0, 1]).unwrap(),
         ];
         for &isa in machine::supported() {
             for view in views {
-                for width in [1, 3, 4, 16] {
-                    let mut data = vec![f32::NAN; packed_len(lines, width, 5).unwrap()];
-                    pack(isa, view, 0..lines, 2..7, width, &mut data, false);
+                for width in [1, 3, 4, 6, 16] {
+                    let mut data = vec![f32::NAN; packed_len(lines, width, 41).unwrap()];
+                    pack(isa, view, 0..lines, 2..43, width, &mut data, false);
                     for (at, &value) in data.iter().enumerate() {
-                        let (panel, rest) = (at / (width * 5), at % (width * 5));
+                        let (panel, rest) = (at / (width * 41), at % (width * 41));
                         let (line, step) = (panel * width + rest % width, 2 + rest / width);
                         let expected = view.get([line, step]).copied().unwrap_or(0.0);
                         assert_eq!(value, expected, "line {line} step {step} width {width}");

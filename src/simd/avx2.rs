@@ -126,6 +126,13 @@ macro_rules! avx2 {
                 unsafe { $i::maskstore(dst.as_mut_ptr(), leading!(dst.len(), $i, $lanes), v) }
             }
 
+            #[inline(always)]
+            fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) {
+                assert!(dst.len() >= ($lanes - 1) * stride + 4);
+                // SAFETY: the last lane's four elements end inside `dst`; the token proves the feature.
+                unsafe { super::transpose::avx2::$i(v, dst.as_mut_ptr(), stride) }
+            }
+
             intrinsics! {
                 fn splat(self, x: $T) -> $V { $i::splat(x) }
                 fn splat_bits(self, bits: u64) -> $V { $i::from_int($i::int_splat(bits as $int)) }

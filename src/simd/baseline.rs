@@ -54,6 +54,13 @@ macro_rules! baseline {
                         }
                     }
                 }
+                fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) -> () {
+                    for (line, v) in v.into_iter().enumerate() {
+                        for (i, lane) in v.to_array().into_iter().enumerate() {
+                            dst[i * stride + line] = lane;
+                        }
+                    }
+                }
 
                 fn add(self, a: $V, b: $V) -> $V { a + b }
                 fn sub(self, a: $V, b: $V) -> $V { a - b }

@@ -33,6 +33,8 @@ mod baseline;
 mod dispatch;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod transpose;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -73,6 +75,10 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn load_partial(self, src: &[T]) -> Self::V;
     /// Writes the first `dst.len()` lanes, at most all.
     fn store_partial(self, v: Self::V, dst: &mut [T]);
+
+    /// Writes lane `i` of each of the four vectors, as four neighbours, to `dst[i · stride ..]`, for every
+    /// lane. `dst` has at least `(LANES − 1) · stride + 4` elements.
+    fn store_transposed(self, v: [Self::V; 4], dst: &mut [T], stride: usize);
 
     /// a + b.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -1,0 +1,130 @@
+//! GEMM on the shapes of real networks, as a share of the multiply-adds that the machine does in registers.
+
+mod support;
+
+use criterion::Criterion;
+use support::{Bound, bench, pools, random};
+use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
+use tilewise::{Element, Tensor, TensorView, activation::Activation};
+
+fn flops<T: Element>(m: usize, n: usize, k: usize) -> (Bound, u64) {
+    let bound = if T::NAME == "f32" { Bound::FlopsF32 } else { Bound::FlopsF64 };
+    (bound, 2 * (m * n * k) as u64)
+}
+
+fn square<T: Element>(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group(format!("gemm square {}", T::NAME));
+    for size in [16, 32, 64, 128, 256, 512, 1024, 2048] {
+        let (a, b) = (random::<T, 2>([size, size]), random::<T, 2>([size, size]));
+        let mut c = Tensor::zeros([size, size]).expect("memory");
+        let orders: &[(&str, bool, bool)] = if matches!(size, 512 | 1024) {
+            &[("NN", false, false), ("NT", false, true), ("TN", true, false)]
+        } else {
+            &[("NN", false, false)]
+        };
+        for &(order, flip_a, flip_b) in orders {
+            let a = if flip_a { a.view().transpose() } else { a.view() };
+            let b = if flip_b { b.view().transpose() } else { b.view() };
+            for pool in pools() {
+                let name = format!("gemm {} {order} {size}", T::NAME);
+                bench(&mut group, &pool, &name, flops::<T>(size, size, size), || {
+                    gemm(T::ONE, a, b, T::ZERO, c.view_mut()).expect("shapes fit");
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+/// m, n, k and what has them.
+const NETWORKS: &[(usize, usize, usize, &str)] = &[
+    (12544, 64, 147, "ResNet-50 stem"),
+    (3136, 64, 576, "ResNet-50 3x3 at 56"),
+    (49, 512, 4608, "ResNet-50 3x3 at 7"),
+    (128, 768, 768, "BERT-base projection"),
+    (128, 3072, 768, "BERT-base feed-forward"),
+    (512, 768, 768, "BERT-base projection, 512 tokens"),
+    (16, 1000, 2048, "ResNet-50 classifier, batch 16"),
+    (7680, 16, 2560, "DeepBench"),
+    (35, 8457, 2560, "DeepBench"),
+    (64, 64, 4096, "gradient of a small layer"),
+    (4096, 4096, 32, "rank-32 update"),
+    (32, 4096, 4096, "decoder, 32 tokens"),
+    (8, 4096, 4096, "decoder, 8 tokens"),
+];
+
+fn networks(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm networks f32");
+    for &(m, n, k, what) in NETWORKS {
+        let (a, b, bias) = (random::<f32, 2>([m, k]), random::<f32, 2>([k, n]), random::<f32, 1>([n]));
+        let packed = Packed::rhs(b.view()).expect("memory");
+        let mut c = Tensor::zeros([m, n]).expect("memory");
+        let operands: [(&str, Operand<f32>); 2] = [("", b.view().into()), (" prepacked", (&packed).into())];
+        for (kind, b) in operands {
+            for pool in pools() {
+                let name = format!("{m}x{n}x{k}{kind}, {what}");
+                bench(&mut group, &pool, &name, flops::<f32>(m, n, k), || {
+                    Gemm::new().run(a.view(), b, c.view_mut()).expect("shapes fit");
+                });
+            }
+        }
+        if (m, n) == (128, 3072) {
+            for pool in pools() {
+                let options = Gemm::new().bias(Bias::PerColumn(bias.view())).activation(Activation::Relu);
+                let name = format!("{m}x{n}x{k} with bias and ReLU");
+                bench(&mut group, &pool, &name, flops::<f32>(m, n, k), || {
+                    options.run(a.view(), &packed, c.view_mut()).expect("shapes fit");
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+fn vectors(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm vectors f32");
+    let (m, x) = (random::<f32, 2>([4096, 4096]), random::<f32, 2>([4096, 1]));
+    let mut y = Tensor::<f32, 2>::zeros([4096, 1]).expect("memory");
+    let bytes = (Bound::Bytes, 4 * 4096 * 4096);
+    let views: [(&str, TensorView<f32, 2>); 2] =
+        [("matrix · vector", m.view()), ("transposed matrix · vector", m.view().transpose())];
+    for (name, matrix) in views {
+        for pool in pools() {
+            bench(&mut group, &pool, &format!("{name} 4096"), bytes, || {
+                gemm(1.0, matrix, x.view(), 0.0, y.view_mut()).expect("shapes fit");
+            });
+        }
+    }
+    group.finish();
+}
+
+fn batched(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm batched f32");
+    for size in [32, 64] {
+        let shape = [1000, size, size];
+        let (a, b) = (random::<f32, 3>(shape), random::<f32, 3>(shape));
+        let mut c = Tensor::zeros(shape).expect("memory");
+        for pool in pools() {
+            let (bound, work) = flops::<f32>(size, size, size);
+            bench(&mut group, &pool, &format!("1000 batched {size}"), (bound, 1000 * work), || {
+                Gemm::new().run_batched(a.view(), b.view(), c.view_mut()).expect("shapes fit");
+            });
+        }
+    }
+    group.finish();
+}
+
+fn main() {
+    let mut criterion = support::criterion();
+    square::<f32>(&mut criterion);
+    square::<f64>(&mut criterion);
+    networks(&mut criterion);
+    vectors(&mut criterion);
+    batched(&mut criterion);
+    criterion.final_summary();
+    support::table();
+}
