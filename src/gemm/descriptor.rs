@@ -146,6 +146,9 @@ impl<'e, T: Element> Gemm<'e, T> {
         check(isa, &a, &b)?;
         let shape = check_output(operand_shape(&a), operand_shape(&b), c.shape())?;
         self.check_epilogue(None, shape)?;
+        if c.is_empty() {
+            return Ok(()); // the operands may be deeper than any scratch
+        }
         let scale = self.scale(0)?;
         matrix(isa, a, b, &scale, c, None)
     }
@@ -185,6 +188,9 @@ impl<'e, T: Element> Gemm<'e, T> {
         }
         let [m, n, k] = check_output(shapes[0], shapes[1], [rows, columns])?;
         self.check_epilogue(Some(batch), [m, n, k])?;
+        if c.is_empty() {
+            return Ok(()); // there may be more empty entries than can be walked
+        }
         let work = m.saturating_mul(n).saturating_mul(k);
         let (tasks, inner) = batch_tasks(batch, work);
         Batch { isa, gemm: self, a, b, inner }.run(c, 0, tasks)

@@ -85,7 +85,9 @@ impl<T: Element> Packed<T> {
         let mut data = workspace::try_vec("pack", len)?;
         data.resize(len, T::ZERO);
         let padded = if depth == 0 { 0 } else { len / depth };
-        for first in (0..depth).step_by(kc) {
+        // A matrix without lines may be deeper than can be walked.
+        let depth_packed = if lines == 0 { 0 } else { depth };
+        for first in (0..depth_packed).step_by(kc) {
             let steps = first..depth.min(first + kc);
             let block = &mut data[first * padded..steps.end * padded];
             panel::pack(isa, source, 0..lines, steps, width, block, true);

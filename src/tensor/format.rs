@@ -71,6 +71,10 @@ fn text(element: &impl Debug, precision: Option<usize>) -> String {
 /// Prints as NumPy does; `{:.3?}` sets the digits after the point.
 impl<T: Debug, const N: usize> Debug for TensorView<'_, T, N> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            // Its other axes may be of any size.
+            return f.write_str("[]");
+        }
         let mut printer = Printer { view: self, shorten: self.len() > THRESHOLD, width: 0 };
         let mut width = 0;
         printer.each(0, &mut [0; N], &mut |element| width = width.max(text(element, f.precision()).len()));

@@ -274,7 +274,10 @@ impl<const N: usize> Layout<N> {
                 if n > 1 {
                     run = match run {
                         None => Some((stride, n)),
-                        Some((step, count)) if stride == step * count as isize => Some((step, count * n)),
+                        // Elements of no size may lie further apart than any slice is long.
+                        Some((step, count)) if step.checked_mul(count as isize) == Some(stride) => {
+                            Some((step, count * n))
+                        }
                         Some(_) => {
                             return Err(Error::NotViewable {
                                 op: "reshape",

@@ -299,7 +299,7 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
     }
 
     /// True where the shapes are equal and `|a − b| ≤ atol + rtol · |b|` for every pair of elements `a` of
-    /// this view and `b` of the other. Equal infinities are close; NaN is close to nothing.
+    /// this view and `b` of the other. An infinity is close to itself only, NaN to nothing.
     pub fn all_close(&self, other: TensorView<'_, T, N>, rtol: f64, atol: f64) -> bool
     where
         T: Element,
@@ -308,7 +308,8 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
             && self
                 .iter()
                 .zip(other.iter())
-                .all(|(&a, &b)| a == b || (a.to_f64() - b.to_f64()).abs() <= atol + rtol * b.to_f64().abs())
+                .map(|(&a, &b)| (a.to_f64(), b.to_f64()))
+                .all(|(a, b)| a == b || (b.is_finite() && (a - b).abs() <= atol + rtol * b.abs()))
     }
 }
 
