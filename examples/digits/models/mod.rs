@@ -1,6 +1,7 @@
 //! The models, one file each.
 
-mod placeholder;
+mod dense;
+mod perceptron;
 
 use crate::model::Model;
 
@@ -14,4 +15,4 @@ pub struct Entry {
 }
 
 /// In the order in which they run when `--models` says nothing.
-pub const MODELS: &[Entry] = &[placeholder::QUICK, placeholder::SLOW];
+pub const MODELS: &[Entry] = &[perceptron::ENTRY, dense::ENTRY];
