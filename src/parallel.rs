@@ -4,8 +4,6 @@
 //! [`TensorViewMut::split_at`](crate::TensorViewMut::split_at) or by slices, so that disjointness is the
 //! borrow checker's business. No sum is ever cut by the number of threads.
 
-use std::ops::Range;
-
 /// Tasks a thread should find: enough to even out tasks of unlike length.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -19,30 +17,6 @@ pub(crate) fn tasks(work: usize, grain: usize) -> usize {
 /// [`tasks`] as a pure function.
 fn tasks_for(work: usize, grain: usize, threads: usize) -> usize {
     if threads == 1 { 1 } else { (work / grain).clamp(1, TASKS_PER_THREAD * threads) }
-}
-
-/// Calls `f` with pieces of `range` that begin at multiples of `unit` from its start, about `tasks` of them,
-/// possibly at the same time.
-pub(crate) fn for_each_piece(
-    range: Range<usize>,
-    unit: usize,
-    tasks: usize,
-    f: &(impl Fn(Range<usize>) + Sync),
-) {
-    let units = range.len().div_ceil(unit);
-    if tasks <= 1 || units <= 1 {
-        if !range.is_empty() {
-            f(range);
-        }
-        return;
-    }
-    let half = tasks / 2;
-    // At least one unit on each side; in proportion to the tasks otherwise.
-    let cut = (units * half / tasks).clamp(1, units - 1) * unit + range.start;
-    rayon::join(
-        || for_each_piece(range.start..cut, unit, half, f),
-        || for_each_piece(cut..range.end, unit, tasks - half, f),
-    );
 }
 
 /// Calls `f` with the index of the first of a number of neighbouring chunks and with those chunks, about
@@ -78,7 +52,6 @@ pub(crate) fn for_each_chunk_mut<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[test]
     fn little_work_is_one_task() {
@@ -89,20 +62,16 @@ mod tests {
     }
 
     #[test]
-    fn pieces_cover_the_range_once_and_begin_at_units() {
-        for (len, unit, tasks) in [(0, 4, 3), (1, 4, 3), (17, 4, 3), (100, 7, 16), (64, 64, 5), (65, 64, 5)] {
-            let seen = Mutex::new(Vec::new());
-            for_each_piece(10..10 + len, unit, tasks, &|piece| seen.lock().unwrap().push(piece));
-            let mut pieces = seen.into_inner().unwrap();
-            pieces.sort_by_key(|piece| piece.start);
-            let mut next = 10;
-            for piece in &pieces {
-                assert_eq!(piece.start, next);
-                assert_eq!((piece.start - 10) % unit, 0);
-                assert!(!piece.is_empty());
-                next = piece.end;
-            }
-            assert_eq!(next, 10 + len);
+    fn chunks_are_visited_once_and_never_cut() {
+        for (len, chunk, tasks) in [(0, 4, 3), (1, 4, 3), (17, 4, 3), (100, 7, 16), (64, 64, 5), (65, 64, 5)]
+        {
+            let mut data = vec![0; len];
+            for_each_chunk_mut(&mut data, chunk, tasks, &|first, chunks| {
+                for (i, x) in chunks.iter_mut().enumerate() {
+                    *x += 1 + first * chunk + i;
+                }
+            });
+            assert!(data.iter().enumerate().all(|(i, &x)| x == i + 1), "{len} {chunk} {tasks}: {data:?}");
         }
     }
 }

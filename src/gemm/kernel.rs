@@ -193,12 +193,12 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         let (mut at, mut bt) = (a.ptr, b.ptr);
         for _ in 0..depth {
-            // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
             let vectors: [S::V; V] = std::array::from_fn(|j| {
+                // SAFETY: the invariant of `Rhs`: this step exists, with `V` vectors.
                 simd.load(unsafe { std::slice::from_raw_parts(bt.add(j * S::LANES), S::LANES) })
             });
             for (i, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
+                // SAFETY: the invariant of `Lhs`: this step exists, with `R` lines.
                 let x = simd.splat(unsafe { *at.offset(i as isize * line) });
                 for (sum, &vector) in sums.iter_mut().zip(&vectors) {
                     *sum = simd.mul_add(x, vector, *sum);

@@ -84,7 +84,7 @@ impl<T: Element> Packed<T> {
         let len = packed_len(lines, width, depth).ok_or(Error::Alloc { op: "pack", bytes: usize::MAX })?;
         let mut data = workspace::try_vec("pack", len)?;
         data.resize(len, T::ZERO);
-        let padded = if depth == 0 { 0 } else { len / depth };
+        let padded = lines.next_multiple_of(width);
         // A matrix without lines may be deeper than can be walked.
         let depth_packed = if lines == 0 { 0 } else { depth };
         for first in (0..depth_packed).step_by(kc) {

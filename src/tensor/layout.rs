@@ -103,14 +103,8 @@ impl<const N: usize> Layout<N> {
 
     /// Distance of an element from the one with index 0, or `None` where the index is outside the shape.
     pub fn offset(&self, index: [usize; N]) -> Option<isize> {
-        let mut offset = 0;
-        for axis in 0..N {
-            if index[axis] >= self.shape[axis] {
-                return None;
-            }
-            offset += index[axis] as isize * self.strides[axis];
-        }
-        Some(offset)
+        let inside = index.iter().zip(&self.shape).all(|(at, size)| at < size);
+        inside.then(|| index.iter().zip(&self.strides).map(|(&at, stride)| at as isize * stride).sum())
     }
 
     /// Lowest and highest distance of any element from the one with index 0. (0, 0) for an empty layout.

@@ -55,10 +55,10 @@ impl<const S: usize> Window<S> {
                 return Err(Error::argument(OP, arg, Dims::new(&sizes), "sizes of at least 1"));
             }
         }
-        let mut extent = [0; S];
-        for axis in 0..S {
-            extent[axis] = (self.kernel[axis] - 1)
-                .checked_mul(self.dilation[axis])
+        let mut extent = self.dilation;
+        for (extent, kernel) in extent.iter_mut().zip(self.kernel) {
+            *extent = (kernel - 1)
+                .checked_mul(*extent)
                 .and_then(|reach| reach.checked_add(1))
                 .ok_or_else(|| Error::Overflow { op: OP, shape: Dims::new(&self.kernel) })?;
         }
