@@ -192,20 +192,23 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         let (mut at, mut bt) = (a.ptr, b.ptr);
-        for _ in 0..depth {
-            let vectors: [S::V; V] = std::array::from_fn(|j| {
-                // SAFETY: the invariant of `Rhs`: this step exists, with `V` vectors.
-                simd.load(unsafe { std::slice::from_raw_parts(bt.add(j * S::LANES), S::LANES) })
-            });
-            for (i, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: the invariant of `Lhs`: this step exists, with `R` lines.
-                let x = simd.splat(unsafe { *at.offset(i as isize * line) });
-                for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                    *sum = simd.mul_add(x, vector, *sum);
-                }
-            }
-            at = at.wrapping_offset(a.step);
-            bt = bt.wrapping_offset(b.step);
+        macro_rules! steps {
+            ($($step:literal)*) => {$({
+                const { assert!($step < UNROLL) };
+                // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
+                unsafe { step::<T, S, R, V>(simd, at, line, bt, &mut sums) };
+                at = at.wrapping_offset(a.step);
+                bt = bt.wrapping_offset(b.step);
+            })*};
+        }
+        // Four steps a turn: where two hardware threads share a core, every instruction that is not a
+        // multiply-add costs.
+        const UNROLL: usize = 4;
+        for _ in 0..depth / UNROLL {
+            steps!(0 1 2 3);
+        }
+        for _ in 0..depth % UNROLL {
+            steps!(0);
         }
         let alpha = simd.splat(alpha);
         for (i, sums) in sums.into_iter().enumerate() {
@@ -219,6 +222,33 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }
                 if full { simd.store(value, run) } else { simd.store_partial(value, run) }
             }
+        }
+    }
+}
+
+/// sums += a · b for one step of depth.
+///
+/// # Safety
+/// `R` elements `line` apart can be read at `a`, and `V` vectors at `b`.
+#[inline(always)]
+unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize>(
+    simd: S,
+    a: *const T,
+    line: isize,
+    b: *const T,
+    sums: &mut [[S::V; V]; R],
+) {
+    // SAFETY: the caller's promise.
+    let row = unsafe { std::slice::from_raw_parts(b, V * S::LANES) };
+    let mut vectors = [simd.splat(T::ZERO); V];
+    for (vector, lanes) in vectors.iter_mut().zip(row.chunks_exact(S::LANES)) {
+        *vector = simd.load(lanes);
+    }
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let x = simd.splat(unsafe { *a.offset(i as isize * line) });
+        for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+            *sum = simd.mul_add(x, vector, *sum);
         }
     }
 }
