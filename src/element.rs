@@ -17,6 +17,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// ```
 pub trait Element:
     crate::simd::Dispatch
+    + crate::gemm::Kernels
     + Copy
     + Debug
     + Display

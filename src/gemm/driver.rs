@@ -272,7 +272,7 @@ impl<T: Element> Step<'_, T> {
                 origin: [origin[0] + at[0] + rows.start, origin[1] + at[1]],
                 c: c.tile_mut([rows.start, 0], [rows.len(), n]),
             };
-            T::dispatch(self.plan.isa, block);
+            T::block(self.plan.isa, block);
         }
         Ok(())
     }

@@ -1,34 +1,61 @@
 //! The micro-kernel, and the two innermost loops around it.
 
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp};
+use crate::machine::Isa;
+use crate::simd::{Dispatch, Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 
 use super::epilogue::Epilogue;
 use super::panel::Panels;
+use super::vector::Piece;
 
 /// Elements of the largest tile of any instruction set: 12 × 32.
 const TILE_ELEMENTS: usize = 12 * 32;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
-pub(crate) struct Block<'b, T> {
+pub struct Block<'b, T> {
     /// Panels of A from the block's first row on.
-    pub a: Panels<'b, T>,
+    pub(crate) a: Panels<'b, T>,
     /// Panels of B from the block's first column on.
-    pub b: Panels<'b, T>,
+    pub(crate) b: Panels<'b, T>,
     /// Height of a panel of A.
-    pub tile_rows: usize,
+    pub(crate) tile_rows: usize,
     /// Steps of depth.
-    pub depth: usize,
-    pub alpha: T,
+    pub(crate) depth: usize,
+    pub(crate) alpha: T,
     /// `None` never reads C.
-    pub beta: Option<T>,
+    pub(crate) beta: Option<T>,
     /// With the last block of depth only.
-    pub epilogue: Option<&'b Epilogue<'b, T>>,
+    pub(crate) epilogue: Option<&'b Epilogue<'b, T>>,
     /// Row and column of the block's first element in the whole product.
-    pub origin: [usize; 2],
-    pub c: TensorViewMut<'b, T, 2>,
+    pub(crate) origin: [usize; 2],
+    pub(crate) c: TensorViewMut<'b, T, 2>,
 }
+
+/// Element types with their kernels compiled in this crate, not again in each crate that multiplies.
+pub trait Kernels: Sized {
+    /// Computes a block with the kernels of `isa`.
+    fn block(isa: Isa, block: Block<'_, Self>);
+
+    /// Computes a piece of a row with the kernels of `isa`.
+    fn piece(isa: Isa, piece: Piece<'_, Self>);
+}
+
+macro_rules! kernels {
+    ($($T:ty)*) => {$(
+        impl Kernels for $T {
+            fn block(isa: Isa, block: Block<'_, Self>) {
+                Self::dispatch(isa, block);
+            }
+
+            fn piece(isa: Isa, piece: Piece<'_, Self>) {
+                Self::dispatch(isa, piece);
+            }
+        }
+    )*};
+}
+
+kernels!(f32 f64);
 
 impl<T: Element> SimdOp<T> for Block<'_, T> {
     type Output = ();
@@ -161,21 +188,30 @@ impl<'t, T: Element> Tile<'t, T> {
         macro_rules! kernels {
             ($($rows:literal)*) => {
                 match self.c.shape()[0] {
-                    $($rows if $rows <= S::TILE_ROWS => {
+                    // Constant where it is false: then the kernel is not compiled.
+                    $($rows => if const { $rows <= S::TILE_ROWS } {
                         match (self.b.width <= S::LANES, self.a.packed) {
                             (true, true) => simd.call(Kernel::<T, $rows, 1, true>(self)),
                             (true, false) => simd.call(Kernel::<T, $rows, 1, false>(self)),
                             (false, true) => simd.call(Kernel::<T, $rows, 2, true>(self)),
                             (false, false) => simd.call(Kernel::<T, $rows, 2, false>(self)),
                         }
-                    })*
-                    _ => unreachable!("tiles have 1 to TILE_ROWS rows"),
+                    } else {
+                        no_such_tile()
+                    },)*
+                    _ => no_such_tile(),
                 }
             };
         }
         const { assert!(S::TILE_VECTORS == 2 && S::TILE_ROWS <= 12) };
         kernels!(1 2 3 4 5 6 7 8 9 10 11 12);
     }
+}
+
+/// `Block` cuts tiles of 1 to `TILE_ROWS` rows.
+#[cold]
+fn no_such_tile() -> ! {
+    unreachable!("internal error: a tile without a kernel")
 }
 
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
@@ -201,26 +237,60 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 bt = bt.wrapping_offset(b.step);
             })*};
         }
-        // Four steps a turn: where two hardware threads share a core, every instruction that is not a
+        // Two steps a turn: where two hardware threads share a core, every instruction that is not a
         // multiply-add costs.
-        const UNROLL: usize = 4;
+        const UNROLL: usize = 2;
         for _ in 0..depth / UNROLL {
-            steps!(0 1 2 3);
+            steps!(0 1);
         }
         for _ in 0..depth % UNROLL {
             steps!(0);
         }
-        let alpha = simd.splat(alpha);
-        for (i, sums) in sums.into_iter().enumerate() {
+        if c.shape()[1] < V * S::LANES {
+            let mut tile = [T::ZERO; TILE_ELEMENTS];
+            for (&sum, run) in sums.as_flattened().iter().zip(tile.chunks_exact_mut(S::LANES)) {
+                simd.store(sum, run);
+            }
+            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c });
+        }
+        let factor = simd.splat(alpha);
+        for (i, sums) in sums.iter().enumerate() {
             let Some(row) = c.row_mut(i) else { return };
-            for (sum, run) in sums.into_iter().zip(row.chunks_mut(S::LANES)) {
-                let mut value = simd.mul(alpha, sum);
-                let full = run.len() == S::LANES;
+            for (&sum, run) in sums.iter().zip(row.chunks_exact_mut(S::LANES)) {
+                let mut value = simd.mul(factor, sum);
                 if let Some(beta) = beta {
-                    let old = if full { simd.load(run) } else { simd.load_partial(run) };
-                    value = simd.mul_add(simd.splat(beta), old, value);
+                    value = simd.mul_add(simd.splat(beta), simd.load(run), value);
                 }
-                if full { simd.store(value, run) } else { simd.store_partial(value, run) }
+                simd.store(value, run);
+            }
+        }
+    }
+}
+
+/// A tile narrower than its vectors on its way to C. Outlined: there are many kernels.
+struct Narrow<'t, T> {
+    /// Rows of `width` sums.
+    sums: &'t [T],
+    width: usize,
+    alpha: T,
+    beta: Option<T>,
+    c: TensorViewMut<'t, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Narrow<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        let factor = simd.splat(self.alpha);
+        for (i, sums) in self.sums.chunks_exact(self.width).enumerate() {
+            let Some(row) = self.c.row_mut(i) else { return };
+            for (sums, run) in sums.chunks_exact(S::LANES).zip(row.chunks_mut(S::LANES)) {
+                let mut value = simd.mul(factor, simd.load(sums));
+                if let Some(beta) = self.beta {
+                    value = simd.mul_add(simd.splat(beta), simd.load_partial(run), value);
+                }
+                simd.store_partial(value, run);
             }
         }
     }

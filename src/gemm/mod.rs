@@ -64,4 +64,5 @@ mod vector;
 
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
 pub use epilogue::Bias;
+pub(crate) use kernel::Kernels;
 pub use packed::Packed;

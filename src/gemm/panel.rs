@@ -121,7 +121,7 @@ fn transpose<T: Element, S: Simd<T>>(simd: S, lines: [&[T]; 4], panel: &mut [T],
 
 /// Panels over one block of depth, as the kernels read them.
 #[derive(Clone, Copy)]
-pub(crate) enum Panels<'a, T> {
+pub enum Panels<'a, T> {
     /// One after the other, `width · depth` elements each.
     Packed { data: &'a [T], width: usize, depth: usize },
     /// In place: `[lines, depth]`.

@@ -49,7 +49,7 @@ pub(crate) fn row_times_matrix<T: Element>(
 }
 
 #[derive(Clone, Copy)]
-struct Vector<'v, T> {
+pub(crate) struct Vector<'v, T> {
     isa: Isa,
     x: &'v [T],
     b: TensorView<'v, T, 2>,
@@ -69,7 +69,7 @@ fn split<T: Element>(
             let count = OUTPUTS.min(n - start);
             let outputs = first + start..first + start + count;
             let y = y.tile_mut([0, start], [1, count]);
-            T::dispatch(vector.isa, Piece { vector, outputs, y });
+            T::piece(vector.isa, Piece { vector, outputs, y });
         }
         return Ok(());
     }
@@ -81,7 +81,8 @@ fn split<T: Element>(
     one.and(two)
 }
 
-struct Piece<'p, T> {
+/// Some outputs of a row.
+pub struct Piece<'p, T> {
     vector: &'p Vector<'p, T>,
     outputs: Range<usize>,
     y: TensorViewMut<'p, T, 2>,
