@@ -1,4 +1,4 @@
-//! Multithreaded SIMD CPU kernels for neural networks.
+#![doc = include_str!("../README.md")]
 
 pub mod activation;
 mod element;
