@@ -36,6 +36,27 @@ pub struct TensorView<'a, T, const N: usize> {
 /// assert_eq!(data, [0, 0, 0, 0, 0, 7]);
 /// # Ok::<(), tilewise::Error>(())
 /// ```
+///
+/// While it lives there is no other way to its elements:
+///
+/// ```compile_fail,E0499
+/// # use tilewise::Tensor;
+/// let mut t = Tensor::<f32, 1>::zeros([4])?;
+/// let mut one = t.view_mut();
+/// let mut other = t.view_mut();
+/// one.fill(1.0);
+/// other.fill(2.0);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+///
+/// ```compile_fail,E0505
+/// # use tilewise::Tensor;
+/// let mut t = Tensor::<f32, 1>::zeros([4])?;
+/// let mut view = t.view_mut();
+/// drop(t);
+/// view.fill(1.0);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
 // Invariant: as for `TensorView`, the borrow is exclusive, and no two indices lead to one element.
 pub struct TensorViewMut<'a, T, const N: usize> {
     ptr: *mut T,
