@@ -16,7 +16,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// assert_eq!(mean(&[1.0f32, 2.0, 6.0]), 3.0);
 /// ```
 pub trait Element:
-    crate::simd::Dispatch
+    crate::vecmath::VecMath
     + crate::gemm::Kernels
     + Copy
     + Debug

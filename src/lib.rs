@@ -13,7 +13,9 @@ pub mod perceptron;
 pub mod random;
 pub mod reference;
 mod simd;
+pub mod softmax;
 mod tensor;
+pub mod vecmath;
 mod workspace;
 
 pub use element::Element;

@@ -1,10 +1,10 @@
 //! The activation layer.
 
 use super::{Layer, Parameter, Parameters, Saved};
-use crate::activation::Activation;
+use crate::activation::{self, Activation};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::tensor::{self, Tensor, TensorView};
+use crate::tensor::{Tensor, TensorView};
 
 /// An [`Activation`] applied to each element of tensors of rank `N`. No parameters.
 ///
@@ -43,13 +43,7 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
 
     fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let mut y = Tensor::zeros(x.shape())?;
-        let f = match self.activation {
-            Activation::Identity => |x: T| x,
-            Activation::Relu => |x: T| if x < T::ZERO { T::ZERO } else { x },
-        };
-        tensor::map([x], y.view_mut(), 1, &|[x], y: &mut [T]| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
-        })?;
+        activation::forward(self.activation, x, y.view_mut())?;
         Ok(y)
     }
 
@@ -60,13 +54,7 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
             return Err(Error::shape(op, "dy", &dy.shape(), &x.shape()));
         }
         let mut dx = Tensor::zeros(x.shape())?;
-        let f = match self.activation {
-            Activation::Identity => |_: T, dy: T| dy,
-            Activation::Relu => |x: T, dy: T| if x <= T::ZERO { T::ZERO } else { dy },
-        };
-        tensor::map([x, dy], dx.view_mut(), 1, &|[x, dy], dx: &mut [T]| {
-            dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = f(x, dy));
-        })?;
+        activation::backward(self.activation, x, dy, dx.view_mut())?;
         Ok(dx)
     }
 }

@@ -124,6 +124,8 @@ impl Init {
 pub fn gain(activation: Activation) -> f64 {
     match activation {
         Activation::Relu => std::f64::consts::SQRT_2,
-        Activation::Identity => 1.0,
+        Activation::LeakyRelu { slope } => (2.0 / (1.0 + slope * slope)).sqrt(),
+        Activation::Tanh => 5.0 / 3.0,
+        _ => 1.0,
     }
 }

@@ -5,11 +5,14 @@
 //! the value that a kernel's result is measured against.
 #![forbid(unsafe_code)]
 
+pub mod activation;
 mod gemm;
 mod linear;
 mod loss;
 mod optimizer;
 mod perceptron;
+pub mod softmax;
+pub mod vecmath;
 
 pub use gemm::{epilogue, gemm, magnitude};
 pub use linear::{dense, dense_backward};

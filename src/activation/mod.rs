@@ -1,0 +1,258 @@
+//! Elementwise activation functions and their derivatives.
+//!
+//! | [`Activation`] | y = f(x) | f′(x) |
+//! |---|---|---|
+//! | `Identity` | x | 1 |
+//! | `Relu` | max(x, 0) | 0 for x ≤ 0, else 1 |
+//! | `LeakyRelu` | x for x > 0, else slope·x | 1 for x > 0, else slope |
+//! | `Elu` | x for x > 0, else α·(eˣ − 1) | 1 for x > 0, else α·eˣ |
+//! | `Gelu` | x·Φ(x) = x/2·(1 + erf(x/√2)) | Φ(x) + x·φ(x) |
+//! | `GeluTanh` | x/2·(1 + tanh u), u = √(2/π)·(x + 0.044715·x³) | σ + x·σ·(1 − σ)·2u′, σ = σ(2u) |
+//! | `Silu` | x·σ(x) | σ·(1 + x·(1 − σ)) |
+//! | `Sigmoid` | σ(x) = 1/(1 + e⁻ˣ) | σ·(1 − σ) |
+//! | `Tanh` | tanh x | 1 − tanh² x |
+//! | `Softplus` | ln(1 + eˣ) | σ(x) |
+//! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
+//! | `HardSwish` | x·max(0, min(1, x/6 + ½)) | 0 for x ≤ −3, 1 for x ≥ 3, else x/3 + ½ |
+//! | `Sign` | −1 for x < 0, else +1 | 0 |
+//!
+//! Results are within a few ulp also in the tails, where the textbook's form of a formula overflows or cancels
+//! (a tail that falls like e^(−x²/2) as near as x itself is known: (4 + 2x²)·ε). At ±∞ they are the limits:
+//! GELU, SiLU and hard swish of −∞ are −0. NaN gives NaN, for [`Relu`](Activation::Relu) too; its derivative
+//! at NaN is 1.
+//!
+//! Sources: Clevert et al. 2015 (ELU), Hendrycks and Gimpel 2016 (GELU and its tanh form), Elfwing et al. 2017
+//! and Ramachandran et al. 2017 (SiLU), Howard et al. 2019 (hard swish).
+#![forbid(unsafe_code)]
+
+mod lane;
+#[cfg(test)]
+mod tests;
+
+use self::lane::{Lane, with_lane};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::machine::{self, Isa};
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{self, TensorView, TensorViewMut};
+use crate::vecmath::map_vectors;
+
+/// An elementwise function; the [module](self) has the formulas.
+///
+/// ```
+/// use tilewise::{Tensor, activation::{self, Activation}};
+/// let x = Tensor::<f32, 1>::from_slice(&[-2.0, 0.0, 3.0], [3])?;
+/// let mut y = Tensor::zeros([3])?;
+/// activation::forward(Activation::LeakyRelu { slope: 0.5 }, x.view(), y.view_mut())?;
+/// assert_eq!(y.as_slice(), [-1.0, 0.0, 3.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// x.
+    #[default]
+    Identity,
+    /// max(x, 0).
+    Relu,
+    /// x for x > 0, else slope·x.
+    LeakyRelu {
+        /// The slope below 0, often 0.01.
+        slope: f64,
+    },
+    /// x for x > 0, else α·(eˣ − 1).
+    Elu {
+        /// The limit at −∞ is −α; often 1.
+        alpha: f64,
+    },
+    /// x·Φ(x), Φ the distribution function of the normal distribution.
+    Gelu,
+    /// The approximation of [`Gelu`](Activation::Gelu) by tanh.
+    GeluTanh,
+    /// x·σ(x), also called swish.
+    Silu,
+    /// σ(x) = 1/(1 + e⁻ˣ).
+    Sigmoid,
+    /// tanh x.
+    Tanh,
+    /// ln(1 + eˣ).
+    Softplus,
+    /// max(0, min(1, α·x + β)); [`hard_sigmoid`](Activation::hard_sigmoid) has the usual constants.
+    HardSigmoid {
+        /// The slope.
+        alpha: f64,
+        /// The value at 0.
+        beta: f64,
+    },
+    /// x·max(0, min(1, x/6 + ½)).
+    HardSwish,
+    /// −1 for x < 0, else +1, as the perceptron has it: sign(±0) = +1.
+    Sign,
+}
+
+impl Activation {
+    /// `HardSigmoid` with α = 1/6, β = 1/2, which turns at ±3. (ONNX has α = 0.2.)
+    ///
+    /// ```
+    /// use tilewise::activation::Activation;
+    /// assert_eq!(Activation::hard_sigmoid(), Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 });
+    /// ```
+    pub const fn hard_sigmoid() -> Self {
+        Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }
+    }
+
+    /// What a run costs more than copying it, for the number of tasks.
+    fn cost(self) -> usize {
+        match self {
+            Activation::Identity
+            | Activation::Relu
+            | Activation::LeakyRelu { .. }
+            | Activation::HardSigmoid { .. }
+            | Activation::HardSwish
+            | Activation::Sign => 1,
+            _ => 5,
+        }
+    }
+}
+
+/// y = f(x), element by element, for views of any rank and strides.
+///
+/// # Errors
+/// [`Error::Shape`] where the shapes differ.
+///
+/// ```
+/// use tilewise::{Tensor, activation::{self, Activation}};
+/// let x = Tensor::<f64, 2>::from_slice(&[-1.0, 0.0, 1.0, 2.0], [2, 2])?;
+/// let mut y = Tensor::zeros([2, 2])?;
+/// activation::forward(Activation::Softplus, x.view(), y.view_mut())?;
+/// assert!((y.as_slice()[1] - 2f64.ln()).abs() < 1e-15);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn forward<T: Element, const N: usize>(
+    activation: Activation,
+    x: TensorView<'_, T, N>,
+    y: TensorViewMut<'_, T, N>,
+) -> Result<()> {
+    const OP: &str = "activation::forward";
+    if x.shape() != y.shape() {
+        return Err(Error::shape(OP, "y", &y.shape(), &x.shape()));
+    }
+    let isa = machine::isa()?;
+    machine::trace(|| format!("{OP} {activation:?} {:?} {} {isa}", y.shape(), T::NAME));
+    tensor::map([x], y, activation.cost(), &|[x], y| T::dispatch(isa, Forward { activation, x, y }))
+}
+
+/// x becomes f(x), element by element.
+///
+/// # Errors
+/// None but those of [`machine::isa`].
+///
+/// ```
+/// use tilewise::{TensorViewMut, activation::{self, Activation}};
+/// let mut x = [-1.0f32, 2.0, f32::NAN];
+/// activation::in_place(Activation::Relu, TensorViewMut::from_slice(&mut x, [3])?)?;
+/// assert!(x[0] == 0.0 && x[1] == 2.0 && x[2].is_nan());
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn in_place<T: Element, const N: usize>(
+    activation: Activation,
+    x: TensorViewMut<'_, T, N>,
+) -> Result<()> {
+    let isa = machine::isa()?;
+    machine::trace(|| format!("activation::in_place {activation:?} {:?} {} {isa}", x.shape(), T::NAME));
+    tensor::map_in_place(x, activation.cost(), &|run| apply_run(isa, activation, run))
+}
+
+/// dx = dy·f′(x), element by element, `x` being what [`forward`] got, not what it gave.
+///
+/// # Errors
+/// [`Error::Shape`] where the shapes differ.
+///
+/// ```
+/// use tilewise::{Tensor, activation::{self, Activation}};
+/// let x = Tensor::<f32, 1>::from_slice(&[-1.0, 0.0, 2.0], [3])?;
+/// let dy = Tensor::from_slice(&[5.0, 5.0, 5.0], [3])?;
+/// let mut dx = Tensor::zeros([3])?;
+/// activation::backward(Activation::Relu, x.view(), dy.view(), dx.view_mut())?;
+/// assert_eq!(dx.as_slice(), [0.0, 0.0, 5.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn backward<T: Element, const N: usize>(
+    activation: Activation,
+    x: TensorView<'_, T, N>,
+    dy: TensorView<'_, T, N>,
+    dx: TensorViewMut<'_, T, N>,
+) -> Result<()> {
+    const OP: &str = "activation::backward";
+    if dy.shape() != x.shape() {
+        return Err(Error::shape(OP, "dy", &dy.shape(), &x.shape()));
+    }
+    if dx.shape() != x.shape() {
+        return Err(Error::shape(OP, "dx", &dx.shape(), &x.shape()));
+    }
+    let isa = machine::isa()?;
+    machine::trace(|| format!("{OP} {activation:?} {:?} {} {isa}", dx.shape(), T::NAME));
+    tensor::map([x, dy], dx, activation.cost(), &|[x, dy], dx| {
+        T::dispatch(isa, Backward { activation, x, dy, dx })
+    })
+}
+
+/// `run` becomes f of it: one dispatch.
+pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut [T]) {
+    if activation != Activation::Identity {
+        T::dispatch(isa, InPlace { activation, run });
+    }
+}
+
+/// `run` becomes f of it, for kernels that have a token already.
+#[inline(always)]
+pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &mut [T]) {
+    with_lane!(activation, f => map_vectors!(s, run, |x| f.value(s, x)));
+}
+
+struct InPlace<'a, T> {
+    activation: Activation,
+    run: &'a mut [T],
+}
+
+impl<T: Element> SimdOp<T> for InPlace<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, s: S) {
+        apply(s, self.activation, self.run);
+    }
+}
+
+struct Forward<'a, T> {
+    activation: Activation,
+    x: &'a [T],
+    y: &'a mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, s: S) {
+        let Forward { activation, x: src, y } = self;
+        with_lane!(activation, f => map_vectors!(s, y, |x in src| f.value(s, x)));
+    }
+}
+
+struct Backward<'a, T> {
+    activation: Activation,
+    x: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, s: S) {
+        let Backward { activation, x: src, dy, dx } = self;
+        with_lane!(activation, f => map_vectors!(s, dx, |x in src, g in dy| f.chain(s, x, g)));
+    }
+}

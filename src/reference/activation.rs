@@ -1,0 +1,167 @@
+//! Activations and their derivatives, one `f64` at a time.
+
+use super::vecmath::{normal, sigmoid};
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::error::Result;
+use crate::tensor::{Tensor, TensorView};
+
+/// u = √(2/π)·(x + 0.044715·x³) and its derivative.
+fn tanh_form(x: f64) -> (f64, f64) {
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    (root * (x + 0.044715 * x * x * x), root * (1.0 + 3.0 * 0.044715 * x * x))
+}
+
+/// f(x). At −∞ the limit.
+///
+/// ```
+/// use tilewise::{activation::Activation, reference::activation};
+/// assert_eq!(activation::value(Activation::HardSwish, 6.0), 6.0);
+/// ```
+pub fn value(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu if x.is_nan() => x,
+        Activation::Relu => x.max(0.0),
+        Activation::LeakyRelu { slope } => {
+            if x > 0.0 {
+                x
+            } else {
+                slope * x
+            }
+        }
+        Activation::Elu { alpha } => {
+            if x > 0.0 {
+                x
+            } else {
+                alpha * x.exp_m1()
+            }
+        }
+        Activation::Gelu | Activation::GeluTanh | Activation::Silu | Activation::HardSwish
+            if x == f64::NEG_INFINITY =>
+        {
+            -0.0
+        }
+        Activation::Gelu => x * normal(x),
+        // (1 + tanh u)/2 = σ(2u), which does not cancel below 0.
+        Activation::GeluTanh => x * sigmoid(2.0 * tanh_form(x).0),
+        Activation::Silu => x * sigmoid(x),
+        Activation::Sigmoid => sigmoid(x),
+        Activation::Tanh => x.tanh(),
+        // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|).
+        Activation::Softplus if x.is_nan() => x,
+        Activation::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+        Activation::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
+        Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
+        Activation::Sign if x.is_nan() => x,
+        Activation::Sign => {
+            if x < 0.0 {
+                -1.0
+            } else {
+                1.0
+            }
+        }
+    }
+}
+
+/// f′(x), one-sided where f has a corner, as the table of [`crate::activation`] says.
+///
+/// ```
+/// use tilewise::{activation::Activation, reference::activation};
+/// assert_eq!(activation::derivative(Activation::Relu, 0.0), 0.0);
+/// ```
+pub fn derivative(activation: Activation, x: f64) -> f64 {
+    // σ(x)·(1 − σ(x)), with 1 − σ(x) = σ(−x).
+    let bell = |x: f64| sigmoid(x) * sigmoid(-x);
+    match activation {
+        Activation::Identity => 1.0,
+        Activation::Relu => {
+            if x <= 0.0 {
+                0.0
+            } else {
+                1.0
+            }
+        }
+        Activation::LeakyRelu { slope } => {
+            if x > 0.0 {
+                1.0
+            } else {
+                slope
+            }
+        }
+        Activation::Elu { alpha } => {
+            if x > 0.0 {
+                1.0
+            } else {
+                alpha * x.exp()
+            }
+        }
+        Activation::Gelu | Activation::GeluTanh | Activation::Silu if x.is_infinite() => {
+            if x > 0.0 {
+                1.0
+            } else {
+                0.0
+            }
+        }
+        Activation::Gelu => normal(x) + x * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt(),
+        Activation::GeluTanh => {
+            let (u, slope) = tanh_form(x);
+            sigmoid(2.0 * u) + x * bell(2.0 * u) * 2.0 * slope
+        }
+        Activation::Silu => sigmoid(x) + x * bell(x),
+        Activation::Sigmoid => bell(x),
+        Activation::Tanh => 4.0 * bell(2.0 * x),
+        Activation::Softplus => sigmoid(x),
+        Activation::HardSigmoid { alpha, beta } => {
+            let line = alpha * x + beta;
+            if line <= 0.0 || line >= 1.0 { 0.0 } else { alpha }
+        }
+        Activation::HardSwish if x <= -3.0 => 0.0,
+        Activation::HardSwish if x >= 3.0 => 1.0,
+        Activation::HardSwish => x / 3.0 + 0.5,
+        Activation::Sign => 0.0,
+    }
+}
+
+/// The twin of [`crate::activation::forward`].
+///
+/// # Errors
+/// [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
+///
+/// ```
+/// use tilewise::{Tensor, activation::Activation, reference::activation};
+/// let x = Tensor::<f32, 1>::from_slice(&[-1.0, 1.0], [2])?;
+/// assert_eq!(activation::forward(Activation::Sign, x.view())?.as_slice(), [-1.0, 1.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn forward<T: Element, const N: usize>(
+    activation: Activation,
+    x: TensorView<'_, T, N>,
+) -> Result<Tensor<T, N>> {
+    Tensor::from_fn(x.shape(), |at| {
+        T::from_f64(value(activation, x.get(at).copied().unwrap_or(T::NAN).to_f64()))
+    })
+}
+
+/// The twin of [`crate::activation::backward`].
+///
+/// # Errors
+/// [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
+///
+/// ```
+/// use tilewise::{Tensor, activation::Activation, reference::activation};
+/// let x = Tensor::<f32, 1>::from_slice(&[-1.0, 1.0], [2])?;
+/// let dx = activation::backward(Activation::Relu, x.view(), x.view())?;
+/// assert_eq!(dx.as_slice(), [0.0, 1.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn backward<T: Element, const N: usize>(
+    activation: Activation,
+    x: TensorView<'_, T, N>,
+    dy: TensorView<'_, T, N>,
+) -> Result<Tensor<T, N>> {
+    Tensor::from_fn(x.shape(), |at| {
+        let at = |view: TensorView<'_, T, N>| view.get(at).copied().unwrap_or(T::NAN).to_f64();
+        T::from_f64(at(dy) * derivative(activation, at(x)))
+    })
+}

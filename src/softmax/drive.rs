@@ -1,0 +1,228 @@
+//! From tensors of any rank and strides to the kernels: which path, which tasks, which rows.
+
+use super::kernel::{BLOCK, Kernel};
+use crate::element::Element;
+use crate::error::Result;
+use crate::machine::{self, Isa};
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace::scratch;
+
+/// Fewest elements a task is worth.
+const GRAIN: usize = 1 << 13;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Path {
+    Rows,
+    Columns,
+}
+
+/// The axes in the order of the output's memory, outermost first, and the path: a pure function of shapes and
+/// strides, so that the order of additions is one whatever the number of tasks is.
+fn plan<const K: usize, const N: usize>(
+    shape: [usize; N],
+    dst: [isize; N],
+    srcs: [[isize; N]; K],
+    axis: usize,
+) -> ([usize; N], Path) {
+    let mut order: [usize; N] = std::array::from_fn(|axis| axis);
+    // Strides of axes of size 1 mean nothing; such axes go outermost.
+    order.sort_by_key(|&axis| {
+        std::cmp::Reverse(if shape[axis] > 1 { dst[axis].unsigned_abs() } else { usize::MAX })
+    });
+    let inner = order.last().copied().unwrap_or(axis);
+    let contiguous = dst[inner] == 1 && srcs.iter().all(|strides| strides[inner] == 1);
+    (order, if inner != axis && contiguous && shape[inner] > 1 { Path::Columns } else { Path::Rows })
+}
+
+/// `kernel` along `axis`, which exists, of views of one shape.
+pub(super) fn run<T: Element, const K: usize, const N: usize>(
+    op: &'static str,
+    srcs: [TensorView<'_, T, N>; K],
+    dst: TensorViewMut<'_, T, N>,
+    axis: usize,
+    kernel: impl Kernel<K>,
+) -> Result<()> {
+    let isa = machine::isa()?;
+    if dst.is_empty() {
+        return Ok(());
+    }
+    let (order, path) = plan(dst.shape(), dst.strides(), srcs.map(|src| src.strides()), axis);
+    let tasks = parallel::tasks(dst.len(), GRAIN);
+    machine::trace(|| format!("{op} {:?} axis {axis} {} {isa} {path:?} {tasks} tasks", dst.shape(), T::NAME));
+    let mut ordered = srcs;
+    for src in &mut ordered {
+        *src = src.permute(order)?;
+    }
+    let axis = order.iter().position(|&a| a == axis).unwrap_or(0);
+    split(Call { op, isa, axis, path, kernel }, ordered, dst.permute(order)?, tasks)
+}
+
+#[derive(Clone, Copy)]
+struct Call<F> {
+    op: &'static str,
+    isa: Isa,
+    axis: usize,
+    path: Path,
+    kernel: F,
+}
+
+fn split<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
+    call: Call<F>,
+    srcs: [TensorView<'_, T, N>; K],
+    dst: TensorViewMut<'_, T, N>,
+    tasks: usize,
+) -> Result<()> {
+    // The outermost axis there is, so that pieces are long in memory.
+    let Some(axis) = widest(call.axis, dst.shape()).filter(|_| tasks > 1) else {
+        return piece(call, srcs, dst);
+    };
+    let at = dst.shape()[axis] / 2;
+    let (low, high) = dst.split_at(axis, at)?;
+    let (mut low_srcs, mut high_srcs) = (srcs, srcs);
+    for k in 0..K {
+        (low_srcs[k], high_srcs[k]) = srcs[k].split_at(axis, at)?;
+    }
+    let half = tasks / 2;
+    let (first, second) =
+        rayon::join(|| split(call, low_srcs, low, half), || split(call, high_srcs, high, tasks - half));
+    first.and(second)
+}
+
+/// The outermost axis that can be cut: not the softmax's own.
+fn widest<const N: usize>(axis: usize, shape: [usize; N]) -> Option<usize> {
+    (0..N).find(|&a| a != axis && shape[a] > 1)
+}
+
+/// One task: cut further until the axes before and behind the softmax's own merge into one each.
+fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
+    call: Call<F>,
+    srcs: [TensorView<'_, T, N>; K],
+    mut dst: TensorViewMut<'_, T, N>,
+) -> Result<()> {
+    let shape = dst.shape();
+    let merged =
+        [shape[..call.axis].iter().product(), shape[call.axis], shape[call.axis + 1..].iter().product()];
+    let mut views = [TensorView::from_slice(&[], [0; 3])?; K];
+    let viewable = views.iter_mut().zip(srcs).all(|(view, src)| {
+        let reshaped = src.reshape(merged);
+        reshaped.map(|reshaped| *view = reshaped).is_ok()
+    });
+    if viewable && let Ok(dst) = dst.view_mut().reshape(merged) {
+        return T::dispatch(call.isa, Merged { call, srcs: views, dst });
+    }
+    let Some(axis) = widest(call.axis, shape) else { return Ok(()) };
+    for at in 0..shape[axis] {
+        let mut part = srcs;
+        for src in &mut part {
+            *src = src.slice(axis, at..at + 1, 1)?;
+        }
+        piece(call, part, dst.view_mut().slice(axis, at..at + 1, 1)?)?;
+    }
+    Ok(())
+}
+
+/// Views of shape \[before, the axis, behind\].
+struct Merged<'a, T, F, const K: usize> {
+    call: Call<F>,
+    srcs: [TensorView<'a, T, 3>; K],
+    dst: TensorViewMut<'a, T, 3>,
+}
+
+impl<T: Element, F: Kernel<K>, const K: usize> SimdOp<T> for Merged<'_, T, F, K> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, s: S) -> Result<()> {
+        let Merged { call, srcs, mut dst } = self;
+        // Rows: matrices of rows, one for each index behind. Columns: matrices [axis, behind].
+        let (axis, count) = match call.path {
+            Path::Rows => (2, dst.shape()[2]),
+            Path::Columns => (0, dst.shape()[0]),
+        };
+        for at in 0..count {
+            let mut matrices = [TensorView::from_slice(&[], [0, 0])?; K];
+            for (matrix, src) in matrices.iter_mut().zip(srcs) {
+                *matrix = src.select(axis, at)?;
+            }
+            let matrix = dst.view_mut().select(axis, at)?;
+            match call.path {
+                Path::Rows => rows(call, s, matrices, matrix)?,
+                Path::Columns => columns(call, s, matrices, matrix),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
+    call: Call<F>,
+    s: S,
+    srcs: [TensorView<'_, T, 2>; K],
+    mut dst: TensorViewMut<'_, T, 2>,
+) -> Result<()> {
+    let [count, n] = dst.shape();
+    let strided = dst.row_mut(0).is_none() || srcs.iter().any(|src| src.row(0).is_none());
+    if strided {
+        return staged_rows(call, s, srcs, dst);
+    }
+    for at in 0..count {
+        let mut row: [&[T]; K] = [&[]; K];
+        for (row, src) in row.iter_mut().zip(&srcs) {
+            *row = src.row(at).unwrap_or(&[]);
+        }
+        if let Some(dst) = dst.row_mut(at)
+            && row.iter().all(|row| row.len() == n)
+        {
+            call.kernel.row(s, row, dst);
+        }
+    }
+    Ok(())
+}
+
+/// As [`rows`], through contiguous copies.
+#[inline(always)]
+fn staged_rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
+    call: Call<F>,
+    s: S,
+    srcs: [TensorView<'_, T, 2>; K],
+    mut dst: TensorViewMut<'_, T, 2>,
+) -> Result<()> {
+    let [count, n] = dst.shape();
+    let mut buffers = scratch::<T>(call.op, n * (K + 1))?;
+    let (output, inputs) = buffers.split_at_mut(n);
+    for at in 0..count {
+        for (input, src) in inputs.chunks_exact_mut(n).zip(&srcs) {
+            TensorViewMut::from_slice(input, [n])?.assign(src.select(0, at)?)?;
+        }
+        let mut row: [&[T]; K] = [&[]; K];
+        for (row, input) in row.iter_mut().zip(inputs.chunks_exact(n)) {
+            *row = input;
+        }
+        call.kernel.row(s, row, output);
+        dst.view_mut().select::<1>(0, at)?.assign(TensorView::from_slice(output, [n])?)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn columns<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
+    call: Call<F>,
+    s: S,
+    srcs: [TensorView<'_, T, 2>; K],
+    mut dst: TensorViewMut<'_, T, 2>,
+) {
+    let width = dst.shape()[1];
+    let mut first = 0;
+    while width - first >= BLOCK * S::LANES {
+        call.kernel.columns::<T, S, BLOCK>(s, &srcs, &mut dst, first, BLOCK * S::LANES);
+        first += BLOCK * S::LANES;
+    }
+    while first < width {
+        let count = S::LANES.min(width - first);
+        call.kernel.columns::<T, S, 1>(s, &srcs, &mut dst, first, count);
+        first += count;
+    }
+}
