@@ -10,7 +10,7 @@ use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use tilewise::activation::Activation;
 use tilewise::gemm::{BatchOperand, Bias, Gemm, Operand, Packed};
-use tilewise::{Element, Error, Result, TensorView, TensorViewMut, machine, reference};
+use tilewise::{Element, Result, TensorView, TensorViewMut, machine, reference};
 
 const CANARY: f64 = -7.25e11;
 
@@ -368,9 +368,9 @@ fn refused<T: Element>(call: Call<'_, T>, wrong: Wrong, c: &mut Matrices<T>) -> 
             let (Ok(a), Ok(b)) = (a, b) else { return None };
             if c.shape.contains(&0) {
                 (call.a, call.b) = (a, b);
-                let result = call.run(c.view_mut());
-                assert!(matches!(result, Ok(()) | Err(Error::Alloc { .. })));
-                assert!(result.is_ok() || call.packed.contains(&true), "nothing to do, yet no memory for it");
+                // Only a matrix without lines can be packed.
+                call.packed = [call.packed[0] && m == 0, call.packed[1] && n == 0];
+                assert_eq!(call.run(c.view_mut()), Ok(()));
                 return None;
             }
             call.a = a;
