@@ -1,4 +1,5 @@
 //! The element types that kernels exist for: `f32` and `f64`.
+#![forbid(unsafe_code)]
 
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};

@@ -1,11 +1,13 @@
 //! The one error type.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What was wrong with a call. Nothing was written when a call returns one.
+/// What was wrong with a call. Nothing was written when a call returns one; only where memory ran out in the
+/// middle of a call of many parts (a batch, several gradients), earlier parts may have been.
 ///
 /// ```
 /// use tilewise::{Tensor, gemm};
@@ -104,7 +106,7 @@ pub enum Error {
     Alloc {
         /// The operation that refused.
         op: &'static str,
-        /// Bytes asked for.
+        /// Bytes asked for; `usize::MAX` stands for more than can be counted.
         bytes: usize,
     },
 }
@@ -154,6 +156,7 @@ impl fmt::Display for Error {
                 write!(f, "{op}: {arg} was packed for {found}, this call needs {expected}")
             }
             Error::Isa { requested, reason } => write!(f, "instruction set {requested}: {reason}"),
+            Error::Alloc { op, bytes: usize::MAX } => write!(f, "{op}: more bytes than there are addresses"),
             Error::Alloc { op, bytes } => write!(f, "{op}: no memory for {bytes} bytes"),
         }
     }

@@ -365,7 +365,7 @@ fn sum_rows_in<T: Element>(
         let at = columns.div_ceil(COLUMNS) / 2 * COLUMNS;
         let (low, high) = matrix.split_at(1, at)?;
         let (low_out, high_out) = out.split_at(0, at)?;
-        let (first, second) = rayon::join(
+        let (first, second) = parallel::join(
             || sum_rows_in(tasks / 2, low, beta, low_out),
             || sum_rows_in(tasks - tasks / 2, high, beta, high_out),
         );

@@ -13,6 +13,7 @@
 use crate::{Error, Result};
 use std::cell::Cell;
 use std::fmt;
+use std::io::Write as _;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -143,7 +144,8 @@ pub fn isa() -> Result<Isa> {
 
 /// Runs `f`; the library calls that *this thread* makes in it run with `isa`, whatever `TILEWISE_ISA`
 /// says. The tasks such a call hands to other threads run with it too. A call that `f` moves to another
-/// thread by itself (`pool.install`, `std::thread::spawn`) does not: call `with_isa` there.
+/// thread by itself (`pool.install`, `std::thread::spawn`) does not: call `with_isa` there. And where `f`
+/// itself waits for rayon (`rayon::join`), jobs of others that run on this thread meanwhile are forced too.
 ///
 /// ```
 /// use tilewise::machine::{Isa, isa, with_isa};
@@ -155,16 +157,23 @@ pub fn isa() -> Result<Isa> {
 ///
 /// [`Error::Isa`] where the processor lacks it; `f` did not run then.
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> Result<R> {
-    struct Restore(Option<Isa>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            FORCED.set(self.0);
-        }
-    }
-
     let isa = available(isa, supported())?;
     let _restore = Restore(FORCED.replace(Some(isa)));
     Ok(f())
+}
+
+/// Puts back what was forced on this thread.
+pub(crate) struct Restore(Option<Isa>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        FORCED.set(self.0);
+    }
+}
+
+/// Lifts what [`with_isa`] forces on this thread until the guard is dropped.
+pub(crate) fn unforced() -> Restore {
+    Restore(FORCED.take())
 }
 
 fn available(isa: Isa, supported: &[Isa]) -> Result<Isa> {
@@ -324,10 +333,10 @@ pub fn verbose() -> bool {
 
 /// Prints a line to standard error where the user asked for them.
 #[inline]
-#[allow(dead_code)] // until the operations land
 pub(crate) fn trace(line: impl FnOnce() -> String) {
     if verbose() {
-        eprintln!("{}", line());
+        // Not `eprintln!`, which panics where stderr is closed.
+        let _ = writeln!(std::io::stderr(), "{}", line());
     }
 }
 

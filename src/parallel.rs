@@ -3,15 +3,44 @@
 //! Tasks are made by [`rayon::join`] over halves, which allocates nothing. What they write is split by
 //! [`TensorViewMut::split_at`](crate::TensorViewMut::split_at) or by slices, so that disjointness is the
 //! borrow checker's business. No sum is ever cut by the number of threads.
+#![forbid(unsafe_code)]
+
+use std::error::Error as _;
+use std::sync::OnceLock;
+
+use rayon::ThreadPoolBuilder;
+
+use crate::machine;
 
 /// Tasks a thread should find: enough to even out tasks of unlike length.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Runs both, possibly at the same time, and waits for them.
+///
+/// While a thread waits, rayon may run a job on it that has nothing to do with this call: such a job must
+/// not find the instruction set that [`machine::with_isa`] forces here. Tasks of ours get theirs handed down.
+pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let _unforced = machine::unforced();
+    rayon::join(a, b)
+}
+
+/// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
+fn threads() -> usize {
+    static STARTED: OnceLock<bool> = OnceLock::new();
+    if rayon::current_thread_index().is_some() {
+        return rayon::current_num_threads();
+    }
+    // An error without a source says that the pool is there already.
+    let start =
+        || ThreadPoolBuilder::new().build_global().map_or_else(|error| error.source().is_none(), |()| true);
+    if *STARTED.get_or_init(start) { rayon::current_num_threads() } else { 1 }
+}
 
 /// Into how many tasks `work` is best cut, if one must have at least `grain` of it.
 ///
 /// Work of less than two grains asks rayon for nothing, not even its number of threads.
 pub(crate) fn tasks(work: usize, grain: usize) -> usize {
-    if work < 2 * grain { 1 } else { tasks_for(work, grain, rayon::current_num_threads()) }
+    if work < 2 * grain { 1 } else { tasks_for(work, grain, threads()) }
 }
 
 /// [`tasks`] as a pure function.
@@ -41,10 +70,7 @@ pub(crate) fn for_each_chunk_mut<T: Send>(
         let half = tasks / 2;
         let cut = (chunks * half / tasks).clamp(1, chunks - 1);
         let (low, high) = data.split_at_mut(cut * chunk);
-        rayon::join(
-            || halve(low, first, chunk, half, f),
-            || halve(high, first + cut, chunk, tasks - half, f),
-        );
+        join(|| halve(low, first, chunk, half, f), || halve(high, first + cut, chunk, tasks - half, f));
     }
     halve(data, 0, chunk, tasks, f);
 }

@@ -6,15 +6,18 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-use aligned_vec::AVec;
+use aligned_vec::{AVec, ConstAlign};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
 
+/// A vector aligned to 64 bytes, a cache line and the widest vector.
+pub(crate) type Aligned<T> = AVec<T, ConstAlign<64>>;
+
 /// An empty vector with room for `len` elements.
-pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<AVec<T>> {
+pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<Aligned<T>> {
     let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize - 4096);
-    let mut data = AVec::new(0);
+    let mut data = Aligned::new(0);
     bytes
         .and_then(|_| data.try_reserve_exact(len).ok())
         .ok_or(Error::Alloc { op, bytes: bytes.unwrap_or(usize::MAX) })?;
@@ -25,7 +28,7 @@ pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<AVec<T>> {
 const KEPT: usize = 8;
 
 thread_local! {
-    static STORE: RefCell<Vec<AVec<u64>>> = const { RefCell::new(Vec::new()) };
+    static STORE: RefCell<Vec<Aligned<u64>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A zeroed-once, 64-byte aligned scratch slice; goes back to the thread's store when dropped.
@@ -33,7 +36,7 @@ thread_local! {
 /// Its contents are whatever the last use left; with debug assertions on they are NaN, so that a test
 /// sees a kernel that reads what it has not written.
 pub(crate) struct Scratch<T: Element> {
-    words: AVec<u64>,
+    words: Aligned<u64>,
     len: usize,
     element: std::marker::PhantomData<T>,
 }
@@ -43,15 +46,17 @@ pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratc
     let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let words = bytes.div_ceil(size_of::<u64>());
     // The smallest that is large enough, else the largest, which grows least.
-    let kept = STORE.with_borrow_mut(|store| {
+    let take = |store: &mut Vec<Aligned<u64>>| {
         let fits = |at: &usize| store[*at].len() >= words;
         let best = (0..store.len())
             .filter(fits)
             .min_by_key(|&at| store[at].len())
             .or_else(|| (0..store.len()).max_by_key(|&at| store[at].len()));
         best.map(|at| store.swap_remove(at))
-    });
-    let mut buffer = kept.unwrap_or_else(|| AVec::new(0));
+    };
+    // The thread may be ending, its store gone.
+    let kept = STORE.try_with(|store| store.try_borrow_mut().ok().and_then(|mut store| take(&mut store)));
+    let mut buffer = kept.ok().flatten().unwrap_or_else(|| Aligned::new(0));
     if buffer.len() < words {
         // Not resized in place: what is in it need not be copied.
         drop(buffer);
@@ -67,7 +72,7 @@ pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratc
 
 impl<T: Element> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let words = std::mem::replace(&mut self.words, AVec::new(0));
+        let words = std::mem::replace(&mut self.words, Aligned::new(0));
         // The thread may be ending, its store gone: then the buffer is freed.
         let _ = STORE.try_with(|store| {
             if let Ok(mut store) = store.try_borrow_mut()

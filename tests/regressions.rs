@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 
 use tilewise::gemm::{Gemm, Packed, gemm};
-use tilewise::{Tensor, TensorView};
+use tilewise::{Tensor, TensorView, machine};
 
 #[test]
 fn debug_of_an_empty_view_does_not_walk_its_long_axes() {
@@ -63,4 +63,81 @@ fn a_batch_without_elements_is_done_however_long() {
 fn a_matrix_without_lines_is_packed_however_deep() {
     assert_eq!(Packed::lhs(deep([0, DEEP])).unwrap().bytes(), 0);
     assert_eq!(Packed::rhs(deep([DEEP, 0])).unwrap().bytes(), 0);
+}
+
+#[test]
+fn an_infinite_alpha_without_depth_multiplies_nothing() {
+    let empty = Tensor::<f32, 2>::zeros([3, 0]).unwrap();
+    let mut c = Tensor::<f32, 2>::full([3, 3], 2.0).unwrap();
+    gemm(f32::INFINITY, empty.view(), empty.view().transpose(), 1.0, c.view_mut()).unwrap();
+    assert_eq!(c.as_slice(), [2.0; 9]);
+}
+
+#[test]
+fn cross_entropy_of_rows_without_classes_ends() {
+    let empty = TensorView::<f32, 2>::as_strided(&[], [1 << 60, 0], [0, 1]).unwrap();
+    let loss = tilewise::loss::CrossEntropy::new().forward(empty, empty);
+    assert_eq!(loss, Ok(0.0));
+}
+
+#[test]
+fn debug_takes_any_precision_and_any_length_of_text() {
+    let one = [1.0f64];
+    let view = TensorView::from_slice(&one, [1]).unwrap();
+    assert!(format!("{view:.65535?}").starts_with("[1.000"));
+    let words = ["é".repeat(70_000), "a".into()];
+    let text = format!("{:?}", TensorView::from_slice(&words, [2]).unwrap());
+    assert!(text.ends_with("  \"a\"]"));
+}
+
+/// Multiplies when its thread ends.
+struct AtExit;
+
+impl Drop for AtExit {
+    fn drop(&mut self) {
+        let a = Tensor::<f32, 2>::full([300, 300], 1.0).unwrap();
+        let mut c = Tensor::<f32, 2>::zeros([300, 300]).unwrap();
+        gemm(1.0, a.view(), a.view(), 0.0, c.view_mut()).unwrap();
+        assert_eq!(c.as_slice()[0], 300.0);
+    }
+}
+
+thread_local! {
+    static AT_EXIT: AtExit = const { AtExit };
+}
+
+#[test]
+fn a_thread_that_ends_can_still_multiply() {
+    for scratch_first in [false, true] {
+        let thread = std::thread::spawn(move || {
+            if scratch_first {
+                drop(AtExit);
+            }
+            AT_EXIT.with(|_| {});
+            drop(AtExit);
+        });
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_forced_instruction_set_does_not_reach_jobs_that_run_meanwhile() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+    let chosen = machine::isa().unwrap();
+    let a = Tensor::<f32, 2>::full([256, 256], 1.0).unwrap();
+    pool.install(|| {
+        rayon::scope(|scope| {
+            for job in 0..200 {
+                let a = a.view();
+                scope.spawn(move |_| {
+                    if job % 2 == 1 {
+                        return assert_eq!(machine::isa().unwrap(), chosen);
+                    }
+                    let mut c = Tensor::<f32, 2>::zeros([256, 256]).unwrap();
+                    let product = || gemm(1.0, a, a, 0.0, c.view_mut());
+                    machine::with_isa(machine::Isa::Baseline, product).unwrap().unwrap();
+                });
+            }
+        });
+    });
 }

@@ -1,4 +1,5 @@
 //! How a product is cut: pure functions of its shape and of machine facts.
+#![forbid(unsafe_code)]
 
 use crate::element::Element;
 use crate::machine::{Caches, Isa};
@@ -11,8 +12,6 @@ pub(crate) struct Tile {
     pub rows: usize,
     /// Columns: elements of B loaded as vectors per step of depth.
     pub columns: usize,
-    /// Elements in a vector.
-    pub lanes: usize,
 }
 
 /// The tile of `isa` for `T`.
@@ -22,7 +21,7 @@ pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
         type Output = Tile;
         #[inline(always)]
         fn eval<S: Simd<T>>(self, _: S) -> Tile {
-            Tile { rows: S::TILE_ROWS, columns: S::TILE_VECTORS * S::LANES, lanes: S::LANES }
+            Tile { rows: S::TILE_ROWS, columns: S::TILE_VECTORS * S::LANES }
         }
     }
     T::dispatch(isa, Shape)
@@ -76,7 +75,7 @@ pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
 mod tests {
     use super::*;
 
-    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8 };
+    const AVX2: Tile = Tile { rows: 6, columns: 16 };
     const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
     #[test]
@@ -109,7 +108,7 @@ mod tests {
 
     #[test]
     fn tiles_are_even() {
-        let tile = Tile { rows: 12, columns: 32, lanes: 16 };
+        let tile = Tile { rows: 12, columns: 32 };
         assert_eq!(tile_rows(tile, 16), 8);
         assert_eq!(tile_rows(tile, 12), 12);
         assert_eq!(tile_rows(tile, 13), 7);

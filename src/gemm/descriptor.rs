@@ -1,5 +1,9 @@
 //! The public calls: options, checks, and the choice of a path.
+#![forbid(unsafe_code)]
 
+use std::time::Instant;
+
+use super::blocking::tile;
 use super::driver::{self, Input, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
@@ -62,7 +66,8 @@ from!(BatchOperand, 3);
 /// Options of a product C = activation(alpha · A · B + beta · C + bias + residual): plain data.
 ///
 /// With A `[m, k]` and B `[k, n]`, C and the residual are `[m, n]`. `beta` = 0 never reads C. NaN and infinity
-/// propagate as IEEE 754 says, also where alpha is 0. A depth of 0 leaves the other terms.
+/// propagate as IEEE 754 says, also where alpha is 0; alpha multiplies the sum of each block of depth, not of the whole.
+/// A depth of 0 leaves the other terms.
 ///
 /// ```
 /// use tilewise::activation::Activation;
@@ -149,8 +154,10 @@ impl<'e, T: Element> Gemm<'e, T> {
         if c.is_empty() {
             return Ok(()); // the operands may be deeper than any scratch
         }
-        let scale = self.scale(0)?;
-        matrix(isa, a, b, &scale, c, None)
+        let start = machine::verbose().then(Instant::now);
+        let path = matrix(isa, a, b, &self.scale(0, shape[2])?, c, None)?;
+        trace::<T>(isa, 1, shape, path, start);
+        Ok(())
     }
 
     /// Computes C `[batch, m, n]` from A `[batch, m, k]` and B `[batch, k, n]`, either of which may have a batch
@@ -169,7 +176,7 @@ impl<'e, T: Element> Gemm<'e, T> {
         let [batch, rows, columns] = c.shape();
         for (arg, operand) in [("a", &a), ("b", &b)] {
             if let BatchOperand::View(view) = operand
-                && !matches!(view.shape()[0], 1)
+                && view.shape()[0] != 1
                 && view.shape()[0] != batch
             {
                 let [_, rows, columns] = view.shape();
@@ -193,7 +200,10 @@ impl<'e, T: Element> Gemm<'e, T> {
         }
         let work = m.saturating_mul(n).saturating_mul(k);
         let (tasks, inner) = batch_tasks(batch, work);
-        Batch { isa, gemm: self, a, b, inner }.run(c, 0, tasks)
+        let start = machine::verbose().then(Instant::now);
+        Batch { isa, gemm: self, a, b, depth: k, inner }.run(c, 0, tasks)?;
+        trace::<T>(isa, batch, [m, n, k], Path { name: "batched", tasks }, start);
+        Ok(())
     }
 
     fn check_epilogue(&self, batch: Option<usize>, [m, n, _]: [usize; 3]) -> Result<()> {
@@ -210,18 +220,21 @@ impl<'e, T: Element> Gemm<'e, T> {
         match batch {
             _ if [rows, columns] == [m, n] && (entries == 1 || Some(entries) == batch) => Ok(()),
             Some(batch) => Err(Error::shape(OP, "residual", &residual.shape(), &[batch, m, n])),
-            None => Err(Error::shape(OP, "residual", &residual.shape()[1..], &[m, n])),
+            None if entries != 1 => Err(Error::shape(OP, "residual", &residual.shape(), &[1, m, n])),
+            None => Err(Error::shape(OP, "residual", &[rows, columns], &[m, n])),
         }
     }
 
-    /// The options for one entry of a batch.
-    fn scale(&self, entry: usize) -> Result<Scale<'e, T>> {
+    /// The options for one entry of a batch of products of this depth.
+    fn scale(&self, entry: usize, depth: usize) -> Result<Scale<'e, T>> {
         let residual = match self.residual {
             Some(residual) => Some(entry_of(residual, entry)?),
             None => None,
         };
         let epilogue = Epilogue { bias: self.bias, residual, activation: self.activation };
-        Ok(Scale { alpha: self.alpha, beta: self.beta, epilogue })
+        // Without depth there is nothing that an infinite alpha could multiply.
+        let alpha = if depth == 0 { T::ZERO } else { self.alpha };
+        Ok(Scale { alpha, beta: self.beta, epilogue })
     }
 }
 
@@ -284,7 +297,7 @@ fn matrix<T: Element>(
     scale: &Scale<'_, T>,
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<()> {
+) -> Result<Path> {
     let (a, b) = match (a, b) {
         (Operand::View(a), Operand::View(b)) => return views(isa, a, b, scale, c, tasks),
         packed => packed,
@@ -297,12 +310,8 @@ fn matrix<T: Element>(
         Operand::View(b) => Input::Source(b.transpose()),
         Operand::Packed(packed) => Input::Packed(packed),
     };
-    trace("packed", [lhs_lines(&a), c.shape()[1]]);
-    driver::product(isa, lhs, rhs, scale, c, tasks)
-}
-
-fn lhs_lines<T: Element>(a: &Operand<'_, T>) -> usize {
-    operand_shape(a)[0]
+    let tasks = driver::product(isa, lhs, rhs, scale, c, tasks)?;
+    Ok(Path { name: "packed", tasks })
 }
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
@@ -313,7 +322,7 @@ fn views<T: Element>(
     scale: &Scale<'_, T>,
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<()> {
+) -> Result<Path> {
     let [m, n] = c.shape();
     let [row, column] = c.strides();
     let flip = if m == 1 || n == 1 { n == 1 && m != 1 } else { column != 1 && row == 1 };
@@ -331,17 +340,32 @@ fn in_order<T: Element>(
     scale: &Scale<'_, T>,
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<()> {
+) -> Result<Path> {
     if c.shape()[0] == 1 && vector::readable(b) {
-        trace("vector", c.shape());
-        return vector::row_times_matrix(isa, a, b, scale, c);
+        let tasks = vector::row_times_matrix(isa, a, b, scale, c, tasks)?;
+        return Ok(Path { name: "vector", tasks });
     }
-    trace("blocked", c.shape());
-    driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
+    let tasks = driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)?;
+    Ok(Path { name: "blocked", tasks })
 }
 
-fn trace(path: &'static str, [m, n]: [usize; 2]) {
-    machine::trace(|| format!("gemm {m}x{n} path {path}"));
+/// How a product was computed, for those who ask.
+struct Path {
+    name: &'static str,
+    tasks: usize,
+}
+
+fn trace<T: Element>(isa: Isa, batch: usize, shape: [usize; 3], path: Path, start: Option<Instant>) {
+    let Some(start) = start else { return };
+    machine::trace(|| {
+        let ([m, n, k], Path { name, tasks }) = (shape, path);
+        let (tile, time) = (tile::<T>(isa), start.elapsed());
+        let (rows, columns) = (tile.rows, tile.columns);
+        format!(
+            "{OP} {batch} x [{m}, {k}] [{k}, {n}] {} {isa} path {name} tile {rows}x{columns} tasks {tasks} {time:?}",
+            T::NAME
+        )
+    });
 }
 
 /// How many tasks the entries of a batch are cut in, and each entry: one kind of tasks, never both.
@@ -364,6 +388,7 @@ struct Batch<'b, 'e, 'a, T> {
     gemm: &'b Gemm<'e, T>,
     a: BatchOperand<'a, T>,
     b: BatchOperand<'a, T>,
+    depth: usize,
     inner: Option<usize>,
 }
 
@@ -376,11 +401,11 @@ impl<T: Element> Batch<'_, '_, '_, T> {
             let cut = (entries * half / tasks).clamp(1, entries - 1);
             let (low, high) = c.split_at(0, cut)?;
             let (one, two) =
-                rayon::join(|| self.run(low, first, half), || self.run(high, first + cut, tasks - half));
+                parallel::join(|| self.run(low, first, half), || self.run(high, first + cut, tasks - half));
             return one.and(two);
         }
         for entry in 0..entries {
-            let scale = self.gemm.scale(first + entry)?;
+            let scale = self.gemm.scale(first + entry, self.depth)?;
             let c = c.view_mut().select(0, entry)?;
             let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
             matrix(self.isa, a, b, &scale, c, self.inner)?;

@@ -11,6 +11,7 @@
 //!
 //! An element of C is the sum over its blocks of depth, in order, and in a block over its steps, in order:
 //! whoever computes it, in whichever tile.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 
@@ -135,7 +136,7 @@ impl Plan {
 }
 
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
-/// tasks there are.
+/// tasks there are; how many there were is returned.
 pub(crate) fn product<T: Element>(
     isa: Isa,
     a: Input<'_, T, impl PanelSource<T>>,
@@ -143,11 +144,11 @@ pub(crate) fn product<T: Element>(
     scale: &Scale<'_, T>,
     mut c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<()> {
+) -> Result<usize> {
     let ([m, n], k) = (c.shape(), a.depth());
     debug_assert_eq!([a.lines(), b.lines(), b.depth()], [m, n, k]);
     if m == 0 || n == 0 {
-        return Ok(());
+        return Ok(0);
     }
     let plan = Plan::new(isa, [m, n, k], &a, &b, tasks);
     let Blocking { kc, nc, .. } = plan.blocking;
@@ -178,7 +179,7 @@ pub(crate) fn product<T: Element>(
             }
         }
     }
-    Ok(())
+    Ok(plan.tasks)
 }
 
 fn blocks(len: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
@@ -254,7 +255,7 @@ impl<T: Element> Step<'_, T> {
         let mut next = at;
         next[axis] += cut;
         let (first, second) =
-            rayon::join(|| self.run(low, origin, at, half), || self.run(high, origin, next, tasks - half));
+            parallel::join(|| self.run(low, origin, at, half), || self.run(high, origin, next, tasks - half));
         first.and(second)
     }
 

@@ -1,4 +1,5 @@
 //! What happens to a tile after its last block of depth, while it is in cache.
+#![forbid(unsafe_code)]
 
 use crate::activation::{self, Activation};
 use crate::element::Element;

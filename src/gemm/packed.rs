@@ -1,6 +1,5 @@
 //! Operands packed once for many products.
-
-use aligned_vec::AVec;
+#![forbid(unsafe_code)]
 
 use super::blocking::{depth_block, tile, tile_rows};
 use super::panel::{self, Panels, packed_len};
@@ -8,7 +7,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::tensor::TensorView;
-use crate::workspace;
+use crate::workspace::{self, Aligned};
 
 /// The side of a product that an operand was packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ pub struct Packed<T> {
     /// Lines of a panel.
     width: usize,
     /// Blocks of depth, one after the other; in each, panels.
-    data: AVec<T>,
+    data: Aligned<T>,
 }
 
 impl<T: Element> Packed<T> {

@@ -10,6 +10,7 @@
 //!   line b   b0 b1 b2 …
 //!   line c   c0 c1 c2 …
 //! ```
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 

@@ -3,6 +3,7 @@
 //! Bound by reading B once. Where its columns are contiguous each output is a dot product, four at a time;
 //! where its rows are, the outputs stay in L1 and take in four rows of B at a time. An output's sum never
 //! depends on how the outputs are split into tasks.
+#![forbid(unsafe_code)]
 
 use std::ops::Range;
 
@@ -28,15 +29,18 @@ pub(crate) fn readable<T>(b: TensorView<'_, T, 2>) -> bool {
     row == 1 || column == 1 || k <= 1 || n <= 1
 }
 
-/// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`].
+/// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`]. `tasks` overrides how
+/// many tasks there are; how many there were is returned.
 pub(crate) fn row_times_matrix<T: Element>(
     isa: Isa,
     x: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
     scale: &Scale<'_, T>,
     y: TensorViewMut<'_, T, 2>,
-) -> Result<()> {
+    tasks: Option<usize>,
+) -> Result<usize> {
     let [k, n] = b.shape();
+    let tasks = tasks.unwrap_or_else(|| parallel::tasks(k.saturating_mul(n), GRAIN));
     let mut copy = workspace::scratch::<T>("gemm", if x.row(0).is_some() { 0 } else { k })?;
     let x = match x.row(0) {
         Some(x) => x,
@@ -45,7 +49,8 @@ pub(crate) fn row_times_matrix<T: Element>(
             &copy[..]
         }
     };
-    split(&Vector { isa, x, b, scale }, y, 0, parallel::tasks(k.saturating_mul(n), GRAIN))
+    split(&Vector { isa, x, b, scale }, y, 0, tasks)?;
+    Ok(tasks)
 }
 
 #[derive(Clone, Copy)]
@@ -77,7 +82,7 @@ fn split<T: Element>(
     let cut = (n * half / tasks).clamp(1, n - 1);
     let (low, high) = y.split_at(1, cut)?;
     let (one, two) =
-        rayon::join(|| split(vector, low, first, half), || split(vector, high, first + cut, tasks - half));
+        parallel::join(|| split(vector, low, first, half), || split(vector, high, first + cut, tasks - half));
     one.and(two)
 }
 

@@ -184,6 +184,9 @@ impl CrossEntropy {
         rows: usize,
         d_logits: Option<TensorViewMut<'_, T, 2>>,
     ) -> Result<T> {
+        if logits.is_empty() {
+            return Ok(self.reduction.apply(0.0, rows));
+        }
         let [_, classes] = logits.shape();
         let smooth = if classes == 0 { 0.0 } else { self.label_smoothing / classes as f64 };
         let pass = Pass {
@@ -255,7 +258,7 @@ impl Pass {
         };
         let first = || self.tree(low, low_target, low_out);
         let second = || self.tree(high, high_target, high_out);
-        let (first, second) = if self.parallel { rayon::join(first, second) } else { (first(), second()) };
+        let (first, second) = if self.parallel { parallel::join(first, second) } else { (first(), second()) };
         Ok(first? + second?)
     }
 

@@ -213,7 +213,7 @@ fn tree<T: Element, const N: usize>(
     };
     let first = || tree(loss, factor, parallel, low_y, low_target, low_out);
     let second = || tree(loss, factor, parallel, high_y, high_target, high_out);
-    let (first, second) = if parallel { rayon::join(first, second) } else { (first(), second()) };
+    let (first, second) = if parallel { parallel::join(first, second) } else { (first(), second()) };
     Ok(first? + second?)
 }
 

@@ -151,6 +151,6 @@ impl<T: Element> Job<'_, T> {
         }
         let at = learners.len() / 2;
         let (low, high) = learners.split_at_mut(at);
-        rayon::join(|| self.run(low, first, tasks / 2), || self.run(high, first + at, tasks - tasks / 2));
+        parallel::join(|| self.run(low, first, tasks / 2), || self.run(high, first + at, tasks - tasks / 2));
     }
 }

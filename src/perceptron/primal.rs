@@ -122,7 +122,7 @@ impl<T: Element> Perceptron<T> {
         let at = scores.len() / 2;
         let (low, high) = x.split_at(0, at)?;
         let (low_scores, high_scores) = scores.split_at_mut(at);
-        let (first, second) = rayon::join(
+        let (first, second) = parallel::join(
             || self.fill(isa, low, low_scores, tasks / 2),
             || self.fill(isa, high, high_scores, tasks - tasks / 2),
         );

@@ -1,4 +1,5 @@
 //! What the compilation target always has, through the crate `wide`: vectors of 16 bytes.
+#![forbid(unsafe_code)]
 
 use super::{Simd, front, front_mut};
 use wide::bytemuck::cast;

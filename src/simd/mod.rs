@@ -10,8 +10,6 @@
 //! it compiled with the instructions that the shim around it enables. For the same reason an operation
 //! dispatches *inside* a task, never around a call into rayon.
 
-#![allow(dead_code, unused_imports)] // until the operations land
-
 /// Methods of a token whose bodies are intrinsics that this token's features allow.
 #[cfg(target_arch = "x86_64")]
 macro_rules! intrinsics {

@@ -86,7 +86,7 @@ fn split<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
     }
     let half = tasks / 2;
     let (first, second) =
-        rayon::join(|| split(call, low_srcs, low, half), || split(call, high_srcs, high, tasks - half));
+        parallel::join(|| split(call, low_srcs, low, half), || split(call, high_srcs, high, tasks - half));
     first.and(second)
 }
 

@@ -152,8 +152,10 @@ fn split<T: Element, const K: usize, const N: usize>(
         (low_srcs[k], high_srcs[k]) = srcs[k].split_at(axis, at)?;
     }
     let half = tasks / 2;
-    let (first, second) =
-        rayon::join(|| split(low_srcs, low, half, kernel), || split(high_srcs, high, tasks - half, kernel));
+    let (first, second) = parallel::join(
+        || split(low_srcs, low, half, kernel),
+        || split(high_srcs, high, tasks - half, kernel),
+    );
     first.and(second)
 }
 

@@ -1,6 +1,7 @@
 //! `Debug` as NumPy prints arrays: nested brackets, aligned columns, long axes shortened.
+#![forbid(unsafe_code)]
 
-use std::fmt::{self, Debug, Formatter};
+use std::fmt::{self, Debug, Formatter, Write as _};
 
 use super::{Tensor, TensorView, TensorViewMut};
 
@@ -38,7 +39,9 @@ impl<T: Debug, const N: usize> Printer<'_, '_, T, N> {
     fn print(&self, f: &mut Formatter<'_>, axis: usize, index: &mut [usize; N]) -> fmt::Result {
         if axis == N {
             let Some(element) = self.view.get(*index) else { return Ok(()) };
-            return write!(f, "{:>width$}", text(element, f.precision()), width = self.width);
+            let text = text(element, f.precision());
+            (text.chars().count()..self.width).try_for_each(|_| f.write_char(' '))?;
+            return f.write_str(&text);
         }
         let innermost = axis + 1 == N;
         f.write_str("[")?;
@@ -63,7 +66,8 @@ impl<T: Debug, const N: usize> Printer<'_, '_, T, N> {
 
 fn text(element: &impl Debug, precision: Option<usize>) -> String {
     match precision {
-        Some(digits) => format!("{element:.digits$?}"),
+        // The formatter takes no more digits than this, nor has an element more.
+        Some(digits) => format!("{element:.digits$?}", digits = digits.min(1100)),
         None => format!("{element:?}"),
     }
 }
@@ -77,7 +81,9 @@ impl<T: Debug, const N: usize> Debug for TensorView<'_, T, N> {
         }
         let mut printer = Printer { view: self, shorten: self.len() > THRESHOLD, width: 0 };
         let mut width = 0;
-        printer.each(0, &mut [0; N], &mut |element| width = width.max(text(element, f.precision()).len()));
+        printer.each(0, &mut [0; N], &mut |element| {
+            width = width.max(text(element, f.precision()).chars().count())
+        });
         printer.width = width;
         printer.print(f, 0, &mut [0; N])
     }

@@ -1,4 +1,5 @@
 //! Shapes and strides. All arithmetic on sizes that come from a caller is checked here and nowhere else.
+#![forbid(unsafe_code)]
 
 use crate::error::{Dims, Error, Result, Strides};
 
@@ -223,6 +224,14 @@ impl<const N: usize> Layout<N> {
         }
         let first = if sliced.is_empty() { 0 } else { start as isize * self.strides[axis] };
         Ok((first, sliced))
+    }
+
+    pub(crate) fn check_split(&self, axis: usize, at: usize) -> Result<()> {
+        check_axis::<N>("split_at", axis)?;
+        if at > self.shape[axis] {
+            return Err(Error::argument("split_at", "at", at, "at most the axis's size"));
+        }
+        Ok(())
     }
 
     pub(crate) fn broadcast<const M: usize>(&self, shape: [usize; M]) -> Result<Layout<M>> {

@@ -1,10 +1,8 @@
 //! The owned tensor.
 
-use aligned_vec::AVec;
-
 use super::{Iter, Layout, TensorView, TensorViewMut};
 use crate::error::{Error, Result};
-use crate::workspace;
+use crate::workspace::{self, Aligned};
 
 /// An owned tensor of rank `N`: contiguous, row-major, aligned to 64 bytes.
 ///
@@ -19,7 +17,7 @@ use crate::workspace;
 /// # Ok::<(), tilewise::Error>(())
 /// ```
 pub struct Tensor<T, const N: usize> {
-    data: AVec<T>,
+    data: Aligned<T>,
     /// Contiguous, of as many elements as `data`.
     layout: Layout<N>,
 }
@@ -85,7 +83,7 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
 
     pub(super) fn from_view(view: TensorView<'_, T, N>) -> Result<Self> {
         let Some(&first) = view.iter().next() else {
-            return Ok(Self { data: AVec::new(0), layout: Layout::contiguous(view.shape())? });
+            return Ok(Self { data: Aligned::new(0), layout: Layout::contiguous(view.shape())? });
         };
         if let Some(elements) = view.as_slice() {
             return Self::from_slice(elements, view.shape());

@@ -223,13 +223,6 @@ macro_rules! view {
                 Ok(self.derive((0, layout)))
             }
 
-            /// The element at an index, `None` outside the shape.
-            pub fn get(&self, index: [usize; N]) -> Option<&T> {
-                let offset = self.layout.offset(index)?;
-                // SAFETY: the index is inside the shape, so the invariant gives a borrowed element.
-                Some(unsafe { &*self.ptr.offset(offset) })
-            }
-
             fn resolve(&self, axis: usize, range: impl RangeBounds<usize>) -> Result<(usize, usize)> {
                 let Some(&size) = self.layout.shape().get(axis) else {
                     return Err(Error::argument("slice", "axis", axis, "less than the rank"));
@@ -286,9 +279,20 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
         self.derive((0, layout))
     }
 
-    /// The two views before and from index `at` of an axis. The caller has checked both.
-    pub(crate) fn split_at(self, axis: usize, at: usize) -> Result<(Self, Self)> {
+    /// The two views before and from index `at` of an axis.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the axis does not exist or `at` lies behind its end.
+    pub fn split_at(self, axis: usize, at: usize) -> Result<(Self, Self)> {
+        self.layout.check_split(axis, at)?;
         Ok((self.slice(axis, ..at, 1)?, self.slice(axis, at.., 1)?))
+    }
+
+    /// The element at an index, `None` outside the shape.
+    pub fn get(&self, index: [usize; N]) -> Option<&'a T> {
+        let offset = self.layout.offset(index)?;
+        // SAFETY: the index is inside the shape, so the invariant gives an element borrowed for `'a`.
+        Some(unsafe { &*self.ptr.offset(offset) })
     }
 
     /// The elements as a slice, where they lie in row-major order without gaps.
@@ -374,6 +378,13 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     }
 
     /// The element at an index, `None` outside the shape.
+    pub fn get(&self, index: [usize; N]) -> Option<&T> {
+        let offset = self.layout.offset(index)?;
+        // SAFETY: the index is inside the shape, so the invariant gives a borrowed element.
+        Some(unsafe { &*self.ptr.offset(offset) })
+    }
+
+    /// The element at an index, `None` outside the shape.
     pub fn get_mut(&mut self, index: [usize; N]) -> Option<&mut T> {
         let offset = self.layout.offset(index)?;
         // SAFETY: the index is inside the shape, so the invariant gives an exclusively borrowed element.
@@ -397,6 +408,7 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     /// # Errors
     /// [`Error::Argument`] where the axis does not exist or `at` lies behind its end.
     pub fn split_at(self, axis: usize, at: usize) -> Result<(Self, Self)> {
+        self.layout.check_split(axis, at)?;
         let (start, end) = self.resolve(axis, ..)?;
         let (first_offset, first) = self.layout.slice(axis, start, at, 1)?;
         let (second_offset, second) = self.layout.slice(axis, at, end, 1)?;

@@ -5,6 +5,7 @@
 //! `[b, ch, i·s + u·d, j·s + v·d]` for stride s and dilation d. Six strides say so; nothing is copied. Reshaped
 //! to `(n·oh·ow, c·kh·kw)` it is the matrix that im2col would write (as in K. Chellapilla, S. Puri and P. Simard,
 //! "High Performance Convolutional Neural Networks for Document Processing", 2006), with each pixel up to kh·kw times.
+#![forbid(unsafe_code)]
 
 use super::{Layout, TensorView};
 use crate::error::{Dims, Error, Result};

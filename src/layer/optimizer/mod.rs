@@ -149,7 +149,7 @@ impl<T: Element, R: Rule<T, K>, const K: usize> Update<'_, T, R, K> {
         let rule = self.rule;
         let low = Update { rule, values: low_values, gradients: low_gradients, states: low_states };
         let high = Update { rule, values: high_values, gradients: high_gradients, states: high_states };
-        rayon::join(|| low.run(isa, tasks / 2), || high.run(isa, tasks - tasks / 2));
+        parallel::join(|| low.run(isa, tasks / 2), || high.run(isa, tasks - tasks / 2));
     }
 }
 
