@@ -528,10 +528,7 @@ fn a_tensor_that_cannot_be_had_is_an_error() {
         text(Tensor::<f32, 1>::zeros([big])),
         format!("tensor: no memory for {} bytes", 4 * big as u128)
     );
-    assert_eq!(
-        text(Tensor::<f64, 2>::full([big, 2], 1.0)),
-        format!("tensor: no memory for {} bytes", usize::MAX)
-    );
+    assert_eq!(text(Tensor::<f64, 2>::full([big, 2], 1.0)), "tensor: more bytes than there are addresses");
     assert!(matches!(Tensor::<f32, 1>::from_fn([big], |_| 0.0), Err(Error::Alloc { op: "tensor", .. })));
     let one = [1.0f32];
     let huge = TensorView::from_slice(&one, [1]).unwrap().broadcast([big]).unwrap();

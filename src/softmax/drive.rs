@@ -7,6 +7,7 @@ use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
+use crate::vecmath::Pair;
 use crate::workspace::scratch;
 
 /// Fewest elements a task is worth.
@@ -163,23 +164,31 @@ fn rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
     srcs: [TensorView<'_, T, 2>; K],
     mut dst: TensorViewMut<'_, T, 2>,
 ) -> Result<()> {
-    let [count, n] = dst.shape();
+    let [count, _] = dst.shape();
     let strided = dst.row_mut(0).is_none() || srcs.iter().any(|src| src.row(0).is_none());
     if strided {
         return staged_rows(call, s, srcs, dst);
     }
+    let mut next = sources(&srcs, 0);
+    let mut ahead = None;
     for at in 0..count {
-        let mut row: [&[T]; K] = [&[]; K];
-        for (row, src) in row.iter_mut().zip(&srcs) {
-            *row = src.row(at).unwrap_or(&[]);
-        }
-        if let Some(dst) = dst.row_mut(at)
-            && row.iter().all(|row| row.len() == n)
-        {
-            call.kernel.row(s, row, dst);
+        let row = next;
+        next = sources(&srcs, (at + 1).min(count - 1));
+        if let Some(dst) = dst.row_mut(at) {
+            ahead = call.kernel.row(Pair(s), row, next, ahead, dst);
         }
     }
     Ok(())
+}
+
+/// One row of each source; the caller has seen that rows are contiguous.
+#[inline(always)]
+fn sources<'a, T: Element, const K: usize>(srcs: &[TensorView<'a, T, 2>; K], at: usize) -> [&'a [T]; K] {
+    let mut row: [&[T]; K] = [&[]; K];
+    for (row, src) in row.iter_mut().zip(srcs) {
+        *row = src.row(at).unwrap_or(&[]);
+    }
+    row
 }
 
 /// As [`rows`], through contiguous copies.
@@ -201,7 +210,7 @@ fn staged_rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
         for (row, input) in row.iter_mut().zip(inputs.chunks_exact(n)) {
             *row = input;
         }
-        call.kernel.row(s, row, output);
+        call.kernel.row(Pair(s), row, row, None, output);
         dst.view_mut().select::<1>(0, at)?.assign(TensorView::from_slice(output, [n])?)?;
     }
     Ok(())

@@ -6,8 +6,19 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// A kernel over `K` sources and one output, all of one shape.
 pub(super) trait Kernel<const K: usize>: Copy + Send + Sync {
-    /// Along contiguous rows of one length.
-    fn row<T: Element, S: Simd<T>>(self, s: S, srcs: [&[T]; K], dst: &mut [T]);
+    /// Along contiguous rows of one length, which is not 0.
+    ///
+    /// `next` are the sources of the row after this one, of the same length, or `srcs` again if there is none;
+    /// what the call returns is `ahead` for that row, `None` for the first. So a row can come from memory
+    /// while the one before is worked on.
+    fn row<T: Element, S: Simd<T>>(
+        self,
+        s: S,
+        srcs: [&[T]; K],
+        next: [&[T]; K],
+        ahead: Option<T>,
+        dst: &mut [T],
+    ) -> Option<T>;
 
     /// Down the columns `first..first + count` of matrices whose rows are contiguous: `U` vectors of columns,
     /// or, where `U` is 1, as many columns as there are, at most one vector.
@@ -33,13 +44,13 @@ pub(super) struct Backward {
     pub logarithm: bool,
 }
 
-/// Vectors in flight: enough for the latency of the longest chain.
-const UNROLL: usize = 4;
+/// Accumulators: with pairs of vectors, enough for the latency of an addition.
+const UNROLL: usize = 2;
 
-/// The sum of four vectors, then of their lanes.
+/// The sum of the vectors, then of their lanes.
 #[inline(always)]
 fn total<T: Element, S: Simd<T>>(s: S, sums: [S::V; UNROLL]) -> T {
-    s.reduce_add(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    s.reduce_add(s.add(sums[0], sums[1]))
 }
 
 /// `body` for each group of [`UNROLL`] vectors, then for each vector left, then for the part of one: the
@@ -67,27 +78,38 @@ macro_rules! for_vectors {
     }};
 }
 
-/// The largest element of a row that is not empty; NaN are passed over.
+/// The largest element of a row; NaN are passed over.
 #[inline(always)]
 fn maximum<T: Element, S: Simd<T>>(s: S, x: &[T]) -> T {
-    let Some(last) = x.len().checked_sub(S::LANES) else {
-        return x.iter().fold(T::NEG_INFINITY, |most, &x| if x > most { x } else { most });
-    };
     let mut most = [s.splat(T::NEG_INFINITY); UNROLL];
-    for_vectors!(
-        x.len(),
-        |at, i| { most[i] = s.max(s.load(&x[at]), most[i]) },
+    for_vectors!(x.len(), |at, i| { most[i] = s.max(s.load(&x[at]), most[i]) }, |_rest| {});
+    largest(s, most, x)
+}
+
+/// The largest element of a row from the largest lanes of its whole vectors.
+#[inline(always)]
+fn largest<T: Element, S: Simd<T>>(s: S, mut most: [S::V; UNROLL], x: &[T]) -> T {
+    match x.len().checked_sub(S::LANES) {
         // The last vector reaches back: taking an element twice changes no maximum.
-        |_rest| { most[0] = s.max(s.load(&x[last..]), most[0]) }
-    );
-    s.reduce_max(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])))
+        Some(last) => most[0] = s.max(s.load(&x[last..]), most[0]),
+        None => return x.iter().fold(T::NEG_INFINITY, |most, &x| if x > most { x } else { most }),
+    }
+    s.reduce_max(s.max(most[0], most[1]))
 }
 
 impl Kernel<1> for Forward {
     #[inline(always)]
-    fn row<T: Element, S: Simd<T>>(self, s: S, [x]: [&[T]; 1], y: &mut [T]) {
-        let x = &x[..y.len()];
-        let most = s.splat(maximum(s, x));
+    fn row<T: Element, S: Simd<T>>(
+        self,
+        s: S,
+        [x]: [&[T]; 1],
+        [next]: [&[T]; 1],
+        ahead: Option<T>,
+        y: &mut [T],
+    ) -> Option<T> {
+        let (x, next) = (&x[..y.len()], &next[..y.len()]);
+        let most = s.splat(ahead.unwrap_or_else(|| maximum(s, x)));
+        let mut next_most = [s.splat(T::NEG_INFINITY); UNROLL];
         // The terms, and their sum. The logarithm writes them too: only so is the last, partial vector of
         // terms padded with zeros when read back, and the row is in L1.
         let mut sums = [s.splat(T::ZERO); UNROLL];
@@ -96,6 +118,7 @@ impl Kernel<1> for Forward {
             |at, i| {
                 let e = T::exp_normal_v(s, s.sub(s.load(&x[at.clone()]), most));
                 sums[i] = s.add(sums[i], e);
+                next_most[i] = s.max(s.load(&next[at.clone()]), next_most[i]);
                 if !self.logarithm {
                     s.store(e, &mut y[at]);
                 }
@@ -106,6 +129,7 @@ impl Kernel<1> for Forward {
                 sums[0] = s.add(sums[0], s.load_partial(&y[rest]));
             }
         );
+        let next_most = largest(s, next_most, next);
         let sum = total(s, sums);
         if self.logarithm {
             let log = T::log_v(s, s.splat(sum));
@@ -125,6 +149,7 @@ impl Kernel<1> for Forward {
                 |rest| { s.store_partial(s.mul(s.load_partial(&y[rest.clone()]), scale), &mut y[rest]) }
             );
         }
+        Some(next_most)
     }
 
     #[inline(always)]
@@ -178,7 +203,14 @@ impl Kernel<1> for Forward {
 
 impl Kernel<2> for Backward {
     #[inline(always)]
-    fn row<T: Element, S: Simd<T>>(self, s: S, [y, dy]: [&[T]; 2], dx: &mut [T]) {
+    fn row<T: Element, S: Simd<T>>(
+        self,
+        s: S,
+        [y, dy]: [&[T]; 2],
+        _next: [&[T]; 2],
+        _ahead: Option<T>,
+        dx: &mut [T],
+    ) -> Option<T> {
         let (y, dy) = (&y[..dx.len()], &dy[..dx.len()]);
         let mut sums = [s.splat(T::ZERO); UNROLL];
         for_vectors!(
@@ -202,6 +234,7 @@ impl Kernel<2> for Backward {
                 s.store_partial(self.spread(s, sum, y, dy), &mut dx[rest]);
             }
         );
+        None
     }
 
     #[inline(always)]
@@ -288,5 +321,5 @@ fn store<T: Element, S: Simd<T>, const U: usize>(
     }
 }
 
-/// Columns that [`Kernel::columns`] takes at once.
-pub(super) const BLOCK: usize = UNROLL;
+/// Vectors of columns that [`Kernel::columns`] takes at once.
+pub(super) const BLOCK: usize = 4;

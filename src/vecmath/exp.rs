@@ -12,7 +12,7 @@ use super::polynomial;
 use crate::simd::Simd;
 
 /// The constants of one element type; `M` is its mantissa's bits.
-struct Table<T, const D: usize, const E: usize> {
+struct Table<T, const D: usize, const E: usize, const F: usize> {
     log2_e: T,
     ln2_upper: T,
     ln2_lower: T,
@@ -20,6 +20,8 @@ struct Table<T, const D: usize, const E: usize> {
     q: [T; D],
     /// … and to eʳ − 1.
     q_minus_1: [T; E],
+    /// … and one that spares a step for [`exp_normal`].
+    q_short: [T; F],
     one: T,
     /// Rounds and leaves n + 2·bias in the low bits.
     round_twice_biased: T,
@@ -29,6 +31,8 @@ struct Table<T, const D: usize, const E: usize> {
     round_lifted: T,
     /// 2^−lift: results of [`exp_low`] are built 2^lift too large, where they are never denormal.
     lower: T,
+    /// Up to this |x| eˣ is a normal number.
+    near: T,
     /// Below this eˣ rounds to 0 …
     zero_below: T,
     /// … and this makes it infinite.
@@ -37,35 +41,39 @@ struct Table<T, const D: usize, const E: usize> {
     normal_from: T,
 }
 
-/// Relative errors of the polynomials 2^−28.2 and 2^−29.1.
-const F32: Table<f32, 5, 6> = Table {
+/// Relative errors of the polynomials 2^−28.2, 2^−29.1 and 2^−23.2.
+const F32: Table<f32, 5, 6, 4> = Table {
     log2_e: std::f32::consts::LOG2_E,
     ln2_upper: 0.693_359_375,
     ln2_lower: -2.121_944_4e-4,
     q: [0.49999994, 0.16666517, 0.041668102, 0.008369192, 0.0013838889],
     q_minus_1: [0.5, 0.16666666, 0.041666374, 0.008333392, 0.0013940631, 0.00019845883],
+    q_short: [0.4999923, 0.16667114, 0.041890163, 0.008312495],
     one: 1.0,
     round_twice_biased: 12_582_912.0 + 254.0,
     round_biased: 12_582_912.0 + 127.0,
     round_lifted: 12_582_912.0 + 127.0 + 64.0,
     lower: f32::from_bits((127 - 64) << 23),
+    near: 87.0,
     zero_below: -104.0,
     infinite_at: 89.0,
     normal_from: -87.336_54,
 };
 
-/// Relative error of the polynomial, one for both, 2^−59.9.
-const F64: Table<f64, 11, 11> = Table {
+/// Relative error of the polynomial, one for all, 2^−59.9.
+const F64: Table<f64, 11, 11, 11> = Table {
     log2_e: std::f64::consts::LOG2_E,
     ln2_upper: 0.693_147_180_369_123_8,
     ln2_lower: 1.908_214_929_270_587_7e-10,
     q: Q_F64,
     q_minus_1: Q_F64,
+    q_short: Q_F64,
     one: 1.0,
     round_twice_biased: 6_755_399_441_055_744.0 + 2046.0,
     round_biased: 6_755_399_441_055_744.0 + 1023.0,
     round_lifted: 6_755_399_441_055_744.0 + 1023.0 + 512.0,
     lower: f64::from_bits((1023 - 512) << 52),
+    near: 708.0,
     zero_below: -746.0,
     infinite_at: 710.0,
     normal_from: -708.396_418_532_264,
@@ -87,10 +95,10 @@ const Q_F64: [f64; 11] = [
 
 /// The rounded sum and r, for `round` one of the table's.
 #[inline(always)]
-fn reduce<T: Copy, S: Simd<T>, const D: usize, const E: usize>(
+fn reduce<T: Copy, S: Simd<T>, const D: usize, const E: usize, const F: usize>(
     s: S,
     x: S::V,
-    k: &Table<T, D, E>,
+    k: &Table<T, D, E, F>,
     round: T,
 ) -> (S::V, S::V) {
     let sum = s.mul_add(x, s.splat(k.log2_e), s.splat(round));
@@ -99,46 +107,63 @@ fn reduce<T: Copy, S: Simd<T>, const D: usize, const E: usize>(
     (sum, s.neg_mul_add(n, s.splat(k.ln2_lower), r))
 }
 
-/// eʳ for the reduced argument.
+/// eʳ for the reduced argument, with one of the table's q.
 #[inline(always)]
-fn reduced<T: Copy, S: Simd<T>, const D: usize, const E: usize>(s: S, r: S::V, k: &Table<T, D, E>) -> S::V {
-    let one = s.splat(k.one);
-    s.mul_add(s.mul_add(polynomial(s, r, &k.q), r, one), r, one)
+fn reduced<T: Copy, S: Simd<T>, const D: usize>(s: S, r: S::V, one: T, q: &[T; D]) -> S::V {
+    let one = s.splat(one);
+    s.mul_add(s.mul_add(polynomial(s, r, q), r, one), r, one)
 }
 
+#[inline(always)]
+fn exp<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, const F: usize>(
+    s: S,
+    x: S::V,
+    k: &Table<T, D, E, F>,
+) -> S::V {
+    // True for ±∞, not for NaN.
+    let far = s.lt(s.splat(k.near), s.abs(x));
+    if s.none(far) {
+        let (sum, r) = reduce(s, x, k, k.round_biased);
+        return s.mul(reduced(s, r, k.one, &k.q), s.shl::<M>(sum));
+    }
+    exp_far::<T, S, M, D, E, F>(s, x, k)
+}
+
+/// [`exp`] where the result may be denormal or infinite.
+///
 /// 2ⁿ is multiplied in two halves, neither of which over- or underflows: so the second product rounds once,
 /// to a denormal or to infinity where that is the result.
 #[inline(always)]
-fn exp<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize>(
+fn exp_far<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, const F: usize>(
     s: S,
     x: S::V,
-    k: &Table<T, D, E>,
+    k: &Table<T, D, E, F>,
 ) -> S::V {
     // In this order of operands NaN passes.
     let x = s.min(s.splat(k.infinite_at), s.max(s.splat(k.zero_below), x));
     let (sum, r) = reduce(s, x, k, k.round_twice_biased);
-    let p = reduced(s, r, k);
+    let p = reduced(s, r, k.one, &k.q);
     let half = s.shr::<1>(sum);
     let rest = s.int_sub(sum, half);
     s.mul(s.mul(p, s.shl::<M>(half)), s.shl::<M>(rest))
 }
 
 #[inline(always)]
-fn exp_low<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize>(
+fn exp_low<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, const F: usize>(
     s: S,
     x: S::V,
-    k: &Table<T, D, E>,
+    k: &Table<T, D, E, F>,
 ) -> S::V {
     let x = s.max(s.splat(k.zero_below), x);
     let (sum, r) = reduce(s, x, k, k.round_lifted);
-    s.mul(s.mul(reduced(s, r, k), s.shl::<M>(sum)), s.splat(k.lower))
+    s.mul(s.mul(reduced(s, r, k.one, &k.q), s.shl::<M>(sum)), s.splat(k.lower))
 }
 
 #[inline(always)]
-fn exp_normal<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize>(
+fn exp_normal<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, const F: usize>(
     s: S,
     x: S::V,
-    k: &Table<T, D, E>,
+    k: &Table<T, D, E, F>,
 ) -> S::V {
     let sum = s.mul_add(x, s.splat(k.log2_e), s.splat(k.round_biased));
     let n = s.sub(sum, s.splat(k.round_biased));
@@ -148,17 +173,17 @@ fn exp_normal<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize>
         std::f64::consts::LN_2.to_bits()
     });
     let r = s.neg_mul_add(n, ln2, x);
-    let e = s.mul(reduced(s, r, k), s.shl::<M>(sum));
+    let e = s.mul(reduced(s, r, k.one, &k.q_short), s.shl::<M>(sum));
     // Not a clamp of x: a product that underflows costs a hundred cycles on some processors, and −∞, the
     // usual mask, would be one each time.
     s.select(s.lt(x, s.splat(k.normal_from)), s.splat_bits(0), e)
 }
 
 #[inline(always)]
-fn expm1<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize>(
+fn expm1<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, const F: usize>(
     s: S,
     x: S::V,
-    k: &Table<T, D, E>,
+    k: &Table<T, D, E, F>,
 ) -> S::V {
     let (sum, r) = reduce(s, x, k, k.round_biased);
     let p = s.mul_add(s.mul(polynomial(s, r, &k.q_minus_1), r), r, r);
@@ -171,26 +196,26 @@ macro_rules! functions {
         #[doc = concat!("eˣ for every x; error at most ", $error, ".")]
         #[inline(always)]
         pub(crate) fn $exp<S: Simd<$T>>(s: S, x: S::V) -> S::V {
-            exp::<$T, S, $M, _, _>(s, x, &$table)
+            exp::<$T, S, $M, _, _, _>(s, x, &$table)
         }
 
         #[doc = concat!("eˣ for x ≤ 40, denormal results included; error as of [`", stringify!($exp), "`].")]
         #[inline(always)]
         pub(crate) fn $exp_low<S: Simd<$T>>(s: S, x: S::V) -> S::V {
-            exp_low::<$T, S, $M, _, _>(s, x, &$table)
+            exp_low::<$T, S, $M, _, _, _>(s, x, &$table)
         }
 
         /// eˣ for x ≤ 0, 0 where that is no normal number; relative error at most (2 + |x|)·ε, what the
         /// rounding of a difference x = a − b costs anyway.
         #[inline(always)]
         pub(crate) fn $exp_normal<S: Simd<$T>>(s: S, x: S::V) -> S::V {
-            exp_normal::<$T, S, $M, _, _>(s, x, &$table)
+            exp_normal::<$T, S, $M, _, _, _>(s, x, &$table)
         }
 
         /// eˣ − 1 for −40 ≤ x ≤ 80, with small relative error around 0 too: at most 2 ulp.
         #[inline(always)]
         pub(crate) fn $expm1<S: Simd<$T>>(s: S, x: S::V) -> S::V {
-            expm1::<$T, S, $M, _, _>(s, x, &$table)
+            expm1::<$T, S, $M, _, _, _>(s, x, &$table)
         }
     };
 }

@@ -20,7 +20,10 @@ mod erf;
 mod exp;
 mod log;
 mod normal;
+mod pair;
 mod sigmoid;
+#[cfg(test)]
+mod table;
 mod tanh;
 #[cfg(test)]
 mod tests;
@@ -30,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::machine;
 use crate::simd::{Dispatch, Simd, SimdOp};
 use crate::tensor::{self, TensorView, TensorViewMut};
+pub(crate) use pair::Pair;
 
 /// Functions of vectors, for code that is generic over the element type; see the modules for their bounds.
 pub trait VecMath: Dispatch {
@@ -99,10 +103,10 @@ vec_math! { f64:
 /// c\[0\] + c\[1\]·x + c\[2\]·x² + …
 ///
 /// Longer ones as two interleaved Horner schemes in x², for even and odd powers: one multiplication more, half
-/// the latency, and it is latency, through the size of the processor's scheduler, that limits these loops.
+/// the latency, of which the processor can hide only so much.
 #[inline(always)]
 fn polynomial<T: Copy, S: Simd<T>, const D: usize>(s: S, x: S::V, c: &[T; D]) -> S::V {
-    if D < 5 {
+    if D < 6 {
         return horner::<T, S, D, 1>(s, x, c, 0);
     }
     let square = s.mul(x, x);
@@ -126,40 +130,49 @@ fn horner<T: Copy, S: Simd<T>, const D: usize, const STEP: usize>(
     y
 }
 
-/// `dst[i] = body` with `x` the vector of `src[i]`, for one or two sources; or `run[i] = body` in place.
+/// `dst[i] = body` with `x` the vector of `src[i]`, for one or two sources; or `run[i] = body` in place. All
+/// have one length.
 ///
 /// A macro, because a closure would not be compiled with the instructions of the shim around it unless the
-/// compiler chose to inline it. In scope: the token's type `S`, of which `$s` is a value.
+/// compiler chose to inline it. The type parameter `S` must be the token's.
 macro_rules! map_vectors {
     ($s:ident, $dst:expr, |$($x:ident in $src:ident),+| $body:expr) => {{
-        let dst: &mut [_] = $dst;
-        let whole = dst.len() - dst.len() % S::LANES;
+        use crate::simd::Simd;
+        use crate::vecmath::Pair;
+        let dst: &mut [T] = $dst;
+        let lanes = <Pair<S> as Simd<T>>::LANES;
         let mut at = 0;
-        while at < whole {
-            $(let $x = $s.load(&$src[at..at + S::LANES]);)+
+        while dst.len() - at >= lanes && $($src.len() - at >= lanes)&&+ {
+            let $s = Pair($s);
+            $(let $x = $s.load(&$src[at..at + lanes]);)+
             let y = $body;
-            $s.store(y, &mut dst[at..at + S::LANES]);
-            at += S::LANES;
+            $s.store(y, &mut dst[at..at + lanes]);
+            at += lanes;
         }
-        if at < dst.len() {
-            $(let $x = $s.load_partial(&$src[at..]);)+
+        let lanes = <S as Simd<T>>::LANES;
+        while at < dst.len() {
+            let end = dst.len().min(at + lanes);
+            $(let $x = $s.load_partial(&$src[at..end]);)+
             let y = $body;
-            $s.store_partial(y, &mut dst[at..]);
+            $s.store_partial(y, &mut dst[at..end]);
+            at = end;
         }
     }};
     ($s:ident, $run:expr, |$x:ident| $body:expr) => {{
-        let run: &mut [_] = $run;
-        let mut chunks = run.chunks_exact_mut(S::LANES);
-        for chunk in &mut chunks {
+        use crate::simd::Simd;
+        use crate::vecmath::Pair;
+        let run: &mut [T] = $run;
+        let mut pairs = run.chunks_exact_mut(<Pair<S> as Simd<T>>::LANES);
+        for chunk in &mut pairs {
+            let $s = Pair($s);
             let $x = $s.load(chunk);
             let y = $body;
             $s.store(y, chunk);
         }
-        let rest = chunks.into_remainder();
-        if !rest.is_empty() {
-            let $x = $s.load_partial(rest);
+        for chunk in pairs.into_remainder().chunks_mut(<S as Simd<T>>::LANES) {
+            let $x = $s.load_partial(chunk);
             let y = $body;
-            $s.store_partial(y, rest);
+            $s.store_partial(y, chunk);
         }
     }};
 }

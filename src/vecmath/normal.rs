@@ -128,8 +128,8 @@ pub(crate) fn gelu_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let sum = s.add(w, round);
     let fraction = s.sub(w, s.sub(sum, round));
     let half = s.mul(polynomial(s, fraction, &POWER), s.shl::<23>(sum));
-    let phi = s.select(s.lt(x, s.splat(0.0)), half, s.sub(s.splat(1.0), half));
-    let y = s.mul(x, phi);
+    // x·Φ(x) = max(x, 0) − |x|·Φ(−|x|); above the clamp the second term is less than half an ulp of the first.
+    let y = s.neg_mul_add(a, half, s.max(s.splat(0.0), x));
     let far = s.lt(x, s.splat(-FAR));
     if s.none(far) {
         return y;

@@ -16,11 +16,11 @@ pub(crate) fn tanh_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     const P: [f32; 3] = [-0.33333185, 0.1332098, -0.05101601];
     // In this order of operands NaN passes.
     let a = s.min(s.splat(10.0), s.abs(x));
-    let square = s.mul(x, x);
-    let small = s.mul_add(s.mul(polynomial(s, square, &P), square), x, x);
+    let square = s.mul(a, a);
+    let small = s.mul_add(s.mul(polynomial(s, square, &P), square), a, a);
     let t = expm1_f32(s, s.add(a, a));
-    let large = s.copysign(s.div(t, s.add(t, s.splat(2.0))), x);
-    s.select(s.lt(a, s.splat(0.27)), small, large)
+    let large = s.div(t, s.add(t, s.splat(2.0)));
+    s.copysign(s.select(s.lt(a, s.splat(0.27)), small, large), x)
 }
 
 /// tanh x; error at most 4 ulp.

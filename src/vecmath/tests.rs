@@ -117,3 +117,125 @@ fn f32_within_2_ulp_everywhere() {
         assert!(worst.iter().all(|&(error, _)| error <= 2.0), "{name}");
     }
 }
+
+/// As [`ulps`], for `f64`.
+fn ulps_f64(y: f64, exact: f64) -> f64 {
+    if y == exact || (y.is_nan() && exact.is_nan()) {
+        return 0.0;
+    }
+    // The distance in representable numbers, across infinity and the denormals too.
+    let ordered = |v: f64| (v.abs().to_bits() as i64) * if v.is_sign_negative() { -1 } else { 1 };
+    if y.is_nan() || exact.is_nan() { f64::INFINITY } else { (ordered(y) - ordered(exact)).abs() as f64 }
+}
+
+type Slice64 = fn(&[f64], &mut [f64]) -> Result<()>;
+
+const FUNCTIONS_F64: [(&str, Slice64, fn(f64) -> f64); 5] = [
+    ("exp", exp_slice, f64::exp),
+    ("log", log_slice, f64::ln),
+    ("tanh", tanh_slice, f64::tanh),
+    ("sigmoid", sigmoid_slice, reference::vecmath::sigmoid),
+    ("erf", erf_slice, reference::vecmath::erf),
+];
+
+#[test]
+fn f64_within_4_ulp_of_the_table() {
+    for (column, (name, function, scalar)) in FUNCTIONS_F64.into_iter().enumerate() {
+        let logarithm = name == "log";
+        let x = table::TABLE
+            .map(|row| if logarithm { f64::from_bits(row[0]).abs() } else { f64::from_bits(row[0]) });
+        let exact = table::TABLE.map(|row| f64::from_bits(row[1 + column]));
+        for &isa in supported() {
+            let mut y = vec![0.0; x.len()];
+            with_isa(isa, || function(&x, &mut y)).unwrap().unwrap();
+            for ((&x, &y), &exact) in x.iter().zip(&y).zip(&exact) {
+                let error = ulps_f64(y, exact);
+                assert!(error <= 4.0, "{name} on {isa}: {error} ulp at {x:e}: {y:e}, not {exact:e}");
+            }
+        }
+        // What the sample below compares with is itself near enough.
+        for (&x, &exact) in x.iter().zip(&exact) {
+            let error = ulps_f64(scalar(x), exact);
+            assert!(error <= 2.0, "reference {name}: {error} ulp at {x:e}");
+        }
+    }
+}
+
+#[test]
+fn f64_within_4_ulp_on_a_sample() {
+    let spread = (0..200_000u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    // Bit patterns of all sizes, and numbers where the functions do something.
+    let mut x: Vec<f64> = spread.clone().map(f64::from_bits).collect();
+    x.extend(spread.map(|bits| (bits >> 11) as f64 / (1u64 << 53) as f64 * 80.0 - 40.0));
+    x.extend([0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MAX, f64::MIN_POSITIVE]);
+    for (name, function, scalar) in FUNCTIONS_F64 {
+        for &isa in supported() {
+            let mut y = vec![0.0; x.len()];
+            with_isa(isa, || function(&x, &mut y)).unwrap().unwrap();
+            let (error, at) = x.iter().zip(&y).fold((0.0, 0.0), |worst, (&x, &y)| {
+                let error = ulps_f64(y, scalar(x));
+                if error > worst.0 { (error, x) } else { worst }
+            });
+            println!("{name} f64 on {isa}: {error} ulp at {at:e}");
+            // The standard library and the reference are within 2 ulp (see above).
+            assert!(error <= 4.0, "{name} on {isa}: {error} ulp at {at:e}");
+        }
+    }
+}
+
+#[test]
+fn limits_and_signs() {
+    for &isa in supported() {
+        let of = |function: Slice32, x: f32| {
+            let mut y = [0.0];
+            with_isa(isa, || function(&[x], &mut y)).unwrap().unwrap();
+            y[0]
+        };
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        assert_eq!(
+            [of(exp_slice, -inf), of(exp_slice, inf), of(exp_slice, 0.0), of(exp_slice, -0.0)],
+            [0.0, inf, 1.0, 1.0]
+        );
+        assert_eq!(
+            [of(log_slice, 0.0), of(log_slice, -0.0), of(log_slice, 1.0), of(log_slice, inf)],
+            [-inf, -inf, 0.0, inf]
+        );
+        assert!([of(log_slice, -1.0), of(log_slice, -inf), of(log_slice, -1e-42)].iter().all(|y| y.is_nan()));
+        for odd in [tanh_slice::<f32>, erf_slice::<f32>] {
+            assert_eq!([of(odd, inf), of(odd, -inf), of(odd, 30.0)], [1.0, -1.0, 1.0]);
+            assert!(
+                of(odd, -0.0) == 0.0 && of(odd, -0.0).is_sign_negative() && of(odd, 0.0).is_sign_positive()
+            );
+        }
+        assert_eq!(
+            [of(sigmoid_slice, inf), of(sigmoid_slice, -inf), of(sigmoid_slice, -0.0)],
+            [1.0, 0.0, 0.5]
+        );
+        for (_, function, _) in FUNCTIONS {
+            assert!(of(function, nan).is_nan() && of(function, f32::from_bits(0xFF80_01FF)).is_nan());
+        }
+    }
+}
+
+#[test]
+fn views_threads_and_errors() {
+    let x = crate::Tensor::<f32, 3>::from_fn([7, 65, 300], |[i, j, k]| {
+        ((i * 7919 + j * 104_729 + k) % 9973) as f32 / 500.0 - 10.0
+    })
+    .unwrap();
+    let view = || x.view().permute([2, 0, 1]).unwrap().flip(0).unwrap().slice(2, 1.., 3).unwrap();
+    let dense = view().to_tensor().unwrap();
+    let mut plain = vec![0.0; dense.len()];
+    tanh_slice(dense.as_slice(), &mut plain).unwrap();
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut y = crate::Tensor::zeros(dense.shape()).unwrap();
+        pool.install(|| tanh(view(), y.view_mut())).unwrap();
+        assert!(y.as_slice() == plain, "{threads} threads");
+    }
+    let mut short = [0.0f32; 3];
+    let error = exp_slice(&[1.0, 2.0], &mut short).unwrap_err();
+    assert_eq!(error, Error::shape("exp_slice", "y", &[3], &[2]));
+    assert_eq!(short, [0.0; 3]);
+    exp_slice::<f64>(&[], &mut []).unwrap();
+}
