@@ -5,10 +5,10 @@ use crate::machine::{Isa, supported, with_isa};
 use crate::reference;
 use rayon::prelude::*;
 
-type Slice32 = fn(&[f32], &mut [f32]) -> Result<()>;
-
 /// Name, vector function, `f64` function.
-const FUNCTIONS: [(&str, Slice32, fn(f64) -> f64); 5] = [
+type Row<T> = (&'static str, fn(&[T], &mut [T]) -> Result<()>, fn(f64) -> f64);
+
+const FUNCTIONS: [Row<f32>; 5] = [
     ("exp", exp_slice, f64::exp),
     ("log", log_slice, f64::ln),
     ("tanh", tanh_slice, f64::tanh),
@@ -29,7 +29,12 @@ fn ulps(y: f32, exact: f64) -> f64 {
 }
 
 /// The worst error over some bit patterns, and where.
-fn worst(isa: Isa, function: Slice32, bits: &[u32], exact: &[f64]) -> (f64, f32) {
+fn worst(
+    isa: Isa,
+    function: fn(&[f32], &mut [f32]) -> Result<()>,
+    bits: &[u32],
+    exact: &[f64],
+) -> (f64, f32) {
     let x: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
     let mut y = vec![0.0; x.len()];
     with_isa(isa, || function(&x, &mut y)).unwrap().unwrap();
@@ -128,9 +133,7 @@ fn ulps_f64(y: f64, exact: f64) -> f64 {
     if y.is_nan() || exact.is_nan() { f64::INFINITY } else { (ordered(y) - ordered(exact)).abs() as f64 }
 }
 
-type Slice64 = fn(&[f64], &mut [f64]) -> Result<()>;
-
-const FUNCTIONS_F64: [(&str, Slice64, fn(f64) -> f64); 5] = [
+const FUNCTIONS_F64: [Row<f64>; 5] = [
     ("exp", exp_slice, f64::exp),
     ("log", log_slice, f64::ln),
     ("tanh", tanh_slice, f64::tanh),
@@ -186,7 +189,7 @@ fn f64_within_4_ulp_on_a_sample() {
 #[test]
 fn limits_and_signs() {
     for &isa in supported() {
-        let of = |function: Slice32, x: f32| {
+        let of = |function: fn(&[f32], &mut [f32]) -> Result<()>, x: f32| {
             let mut y = [0.0];
             with_isa(isa, || function(&[x], &mut y)).unwrap().unwrap();
             y[0]
