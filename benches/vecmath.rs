@@ -23,11 +23,8 @@ fn one_thread<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 
 type Slices = fn(&[f32], &mut [f32]) -> tilewise::Result<()>;
 
-/// Name, vector function, function of the standard library.
-type Row = (&'static str, Slices, fn(f32) -> f32);
-
 fn functions(c: &mut Criterion) {
-    let all: [Row; 5] = [
+    let all: [(&str, Slices, fn(f32) -> f32); 5] = [
         ("exp", vecmath::exp_slice, f32::exp),
         ("log", vecmath::log_slice, f32::ln),
         ("tanh", vecmath::tanh_slice, f32::tanh),

@@ -161,9 +161,9 @@ fn infinities_and_nan() {
                 let dy = Tensor::full([3], T::ONE).unwrap();
                 let at = Tensor::from_slice(&x, [3]).unwrap();
                 with_isa(isa, || backward(activation, at.view(), dy.view(), dx.view_mut())).unwrap().unwrap();
-                for i in 0..2 {
-                    let exact = reference::derivative(activation, x[i].to_f64());
-                    assert_eq!(dx.as_slice()[i], T::from_f64(exact), "{activation:?}' at {} on {isa}", x[i]);
+                for (i, at) in x.iter().enumerate().take(2) {
+                    let exact = reference::derivative(activation, at.to_f64());
+                    assert_eq!(dx.as_slice()[i], T::from_f64(exact), "{activation:?}' at {at} on {isa}");
                 }
             }
         }

@@ -180,14 +180,8 @@ impl Kernel<1> for Forward {
                 store(s, e, y, row, first, count);
             }
         }
-        if self.logarithm {
-            for u in 0..U {
-                sums[u] = T::log_v(s, sums[u]);
-            }
-        } else {
-            for u in 0..U {
-                sums[u] = s.div(s.splat(T::ONE), sums[u]);
-            }
+        for sum in &mut sums {
+            *sum = if self.logarithm { T::log_v(s, *sum) } else { s.div(s.splat(T::ONE), *sum) };
         }
         for row in 0..rows {
             let from = if self.logarithm { *x } else { y.view() };

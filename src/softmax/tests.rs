@@ -96,9 +96,9 @@ quickcheck! {
         let order = orders[order as usize % orders.len()];
         let large = numbers::<f32, 4>(double, 3);
         let mut x = large.view();
-        for at in 0..4 {
+        for (at, &n) in shape.iter().enumerate() {
             // Gaps, steps and flips, an axis each.
-            x = if layout >> at & 1 == 0 { x.slice(at, ..shape[at], 1) } else { x.slice(at, .., 2) }.unwrap();
+            x = if layout >> at & 1 == 0 { x.slice(at, ..n, 1) } else { x.slice(at, .., 2) }.unwrap();
             if layout >> (4 + at) & 1 != 0 { x = x.flip(at).unwrap(); }
         }
         let x = x.permute(order).unwrap();
@@ -108,11 +108,11 @@ quickcheck! {
         kinds(axis).into_iter().all(|softmax| {
             out.view_mut().fill(77.0);
             let mut y = out.view_mut();
-            for at in 0..4 { y = y.slice(at, ..shape[at], 1).unwrap(); }
+            for (at, &n) in shape.iter().enumerate() { y = y.slice(at, ..n, 1).unwrap(); }
             softmax.forward_into(x, y.permute(order).unwrap()).unwrap();
             let untouched = out.iter().filter(|&&y| y == 77.0).count() == out.len() - dense.len();
             let mut y = out.view();
-            for at in 0..4 { y = y.slice(at, ..shape[at], 1).unwrap(); }
+            for (at, &n) in shape.iter().enumerate() { y = y.slice(at, ..n, 1).unwrap(); }
             let y = y.permute(order).unwrap();
             let dx = softmax.backward(y, x).unwrap();
             untouched && forward_is_close(softmax, x, y) && backward_is_close(softmax, y, x, dx.view())
@@ -201,8 +201,8 @@ fn same_bits_for_any_number_of_threads() {
         // Contiguous, and with axes that do not merge.
         let odd = numbers::<f32, 3>([shape[0] + 1, shape[1] + 2, 2 * shape[2]], 9);
         let mut view = odd.view().slice(2, .., 2).unwrap();
-        for at in 0..2 {
-            view = view.slice(at, ..shape[at], 1).unwrap();
+        for (at, &n) in shape.iter().enumerate().take(2) {
+            view = view.slice(at, ..n, 1).unwrap();
         }
         for (x, softmax) in [x.view(), view].into_iter().flat_map(|x| kinds(axis).map(|kind| (x, kind))) {
             let results = [1, 2, 3, 8].map(|threads| {

@@ -36,7 +36,7 @@ pub(crate) fn erf_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub(crate) fn erf_f64<S: Simd<f64>>(s: S, x: S::V) -> S::V {
     const P: [f64; 12] = [
-        1.1283791670955126,
+        std::f64::consts::FRAC_2_SQRT_PI,
         -0.3761263890318352,
         0.11283791670944185,
         -0.026866170643111534,

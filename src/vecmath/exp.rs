@@ -44,7 +44,7 @@ struct Table<T, const D: usize, const E: usize, const F: usize> {
 /// Relative errors of the polynomials 2^−28.2, 2^−29.1 and 2^−23.2.
 const F32: Table<f32, 5, 6, 4> = Table {
     log2_e: std::f32::consts::LOG2_E,
-    ln2_upper: 0.693_359_375,
+    ln2_upper: 355.0 / 512.0,
     ln2_lower: -2.121_944_4e-4,
     q: [0.49999994, 0.16666517, 0.041668102, 0.008369192, 0.0013838889],
     q_minus_1: [0.5, 0.16666666, 0.041666374, 0.008333392, 0.0013940631, 0.00019845883],

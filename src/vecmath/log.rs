@@ -43,7 +43,7 @@ const F32: Split<f32> = Split {
     mantissa: 0x007F_FFFF,
     integers: 0x4B00_0000,
     integers_biased: 8_388_608.0 + 127.0,
-    ln2_upper: 0.693_359_375,
+    ln2_upper: 355.0 / 512.0,
     ln2_lower: -2.121_944_4e-4,
 };
 

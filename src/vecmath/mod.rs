@@ -15,8 +15,6 @@
 //! Results do not depend on strides, on the number of threads or on an element's place. They may differ in the
 //! last bit between instruction sets.
 #![forbid(unsafe_code)]
-// Coefficients are written with the digits that they have; some lie near a constant and are not it.
-#![allow(clippy::approx_constant, clippy::excessive_precision)]
 
 mod erf;
 mod exp;

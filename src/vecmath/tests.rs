@@ -5,10 +5,13 @@ use crate::machine::{Isa, supported, with_isa};
 use crate::reference;
 use rayon::prelude::*;
 
-/// Name, vector function, `f64` function.
-type Row<T> = (&'static str, fn(&[T], &mut [T]) -> Result<()>, fn(f64) -> f64);
+type Slice32 = fn(&[f32], &mut [f32]) -> Result<()>;
+type Slice64 = fn(&[f64], &mut [f64]) -> Result<()>;
 
-const FUNCTIONS: [Row<f32>; 5] = [
+/// Name, vector function, `f64` function.
+type Function<F> = (&'static str, F, fn(f64) -> f64);
+
+const FUNCTIONS: [Function<Slice32>; 5] = [
     ("exp", exp_slice, f64::exp),
     ("log", log_slice, f64::ln),
     ("tanh", tanh_slice, f64::tanh),
@@ -29,12 +32,7 @@ fn ulps(y: f32, exact: f64) -> f64 {
 }
 
 /// The worst error over some bit patterns, and where.
-fn worst(
-    isa: Isa,
-    function: fn(&[f32], &mut [f32]) -> Result<()>,
-    bits: &[u32],
-    exact: &[f64],
-) -> (f64, f32) {
+fn worst(isa: Isa, function: Slice32, bits: &[u32], exact: &[f64]) -> (f64, f32) {
     let x: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
     let mut y = vec![0.0; x.len()];
     with_isa(isa, || function(&x, &mut y)).unwrap().unwrap();
@@ -50,9 +48,9 @@ fn specials() -> Vec<u32> {
         2.0,
         1e-8,
         0.346_573_6,
-        0.693_147_2,
-        0.707_106_8,
-        1.414_213_5,
+        std::f32::consts::LN_2,
+        std::f32::consts::FRAC_1_SQRT_2,
+        std::f32::consts::SQRT_2,
         2.0f32.powi(-126),
         3.95,
         5.5,
@@ -133,7 +131,7 @@ fn ulps_f64(y: f64, exact: f64) -> f64 {
     if y.is_nan() || exact.is_nan() { f64::INFINITY } else { (ordered(y) - ordered(exact)).abs() as f64 }
 }
 
-const FUNCTIONS_F64: [Row<f64>; 5] = [
+const FUNCTIONS_F64: [Function<Slice64>; 5] = [
     ("exp", exp_slice, f64::exp),
     ("log", log_slice, f64::ln),
     ("tanh", tanh_slice, f64::tanh),
@@ -189,7 +187,7 @@ fn f64_within_4_ulp_on_a_sample() {
 #[test]
 fn limits_and_signs() {
     for &isa in supported() {
-        let of = |function: fn(&[f32], &mut [f32]) -> Result<()>, x: f32| {
+        let of = |function: Slice32, x: f32| {
             let mut y = [0.0];
             with_isa(isa, || function(&[x], &mut y)).unwrap().unwrap();
             y[0]
@@ -241,4 +239,62 @@ fn views_threads_and_errors() {
     assert_eq!(error, Error::shape("exp_slice", "y", &[3], &[2]));
     assert_eq!(short, [0.0; 3]);
     exp_slice::<f64>(&[], &mut []).unwrap();
+}
+
+/// What only kernels of this crate call.
+#[derive(Clone, Copy, Debug)]
+enum Inner {
+    ExpLow,
+    ExpNormal,
+    Expm1,
+    Log1pUnit,
+}
+
+struct Apply<'a>(Inner, &'a mut [f32]);
+
+impl SimdOp<f32> for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<f32>>(self, s: S) {
+        type T = f32;
+        let Apply(inner, run) = self;
+        match inner {
+            Inner::ExpLow => map_vectors!(s, run, |x| T::exp_low_v(s, x)),
+            Inner::ExpNormal => map_vectors!(s, run, |x| T::exp_normal_v(s, x)),
+            Inner::Expm1 => map_vectors!(s, run, |x| T::expm1_v(s, x)),
+            Inner::Log1pUnit => map_vectors!(s, run, |x| T::log1p_unit_v(s, x)),
+        }
+    }
+}
+
+#[test]
+fn inner_functions_keep_their_bounds() {
+    // Bounds in ulp, each at least ε/2 of the value.
+    let cases: [(Inner, std::ops::Range<f32>, fn(f64) -> f64, fn(f64) -> f64); 4] = [
+        (Inner::ExpLow, -120.0..40.0, f64::exp, |_| 2.0),
+        (Inner::ExpNormal, -87.336..1e-3, f64::exp, |x| 2.0 * (2.0 + x.abs())),
+        (Inner::Expm1, -40.0..80.0, f64::exp_m1, |_| 2.0),
+        (Inner::Log1pUnit, 0.0..1.0, f64::ln_1p, |_| 3.0),
+    ];
+    for (inner, range, exact, bound) in cases {
+        let mut x: Vec<f32> =
+            (0..=400_000).map(|i| range.start + (range.end - range.start) * (i as f32 / 400_000.0)).collect();
+        x.extend((0..120).flat_map(|i| [0.5f32.powi(i), -(0.5f32.powi(i))]).filter(|x| range.contains(x)));
+        for &isa in supported() {
+            let mut y = x.clone();
+            f32::dispatch(isa, Apply(inner, &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let x = f64::from(x);
+                let error = ulps(y, exact(x));
+                assert!(error <= bound(x), "{inner:?} on {isa}: {error} ulp at {x:e}");
+            }
+        }
+    }
+    for &isa in supported() {
+        let mut y = [f32::NEG_INFINITY, -87.4, -104.0, -1e30, f32::NAN, f32::from_bits(0x7F80_01FF)];
+        f32::dispatch(isa, Apply(Inner::ExpNormal, &mut y));
+        assert_eq!(y[..4], [0.0; 4]);
+        assert!(y[4].is_nan() && y[5].is_nan());
+    }
 }
