@@ -9,10 +9,8 @@ use super::epilogue::Epilogue;
 use super::panel::Panels;
 use super::vector::Piece;
 
-/// Columns of the widest tile of any instruction set.
-const MAX_COLUMNS: usize = 32;
-/// Elements of the largest tile of any instruction set.
-const TILE_ELEMENTS: usize = 12 * MAX_COLUMNS;
+/// Elements of the largest tile of any instruction set: 12 × 32.
+const TILE_ELEMENTS: usize = 12 * 32;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {
@@ -66,56 +64,48 @@ impl<T: Element> SimdOp<T> for Block<'_, T> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, mut c } = self;
         let [rows, columns] = c.shape();
+        let contiguous = c.strides()[1] == 1;
         let tile_columns = S::TILE_VECTORS * S::LANES;
-        let mut sums = Sums([T::ZERO; TILE_ELEMENTS]);
         for column in (0..columns).step_by(tile_columns) {
             let width = tile_columns.min(columns - column);
             let b = Rhs::panel(b, column, width, tile_columns, depth);
             for row in (0..rows).step_by(tile_rows) {
                 let height = tile_rows.min(rows - row);
                 let a = Lhs::panel(a, row, height, tile_rows, depth);
+                let at = [origin[0] + row, origin[1] + column];
                 let mut c = c.tile_mut([row, column], [height, width]);
-                // C was last touched a block of depth ago, so it is far away; it arrives while the sums are made.
-                for i in 0..height {
-                    if let Some(run) = c.row_mut(i) {
-                        run.chunks(S::LANES).for_each(|run| simd.prefetch(run.as_ptr()));
-                    }
+                if contiguous || width == 1 {
+                    Tile { a, b, depth, alpha, beta, c: c.view_mut() }.run(simd);
+                    finish(simd, epilogue, at, &mut c);
+                    continue;
                 }
-                let stride = Tile { a, b, depth, sums: &mut sums.0 }.run(simd);
-                for (i, sums) in sums.0.chunks_exact(stride).enumerate().take(height) {
-                    let at = [origin[0] + row + i, origin[1] + column];
-                    let finish = |run: &mut [T]| {
-                        scale(simd, alpha, beta, sums, run);
-                        if let Some(epilogue) = epilogue {
-                            epilogue.apply(simd, at[0], at[1], run);
-                        }
-                    };
-                    match c.row_mut(i) {
-                        Some(run) => finish(run),
-                        None => c.stage_row(i, &mut [T::ZERO; MAX_COLUMNS], finish),
-                    }
+                // C's rows are not contiguous: the tile is made beside it.
+                let mut scratch = [T::ZERO; TILE_ELEMENTS];
+                let mut beside = TensorViewMut::matrix(&mut scratch, [height, width]);
+                if beta.is_some() {
+                    beside.copy_from(c.view());
                 }
+                Tile { a, b, depth, alpha, beta, c: beside.view_mut() }.run(simd);
+                finish(simd, epilogue, at, &mut beside);
+                c.copy_from(beside.view());
             }
         }
     }
 }
 
-/// The sums of a tile, row after row.
-#[repr(align(64))]
-struct Sums<T>([T; TILE_ELEMENTS]);
-
-/// run = alpha · sums + beta · run.
+/// The epilogue over a tile with contiguous rows, whose first element is `at` in the product.
 #[inline(always)]
-fn scale<T: Element, S: Simd<T>>(simd: S, alpha: T, beta: Option<T>, sums: &[T], run: &mut [T]) {
-    let factor = simd.splat(alpha);
-    for (sums, run) in sums.chunks_exact(S::LANES).zip(run.chunks_mut(S::LANES)) {
-        let mut value = simd.mul(factor, simd.load(sums));
-        let full = run.len() == S::LANES;
-        if let Some(beta) = beta {
-            let old = if full { simd.load(run) } else { simd.load_partial(run) };
-            value = simd.mul_add(simd.splat(beta), old, value);
+fn finish<T: Element, S: Simd<T>>(
+    simd: S,
+    epilogue: Option<&Epilogue<'_, T>>,
+    at: [usize; 2],
+    c: &mut TensorViewMut<'_, T, 2>,
+) {
+    let Some(epilogue) = epilogue else { return };
+    for i in 0..c.shape()[0] {
+        if let Some(run) = c.row_mut(i) {
+            epilogue.apply(simd, at[0] + i, at[1], run);
         }
-        if full { simd.store(value, run) } else { simd.store_partial(value, run) }
     }
 }
 
@@ -126,7 +116,6 @@ struct Lhs<'a, T> {
     ptr: *const T,
     line: isize,
     step: isize,
-    height: usize,
     packed: bool,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
@@ -156,7 +145,7 @@ impl<'a, T: Element> Lhs<'a, T> {
                 (view.as_ptr().wrapping_offset(first as isize * line), line, step, false)
             }
         };
-        Self { ptr, line, step, height, packed, borrow: std::marker::PhantomData }
+        Self { ptr, line, step, packed, borrow: std::marker::PhantomData }
     }
 }
 
@@ -180,32 +169,32 @@ impl<'a, T: Element> Rhs<'a, T> {
     }
 }
 
-/// One tile of A · B over a block of depth.
+/// One tile of C in registers.
 struct Tile<'t, T> {
     a: Lhs<'t, T>,
     b: Rhs<'t, T>,
     depth: usize,
-    /// Room for whole vectors in every row.
-    sums: &'t mut [T; TILE_ELEMENTS],
+    alpha: T,
+    beta: Option<T>,
+    /// Contiguous rows.
+    c: TensorViewMut<'t, T, 2>,
 }
 
 impl<'t, T: Element> Tile<'t, T> {
     /// Chooses the kernel for the tile's rows, vectors and kind of A. The order in which an element's
-    /// products are added is the same in all of them. Gives the distance between rows of sums.
+    /// products are added is the same in all of them.
     #[inline(always)]
-    fn run<S: Simd<T>>(self, simd: S) -> usize {
-        const { assert!(S::TILE_VECTORS == 2 && S::TILE_ROWS <= 12 && 2 * S::LANES <= MAX_COLUMNS) };
-        let vectors = self.b.width.div_ceil(S::LANES);
+    fn run<S: Simd<T>>(self, simd: S) {
         macro_rules! kernels {
             ($($rows:literal)*) => {
-                match self.a.height {
+                match self.c.shape()[0] {
                     // Constant where it is false: then the kernel is not compiled.
                     $($rows => if const { $rows <= S::TILE_ROWS } {
-                        match (vectors, self.a.packed) {
-                            (1, true) => simd.call(Kernel::<T, $rows, 1, true>(self)),
-                            (1, false) => simd.call(Kernel::<T, $rows, 1, false>(self)),
-                            (_, true) => simd.call(Kernel::<T, $rows, 2, true>(self)),
-                            (_, false) => simd.call(Kernel::<T, $rows, 2, false>(self)),
+                        match (self.b.width <= S::LANES, self.a.packed) {
+                            (true, true) => simd.call(Kernel::<T, $rows, 1, true>(self)),
+                            (true, false) => simd.call(Kernel::<T, $rows, 1, false>(self)),
+                            (false, true) => simd.call(Kernel::<T, $rows, 2, true>(self)),
+                            (false, false) => simd.call(Kernel::<T, $rows, 2, false>(self)),
                         }
                     } else {
                         no_such_tile()
@@ -214,8 +203,8 @@ impl<'t, T: Element> Tile<'t, T> {
                 }
             };
         }
+        const { assert!(S::TILE_VECTORS == 2 && S::TILE_ROWS <= 12) };
         kernels!(1 2 3 4 5 6 7 8 9 10 11 12);
-        vectors * S::LANES
     }
 }
 
@@ -235,7 +224,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Tile { a, b, depth, sums: out } = self.0;
+        let Tile { a, b, depth, alpha, beta, mut c } = self.0;
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         let (mut at, mut bt) = (a.ptr, b.ptr);
@@ -257,9 +246,51 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         for _ in 0..depth % UNROLL {
             steps!(0);
         }
-        for (i, row) in sums.iter().enumerate() {
-            for (j, &sum) in row.iter().enumerate() {
-                simd.store(sum, &mut out[(i * V + j) * S::LANES..]);
+        if c.shape()[1] < V * S::LANES {
+            let mut tile = [T::ZERO; TILE_ELEMENTS];
+            for (&sum, run) in sums.as_flattened().iter().zip(tile.chunks_exact_mut(S::LANES)) {
+                simd.store(sum, run);
+            }
+            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c });
+        }
+        let factor = simd.splat(alpha);
+        for (i, sums) in sums.iter().enumerate() {
+            let Some(row) = c.row_mut(i) else { return };
+            for (&sum, run) in sums.iter().zip(row.chunks_exact_mut(S::LANES)) {
+                let mut value = simd.mul(factor, sum);
+                if let Some(beta) = beta {
+                    value = simd.mul_add(simd.splat(beta), simd.load(run), value);
+                }
+                simd.store(value, run);
+            }
+        }
+    }
+}
+
+/// A tile narrower than its vectors on its way to C. Outlined: there are many kernels.
+struct Narrow<'t, T> {
+    /// Rows of `width` sums.
+    sums: &'t [T],
+    width: usize,
+    alpha: T,
+    beta: Option<T>,
+    c: TensorViewMut<'t, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Narrow<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        let factor = simd.splat(self.alpha);
+        for (i, sums) in self.sums.chunks_exact(self.width).enumerate() {
+            let Some(row) = self.c.row_mut(i) else { return };
+            for (sums, run) in sums.chunks_exact(S::LANES).zip(row.chunks_mut(S::LANES)) {
+                let mut value = simd.mul(factor, simd.load(sums));
+                if let Some(beta) = self.beta {
+                    value = simd.mul_add(simd.splat(beta), simd.load_partial(run), value);
+                }
+                simd.store_partial(value, run);
             }
         }
     }

@@ -121,14 +121,6 @@ macro_rules! avx512 {
                 unsafe { super::transpose::avx512::$i(v, dst.as_mut_ptr(), stride) }
             }
 
-            #[inline(always)]
-            fn prefetch(self, address: *const $T) {
-                // SAFETY: a hint; it faults on no address.
-                unsafe {
-                    core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast())
-                }
-            }
-
             intrinsics! {
                 fn splat(self, x: $T) -> $V { $i::splat(x) }
                 fn splat_bits(self, bits: u64) -> $V { $i::from_int($i::int_splat(bits as $int)) }

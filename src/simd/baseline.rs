@@ -55,7 +55,6 @@ macro_rules! baseline {
                         }
                     }
                 }
-                fn prefetch(self, _address: *const $T) -> () {}
                 fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) -> () {
                     for (line, v) in v.into_iter().enumerate() {
                         for (i, lane) in v.to_array().into_iter().enumerate() {

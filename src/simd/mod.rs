@@ -78,9 +78,6 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     /// lane. `dst` has at least `(LANES − 1) · stride + 4` elements.
     fn store_transposed(self, v: [Self::V; 4], dst: &mut [T], stride: usize);
 
-    /// Asks for the cache line of an address that will be used soon. Nothing is read: any address will do.
-    fn prefetch(self, address: *const T);
-
     /// a + b.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a − b.

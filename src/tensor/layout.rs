@@ -334,6 +334,14 @@ impl<const N: usize> Layout<N> {
     }
 }
 
+impl Layout<2> {
+    /// The row-major layout of a matrix whose elements exist, so that its sizes cannot overflow.
+    #[inline(always)]
+    pub(crate) fn matrix(shape: [usize; 2]) -> Self {
+        Self { shape, strides: [shape[1] as isize, 1] }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

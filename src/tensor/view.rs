@@ -458,6 +458,13 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
 }
 
 impl<'a, T> TensorViewMut<'a, T, 2> {
+    /// A row-major matrix over the front of a slice, which has as many elements.
+    #[inline(always)]
+    pub(crate) fn matrix(data: &'a mut [T], shape: [usize; 2]) -> Self {
+        assert!(shape[0] * shape[1] <= data.len(), "a matrix lies inside its slice");
+        Self { ptr: data.as_mut_ptr(), layout: Layout::matrix(shape), borrow: PhantomData }
+    }
+
     /// The part of a matrix that begins at `at`. The caller keeps it inside.
     #[inline(always)]
     pub(crate) fn tile_mut(&mut self, at: [usize; 2], shape: [usize; 2]) -> TensorViewMut<'_, T, 2> {
@@ -467,25 +474,6 @@ impl<'a, T> TensorViewMut<'a, T, 2> {
         // The tile's elements are elements of this view, and borrowed from it.
         let layout = self.layout.resized(shape);
         TensorViewMut { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
-    }
-
-    /// `f` over a copy of row `index` in the front of `stage`, which has room for it, and back.
-    pub(crate) fn stage_row(&mut self, index: usize, stage: &mut [T], f: impl FnOnce(&mut [T]))
-    where
-        T: Copy,
-    {
-        let stage = &mut stage[..self.shape()[1]];
-        for (j, to) in stage.iter_mut().enumerate() {
-            if let Some(&from) = self.view().get([index, j]) {
-                *to = from;
-            }
-        }
-        f(stage);
-        for (j, &from) in stage.iter().enumerate() {
-            if let Some(to) = self.get_mut([index, j]) {
-                *to = from;
-            }
-        }
     }
 
     /// Row `index` as a slice, where the row is contiguous and exists.

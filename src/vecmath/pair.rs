@@ -74,10 +74,6 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
         self.0.store_transposed([a[1], b[1], c[1], d[1]], &mut dst[S::LANES * stride..], stride);
     }
     #[inline(always)]
-    fn prefetch(self, address: *const T) {
-        self.0.prefetch(address);
-    }
-    #[inline(always)]
     fn splat(self, x: T) -> Self::V {
         [self.0.splat(x); 2]
     }
