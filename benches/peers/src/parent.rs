@@ -1,0 +1,72 @@
+//! Starts the processes that measure, one for each number of threads, and gathers their records.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::measure::Plan;
+use crate::record::Record;
+use crate::workload::Workload;
+
+/// Variables that say how many threads a library may start.
+const THREADS: &[&str] = &[
+    "RAYON_NUM_THREADS",
+    "CANDLE_NUM_THREADS",
+    "MATMUL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+];
+
+/// Variables that let a library's waiting threads sleep soon after its last call, in the pause before another's
+/// turn: a millisecond for OpenMP as MKL has it, 2²² cycles for OpenBLAS. In a loop of calls they go on waiting busily.
+const WAITING: &[(&str, &str)] = &[("KMP_BLOCKTIME", "1"), ("OPENBLAS_THREAD_TIMEOUT", "22")];
+
+/// Variables that would make a library run other kernels than it chooses for this machine.
+const FORCED: &[&str] =
+    &["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"];
+
+/// What a measuring process reads on its standard input.
+#[derive(Serialize, Deserialize)]
+pub struct Task {
+    pub threads: usize,
+    pub plan: Plan,
+    /// Empty for all.
+    pub peers: Vec<String>,
+    pub workloads: Vec<Workload>,
+}
+
+/// Runs a command that reads a task and prints records.
+pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn Error>> {
+    command.envs(THREADS.iter().map(|name| (name, task.threads.to_string()))).envs(WAITING.iter().copied());
+    for name in FORCED {
+        command.env_remove(name);
+    }
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    // Dropped at the end of the statement, which tells the process that there is no more.
+    serde_json::to_writer(child.stdin.take().ok_or("no standard input")?, task)?;
+    let output = child.stdout.take().ok_or("no standard output")?;
+    let records = BufReader::new(output)
+        .lines()
+        .map(|line| {
+            let line = line?;
+            serde_json::from_str(&line).map_err(|error| format!("{error}: {line}").into())
+        })
+        .collect::<Result<Vec<Record>, Box<dyn Error>>>()?;
+    let status = child.wait()?;
+    if status.success() {
+        Ok(records)
+    } else {
+        Err(format!("a measuring process ended with {status}").into())
+    }
+}
+
+/// The script that measures libraries with a Python interface, and Tilewise beside them.
+pub fn python(interpreter: &Path) -> Command {
+    let mut command = Command::new(interpreter);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/peers.py"));
+    command
+}
