@@ -1,7 +1,5 @@
 //! The process that measures, for one number of threads: it prints records, and nothing else, on standard output.
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::measure::{Contestant, busy, interleave};
 use crate::parent::Task;
 use crate::peak::{Memory, best_isa, fma_peak_f32, fma_peak_f64};
@@ -21,11 +19,7 @@ pub fn run(task: &Task) {
     let mut peaks = Peaks::new(task.threads);
     peaks.measure();
     introduce(task, &peers_f32);
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {eta} {msg}");
-    let bar = ProgressBar::new(task.workloads.len() as u64).with_style(style.expect("a valid template"));
-    bar.set_prefix(format!("{} thread(s)", task.threads));
     for (index, workload) in task.workloads.iter().enumerate() {
-        bar.set_message(workload.name.clone());
         if index % PEAK_EVERY == PEAK_EVERY - 1 {
             peaks.measure();
         }
@@ -33,9 +27,7 @@ pub fn run(task: &Task) {
             Dtype::F32 => compare(task, workload, &peers_f32),
             Dtype::F64 => compare(task, workload, &peers_f64),
         }
-        bar.inc(1);
     }
-    bar.finish_and_clear();
     peaks.measure();
     print(Record::Peak(peaks.record()));
 }

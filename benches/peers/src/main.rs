@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let task = arguments.task(threads);
         records.extend(parent::gather(Command::new(std::env::current_exe()?).arg("--child"), &task)?);
         match &arguments.python {
-            Some(python) => records.extend(parent::gather(&mut parent::python(python), &task)?),
+            Some(python) => records.extend(parent::gather(&mut parent::python(python)?, &task)?),
             None => eprintln!("no --python: its peers are left out"),
         }
     }

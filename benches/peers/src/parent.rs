@@ -1,10 +1,12 @@
 //! Starts the processes that measure, one for each number of threads, and gathers their records.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::measure::Plan;
@@ -49,13 +51,17 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
     // Dropped at the end of the statement, which tells the process that there is no more.
     serde_json::to_writer(child.stdin.take().ok_or("no standard input")?, task)?;
     let output = child.stdout.take().ok_or("no standard output")?;
+    let progress = Progress::new(task);
     let records = BufReader::new(output)
         .lines()
         .map(|line| {
             let line = line?;
-            serde_json::from_str(&line).map_err(|error| format!("{error}: {line}").into())
+            let record = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;
+            progress.follow(&record);
+            Ok(record)
         })
         .collect::<Result<Vec<Record>, Box<dyn Error>>>()?;
+    progress.bar.finish_and_clear();
     let status = child.wait()?;
     if status.success() {
         Ok(records)
@@ -64,9 +70,34 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
     }
 }
 
-/// The script that measures libraries with a Python interface, and Tilewise beside them.
-pub fn python(interpreter: &Path) -> Command {
+/// The script that measures libraries with a Python interface, and Tilewise beside them, by its C interface.
+pub fn python(interpreter: &Path) -> Result<Command, Box<dyn Error>> {
     let mut command = Command::new(interpreter);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/peers.py"));
-    command
+    command.arg(std::env::current_exe()?.with_file_name(format!("{DLL_PREFIX}tilewise_c{DLL_SUFFIX}")));
+    Ok(command)
+}
+
+/// Shows which workload is being measured: the one after the last of which there is a result.
+struct Progress<'t> {
+    bar: ProgressBar,
+    workloads: &'t [Workload],
+}
+
+impl<'t> Progress<'t> {
+    fn new(task: &'t Task) -> Self {
+        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {elapsed} {msg}");
+        let bar = ProgressBar::new(task.workloads.len() as u64).with_style(style.expect("a valid template"));
+        bar.set_prefix(format!("{} thread(s)", task.threads));
+        Progress { bar, workloads: &task.workloads }
+    }
+
+    fn follow(&self, record: &Record) {
+        let Record::Result(result) = record else { return };
+        let Some(index) = self.workloads.iter().position(|workload| workload.name == result.workload) else {
+            return;
+        };
+        self.bar.set_position(index as u64 + 1);
+        self.bar.set_message(self.workloads.get(index + 1).map_or("", |workload| &workload.name).to_owned());
+    }
 }
