@@ -215,9 +215,10 @@ impl Memory {
     pub fn read(&self, threads: usize) -> f64 {
         let team = Team::new(threads);
         let share = self.lines.len() / threads;
-        best_of(memory::READS, |read| {
+        best_of(&memory::reads(best_isa()), |read| {
             let seconds = team.time(&|thread| {
-                black_box(read(&self.lines[thread * share..][..share]));
+                // SAFETY: this machine has the instruction sets up to its best.
+                black_box(unsafe { read(&self.lines[thread * share..][..share]) });
             });
             (threads * share * size_of::<Line>()) as f64 / seconds / 1e9
         })
@@ -255,9 +256,13 @@ fn best_of<F: Copy>(variants: &[F], rate: impl Fn(F) -> f64) -> f64 {
 
 /// Loops over main memory: one or several streams at a time, prefetched by software or not.
 mod memory {
-    use super::Line;
+    use super::{Line, black_box};
+    #[cfg(target_arch = "x86_64")]
+    use core::arch::x86_64::*;
+    use std::ops::BitXor;
 
-    pub type Read = fn(&[Line]) -> u64;
+    /// Unsafe as it needs the instructions it was compiled with.
+    pub type Read = unsafe fn(&[Line]) -> u64;
     pub type Copy = fn(&[Line], &mut [Line]);
 
     /// A line so many lines ahead of this one on its way to the first-level cache; 0 for not.
@@ -265,7 +270,6 @@ mod memory {
     fn prefetch(line: &Line, ahead: usize) {
         #[cfg(target_arch = "x86_64")]
         if ahead > 0 {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let there = std::ptr::from_ref(line).wrapping_add(ahead);
             // SAFETY: a prefetch never faults, wherever it points.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(there.cast()) };
@@ -274,70 +278,82 @@ mod memory {
         let _ = (line, ahead);
     }
 
-    #[inline(always)]
-    fn read_streams<const STREAMS: usize, const AHEAD: usize>(lines: &[Line]) -> u64 {
-        let len = lines.len() / STREAMS;
-        let streams: [&[Line]; STREAMS] = std::array::from_fn(|s| &lines[s * len..][..len]);
-        let mut sums = [[0u64; 8]; STREAMS];
-        for i in 0..len {
-            for (sum, stream) in sums.iter_mut().zip(streams) {
-                prefetch(&stream[i], AHEAD);
-                for (sum, word) in sum.iter_mut().zip(stream[i].0) {
-                    *sum ^= word;
+    /// Loops that read several streams at a time, each line of which is one or more vectors.
+    macro_rules! read {
+        ($(#[$feature:meta])? $name:ident, $V:ty, $xor:path) => {
+            $(#[$feature])?
+            fn $name<const STREAMS: usize, const AHEAD: usize>(lines: &[Line]) -> u64 {
+                const VECTORS: usize = size_of::<Line>() / size_of::<$V>();
+                // An odd number of lines: streams that are a power of two apart would share sets of a cache.
+                let len = (lines.len() / STREAMS).saturating_sub(1) | 1;
+                let streams: [&[Line]; STREAMS] = std::array::from_fn(|s| &lines[s * len..][..len]);
+                // SAFETY: vectors of integers are valid whatever their bits.
+                let mut sums: [[$V; VECTORS]; STREAMS] = unsafe { std::mem::zeroed() };
+                for i in 0..len {
+                    for (sums, stream) in sums.iter_mut().zip(streams) {
+                        prefetch(&stream[i], AHEAD);
+                        // SAFETY: a line is so many vectors of integers, and aligned for any.
+                        let vectors = unsafe { &*std::ptr::from_ref(&stream[i]).cast::<[$V; VECTORS]>() };
+                        for (sum, vector) in sums.iter_mut().zip(vectors) {
+                            *sum = $xor(*sum, *vector);
+                        }
+                    }
                 }
+                let sum = sums.as_flattened().iter().copied().reduce(|a, b| $xor(a, b));
+                black_box(sum);
+                lines[STREAMS * len..].iter().fold(0, |sum, line| sum ^ line.0[0])
             }
-        }
-        let rest = &lines[STREAMS * len..];
-        sums.iter().chain(rest.iter().map(|line| &line.0)).flatten().fold(0, |a, b| a ^ b)
+        };
     }
 
-    /// The loop with the widest vectors this machine has.
-    fn read<const STREAMS: usize, const AHEAD: usize>(lines: &[Line]) -> u64 {
+    read!(baseline, u64, BitXor::bitxor);
+    #[cfg(target_arch = "x86_64")]
+    read!(
+        #[target_feature(enable = "avx2")]
+        avx2,
+        __m256i,
+        _mm256_xor_si256
+    );
+    #[cfg(target_arch = "x86_64")]
+    read!(
+        #[target_feature(enable = "avx512f")]
+        avx512,
+        __m512i,
+        _mm512_xor_si512
+    );
+
+    /// Streams, and for each how many lines ahead to prefetch.
+    macro_rules! variants {
+        ($name:ident: $($streams:literal)+) => {
+            &[$(
+                $name::<$streams, 0> as Read,
+                $name::<$streams, 8>,
+                $name::<$streams, 32>,
+                $name::<$streams, 64>,
+            )+]
+        };
+    }
+
+    /// Those of all instruction sets up to this one: the widest vectors need not read fastest.
+    pub fn reads(isa: &str) -> Vec<Read> {
+        let baseline: &[Read] = variants!(baseline: 1 2 4 8);
         #[cfg(target_arch = "x86_64")]
         {
-            #[target_feature(enable = "avx512f")]
-            fn avx512<const STREAMS: usize, const AHEAD: usize>(lines: &[Line]) -> u64 {
-                read_streams::<STREAMS, AHEAD>(lines)
-            }
-            #[target_feature(enable = "avx2")]
-            fn avx2<const STREAMS: usize, const AHEAD: usize>(lines: &[Line]) -> u64 {
-                read_streams::<STREAMS, AHEAD>(lines)
-            }
-            if is_x86_feature_detected!("avx512f") {
-                // SAFETY: asked just now.
-                return unsafe { avx512::<STREAMS, AHEAD>(lines) };
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: asked just now.
-                return unsafe { avx2::<STREAMS, AHEAD>(lines) };
+            let avx2: &[Read] = variants!(avx2: 1 2 4 8 16);
+            let avx512: &[Read] = variants!(avx512: 1 2 4 8 16);
+            match isa {
+                "avx512" => return [avx512, avx2].concat(),
+                "avx2" => return avx2.to_vec(),
+                _ => {}
             }
         }
-        read_streams::<STREAMS, AHEAD>(lines)
+        let _ = isa;
+        baseline.to_vec()
     }
-
-    pub const READS: &[Read] = &[
-        read::<1, 0>,
-        read::<1, 8>,
-        read::<1, 16>,
-        read::<1, 32>,
-        read::<2, 0>,
-        read::<2, 8>,
-        read::<2, 16>,
-        read::<2, 32>,
-        read::<4, 0>,
-        read::<4, 8>,
-        read::<4, 16>,
-        read::<4, 32>,
-        read::<8, 0>,
-        read::<8, 8>,
-        read::<8, 16>,
-        read::<8, 32>,
-    ];
 
     /// Stores that pass the caches by, so that the lines written need not be read first.
     #[cfg(target_arch = "x86_64")]
     fn copy_past_caches<const AHEAD: usize>(from: &[Line], to: &mut [Line]) {
-        use core::arch::x86_64::{__m128i, _mm_load_si128, _mm_sfence, _mm_stream_si128};
         for (from, to) in from.iter().zip(to) {
             prefetch(from, AHEAD);
             let (from, to) = (from.0.as_ptr().cast::<__m128i>(), to.0.as_mut_ptr().cast::<__m128i>());

@@ -51,21 +51,35 @@ fn section(
             columns.push(&peer.peer);
         }
     }
-    write!(text, "\n| workload | tilewise | of peak | best peer | ratio |")?;
+    let processes: Vec<&str> = own(records, threads).map(|own| own.process.as_str()).collect();
+    write!(text, "\n| workload | of peak | best peer | ratio |")?;
+    processes.iter().try_for_each(|process| write!(text, " tilewise in {process} |"))?;
     columns.iter().try_for_each(|peer| write!(text, " {peer} |"))?;
-    writeln!(text, "\n| --- | ---: | ---: | --- | ---: |{}", " ---: |".repeat(columns.len()))?;
+    let numbers = " ---: |".repeat(processes.len() + columns.len());
+    writeln!(text, "\n| --- | --- | --- | ---: |{numbers}")?;
     let results: Vec<&Measured> = results(records).filter(|result| result.threads == threads).collect();
     let mut ratios: Vec<(f64, &str)> = Vec::new();
     for workload in workloads {
         let row: Vec<_> = results.iter().copied().filter(|r| r.workload == workload.name).collect();
         let Some(own) = row.iter().find(|result| result.peer == TILEWISE) else { continue };
-        write!(text, "| {} | {:.1} | {:.1} % |", workload.name, own.gflops, own.of_peak)?;
+        write!(text, "| {} | {:.1} %", workload.name, own.of_peak)?;
+        if let (Some(bytes), Some(peak)) = (workload.bytes_that_bind(), peak(records, threads)) {
+            let rate = bytes / own.median / 1e9;
+            write!(text, ", {:.0} % of read", 100.0 * rate / peak.read_64.max)?;
+        }
+        write!(text, " |")?;
         match best_peer(&row) {
             Some((peer, ratio)) => {
                 write!(text, " {peer} | {} |", if ratio < 1.0 { bold(ratio) } else { plain(ratio) })?;
                 ratios.push((ratio, &workload.name));
             }
             None => write!(text, " | |")?,
+        }
+        for process in &processes {
+            match row.iter().find(|own| own.peer == TILEWISE && own.process == *process) {
+                Some(own) => write!(text, " {:.1} |", own.gflops)?,
+                None => write!(text, " |")?,
+            }
         }
         for peer in &columns {
             match row.iter().find(|result| result.peer == *peer) {
@@ -126,6 +140,11 @@ fn failed(records: &[Record], threads: usize, workload: &str, peer: &str) -> boo
         }
         _ => false,
     })
+}
+
+/// Tilewise in each process.
+fn own(records: &[Record], threads: usize) -> impl Iterator<Item = &Peer> {
+    peers(records).filter(move |peer| peer.threads == threads && peer.peer == TILEWISE)
 }
 
 fn peers(records: &[Record]) -> impl Iterator<Item = &Peer> {

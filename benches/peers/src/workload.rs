@@ -44,11 +44,15 @@ impl Workload {
         2.0 * (self.batch * elements * self.k) as f64
     }
 
-    /// Bytes of all operands, each moved once.
-    pub fn bytes(&self) -> f64 {
+    /// Bytes of all operands, each moved once, where moving them takes longer than multiplying on any machine
+    /// of today: at up to this many operations a byte.
+    pub fn bytes_that_bind(&self) -> Option<f64> {
+        const OPERATIONS: f64 = 4.0;
         let b = if self.gram { 0 } else { self.k * self.n };
         let elements = self.batch * (self.m * self.k + b + self.m * self.n);
-        (elements * if self.dtype == Dtype::F32 { 4 } else { 8 }) as f64
+        let bytes = (elements * if self.dtype == Dtype::F32 { 4 } else { 8 }) as f64;
+        // What fits in a cache that one core has for itself is not moved at all.
+        (bytes > (8 << 20) as f64 && self.flops() / bytes <= OPERATIONS).then_some(bytes)
     }
 
     /// The side of a plain square product.
