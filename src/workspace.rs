@@ -45,6 +45,9 @@ pub(crate) struct Scratch<T: Element> {
 pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratch<T>> {
     let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let words = bytes.div_ceil(size_of::<u64>());
+    if words == 0 {
+        return Ok(Scratch { words: Aligned::new(0), len, element: std::marker::PhantomData });
+    }
     // The smallest that is large enough, else the largest, which grows least.
     let take = |store: &mut Vec<Aligned<u64>>| {
         let fits = |at: &usize| store[*at].len() >= words;
@@ -72,6 +75,9 @@ pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratc
 
 impl<T: Element> Drop for Scratch<T> {
     fn drop(&mut self) {
+        if self.words.is_empty() {
+            return;
+        }
         let words = std::mem::replace(&mut self.words, Aligned::new(0));
         // The thread may be ending, its store gone: then the buffer is freed.
         let _ = STORE.try_with(|store| {

@@ -12,6 +12,16 @@ pub(crate) struct Tile {
     pub rows: usize,
     /// Columns: elements of B loaded as vectors per step of depth.
     pub columns: usize,
+    /// Elements of a vector.
+    pub lanes: usize,
+}
+
+impl Tile {
+    /// How many of `n` neighbouring columns fill whole panels, the last of which may be a vector wide.
+    pub(crate) fn whole(self, n: usize) -> usize {
+        let rest = n % self.columns;
+        if rest == self.lanes { n } else { n - rest }
+    }
 }
 
 /// The tile of `isa` for `T`.
@@ -21,21 +31,10 @@ pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
         type Output = Tile;
         #[inline(always)]
         fn eval<S: Simd<T>>(self, _: S) -> Tile {
-            Tile { rows: S::TILE_ROWS, columns: S::TILE_VECTORS * S::LANES }
+            Tile { rows: S::TILE_ROWS, columns: S::TILE_VECTORS * S::LANES, lanes: S::LANES }
         }
     }
     T::dispatch(isa, Shape)
-}
-
-/// Block sizes of the five loops: `n` in steps of `nc`, `k` of `kc`, `m` of `mc`, then tiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Blocking {
-    /// Depth of a block. Depends on `k` alone, so that every path adds in the same order.
-    pub kc: usize,
-    /// Rows of A kept in L2.
-    pub mc: usize,
-    /// Columns of B kept in L3.
-    pub nc: usize,
 }
 
 /// `len` in equal blocks of at most `most`, a multiple of `unit` each but the last.
@@ -47,22 +46,80 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
     len.div_ceil(len.div_ceil(most)).next_multiple_of(unit)
 }
 
+/// No machine has blocks of less depth, where there is more.
+pub(crate) const LEAST_DEPTH: usize = 128;
+
 /// Depth of a block: a panel of B, `kc` × `columns`, takes up to two thirds of L1 and is read once for each
 /// panel of A, which streams through the rest.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     let most = caches.l1d * 2 / 3 / (tile.columns * size_of::<T>());
-    balanced(k, most.clamp(128, 384), 8)
+    balanced(k, most.clamp(LEAST_DEPTH, 384), 8)
 }
 
-/// All block sizes of an `m` × `n` × `k` product.
-pub(crate) fn blocking<T>(tile: Tile, caches: Caches, m: usize, n: usize, k: usize) -> Blocking {
-    let kc = depth_block::<T>(tile, caches, k);
-    let bytes = kc * size_of::<T>();
-    // Half of L2 for A; the other half for the panel of B on its way through, and C.
-    let mc = (caches.l2 / 2 / bytes).clamp(tile.rows, 1024) / tile.rows * tile.rows;
-    // A share of L3 that other cores and programs leave us, also where L3 is huge.
-    let nc = (caches.l3.min(8 << 20) / 2 / bytes).clamp(tile.columns, 4096) / tile.columns * tile.columns;
-    Blocking { kc, mc: balanced(m, mc, tile.rows), nc: balanced(n, nc, tile.columns) }
+/// How one thread walks through a product, or through its part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Walk {
+    /// Columns of B that are packed at a time, and then read from L2 once for each panel of A.
+    pub nc: usize,
+    /// Where panels of A come from.
+    pub a: Fetch,
+    /// The first columns of B, whole panels of them, that are read in place.
+    pub b_in_place: usize,
+}
+
+/// Where the panels of an operand come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetch {
+    /// They are read where they lie.
+    InPlace,
+    /// All of a block of depth is packed at once, and stays in L2.
+    Whole,
+    /// Each is packed when its turn comes, and stays in L1 while it is used.
+    Panel,
+}
+
+/// What [`Walk::new`] needs to know of an operand that is not packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// It is a matrix in memory.
+    pub direct: bool,
+    /// Neighbouring lines (rows of A, columns of B) are neighbours in memory.
+    pub neighbours: bool,
+    /// Elements between neighbouring steps of depth.
+    pub stride: usize,
+}
+
+impl Walk {
+    /// For `m` rows and `n` columns in blocks of depth `kc`; `None` stands for an operand packed before.
+    pub(crate) fn new<T>(
+        tile: Tile,
+        caches: Caches,
+        [m, n, kc]: [usize; 3],
+        a: Option<Source>,
+        b: Option<Source>,
+    ) -> Self {
+        let bytes = kc * size_of::<T>();
+        // Half of L2 for B; the other half for A, C and what comes next.
+        let most = (caches.l2 / 2 / bytes).max(tile.columns) / tile.columns * tile.columns;
+        let nc = balanced(n, most, tile.columns);
+        // Packing moves each element of A once for each nc columns, so for few columns it costs as much as
+        // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
+        let a = match a {
+            Some(Source { direct: true, .. }) if n <= 8 * tile.columns => Fetch::InPlace,
+            Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
+            _ => Fetch::Panel,
+        };
+        // The same for B, which is read once for each panel of A.
+        let in_place = match b {
+            Some(Source { direct: true, neighbours: true, stride }) => {
+                let fits = bytes.saturating_mul(stride) <= caches.l2 / 2;
+                m <= tile.rows * if fits { 24 } else { 2 }
+            }
+            _ => false,
+        };
+        let b_in_place = if in_place { tile.whole(n) } else { 0 };
+        Self { nc, a, b_in_place }
+    }
 }
 
 /// Height of the tiles for `m` rows: as even as can be, so that 16 rows with tiles of 12 are 8 and 8, not
@@ -75,7 +132,7 @@ pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
 mod tests {
     use super::*;
 
-    const AVX2: Tile = Tile { rows: 6, columns: 16 };
+    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8 };
     const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
     #[test]
@@ -90,25 +147,47 @@ mod tests {
         }
     }
 
+    fn walk(m: usize, n: usize, k: usize, a: Option<Source>, b: Option<Source>) -> Walk {
+        Walk::new::<f32>(AVX2, CACHES, [m, n, depth_block::<f32>(AVX2, CACHES, k)], a, b)
+    }
+
+    const ROWS: Option<Source> = Some(Source { direct: true, neighbours: false, stride: 1 });
+    const COLUMNS: Option<Source> = Some(Source { direct: true, neighbours: true, stride: 5000 });
+
     #[test]
     fn blocks_fit_their_caches() {
         for k in [1, 8, 100, 256, 1000, 4096] {
-            let b = blocking::<f32>(AVX2, CACHES, 3000, 5000, k);
-            assert!(b.kc * AVX2.columns * 4 <= CACHES.l1d, "{b:?}");
-            assert!(b.mc * b.kc * 4 <= CACHES.l2 / 2 + 1024 * AVX2.rows, "{b:?}");
-            assert!(b.nc * b.kc * 4 <= CACHES.l3, "{b:?}");
+            let kc = depth_block::<f32>(AVX2, CACHES, k);
+            assert!(kc * AVX2.columns * 4 <= CACHES.l1d, "{kc}");
+            for m in [100, 3000] {
+                let walk = walk(m, 5000, k, ROWS, COLUMNS);
+                assert!(walk.nc * kc * 4 <= CACHES.l2 / 2 + kc * 4 * AVX2.columns, "{walk:?}");
+                assert!(walk.a != Fetch::Whole || m * kc * 4 <= CACHES.l2 / 8, "{walk:?}");
+            }
         }
     }
 
     #[test]
-    fn depth_does_not_depend_on_rows_or_columns() {
-        let one = blocking::<f32>(AVX2, CACHES, 1, 1, 1000).kc;
-        assert_eq!(one, blocking::<f32>(AVX2, CACHES, 999, 2000, 1000).kc);
+    fn packing_must_pay() {
+        assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
+        assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panel);
+        assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
+        assert_eq!(walk(12, 5001, 500, ROWS, COLUMNS).b_in_place, 4992);
+        assert_eq!(walk(13, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
+        // A block of B that fits in L2 as it lies is read in place for more rows.
+        let narrow = Some(Source { direct: true, neighbours: true, stride: 200 });
+        assert_eq!(walk(144, 200, 500, ROWS, narrow).b_in_place, 200);
+        assert_eq!(walk(145, 200, 500, ROWS, narrow).b_in_place, 0);
+        // Columns of B that are no neighbours, or no matrix, cannot be read as vectors.
+        assert_eq!(walk(12, 5000, 500, ROWS, ROWS).b_in_place, 0);
+        assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
+        // Few rows and several blocks of columns: A is packed once for all of them.
+        assert_eq!(walk(60, 5000, 500, ROWS, None).a, Fetch::Whole);
     }
 
     #[test]
     fn tiles_are_even() {
-        let tile = Tile { rows: 12, columns: 32 };
+        let tile = Tile { rows: 12, columns: 32, lanes: 16 };
         assert_eq!(tile_rows(tile, 16), 8);
         assert_eq!(tile_rows(tile, 12), 12);
         assert_eq!(tile_rows(tile, 13), 7);

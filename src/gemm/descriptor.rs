@@ -7,7 +7,7 @@ use super::blocking::tile;
 use super::driver::{self, Input, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
-use super::vector;
+use super::{tiny, vector};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -344,6 +344,11 @@ fn in_order<T: Element>(
     if c.shape()[0] == 1 && vector::readable(b) {
         let tasks = vector::row_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
+    }
+    let [m, n] = c.shape();
+    if tiny::takes([m, n, a.shape()[1]], b) {
+        tiny::product(isa, tile::<T>(isa), a, b, scale, c)?;
+        return Ok(Path { name: "tiny", tasks: 1 });
     }
     let tasks = driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)?;
     Ok(Path { name: "blocked", tasks })

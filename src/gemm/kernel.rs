@@ -2,8 +2,8 @@
 
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp};
-use crate::tensor::TensorViewMut;
+use crate::simd::{self, Dispatch, Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
 
 use super::epilogue::Epilogue;
 use super::panel::Panels;
@@ -29,6 +29,8 @@ pub struct Block<'b, T> {
     pub(crate) epilogue: Option<&'b Epilogue<'b, T>>,
     /// Row and column of the block's first element in the whole product.
     pub(crate) origin: [usize; 2],
+    /// A matrix that is read next: its cache lines are asked for meanwhile.
+    pub(crate) next: Option<TensorView<'b, T, 2>>,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
 
@@ -44,8 +46,8 @@ pub trait Kernels: Sized {
 macro_rules! kernels {
     ($($T:ty)*) => {$(
         impl Kernels for $T {
-            fn block(isa: Isa, block: Block<'_, Self>) {
-                Self::dispatch(isa, block);
+            fn block(isa: Isa, mut block: Block<'_, Self>) {
+                Self::dispatch(isa, &mut block);
             }
 
             fn piece(isa: Isa, piece: Piece<'_, Self>) {
@@ -57,23 +59,29 @@ macro_rules! kernels {
 
 kernels!(f32 f64);
 
-impl<T: Element> SimdOp<T> for Block<'_, T> {
+impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, mut c } = self;
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, ref mut c } = *self;
         let [rows, columns] = c.shape();
         let contiguous = c.strides()[1] == 1;
         let tile_columns = S::TILE_VECTORS * S::LANES;
-        for column in (0..columns).step_by(tile_columns) {
-            let width = tile_columns.min(columns - column);
-            let b = Rhs::panel(b, column, width, tile_columns, depth);
-            for row in (0..rows).step_by(tile_rows) {
-                let height = tile_rows.min(rows - row);
-                let a = Lhs::panel(a, row, height, tile_rows, depth);
+        let tiles = rows.div_ceil(tile_rows) * columns.div_ceil(tile_columns);
+        let mut next = next.map(|view| Ahead::new(view, tiles));
+        // Row by row: neighbouring tiles of C share pages, and the processor sees their lines coming.
+        for row in (0..rows).step_by(tile_rows) {
+            let height = tile_rows.min(rows - row);
+            let a = Lhs::panel(a, row, height, tile_rows, depth);
+            for column in (0..columns).step_by(tile_columns) {
+                let width = tile_columns.min(columns - column);
+                let b = Rhs::panel::<S>(b, column, width, depth);
                 let at = [origin[0] + row, origin[1] + column];
                 let mut c = c.tile_mut([row, column], [height, width]);
+                if let Some(next) = &mut next {
+                    next.ask();
+                }
                 if contiguous || width == 1 {
                     Tile { a, b, depth, alpha, beta, c: c.view_mut() }.run(simd);
                     finish(simd, epilogue, at, &mut c);
@@ -88,6 +96,48 @@ impl<T: Element> SimdOp<T> for Block<'_, T> {
                 Tile { a, b, depth, alpha, beta, c: beside.view_mut() }.run(simd);
                 finish(simd, epilogue, at, &mut beside);
                 c.copy_from(beside.view());
+            }
+        }
+    }
+}
+
+/// The cache lines of a matrix with contiguous rows or columns, asked for some at a time.
+struct Ahead<T> {
+    ptr: *const T,
+    /// Contiguous runs, their distance, and the lines of each.
+    runs: usize,
+    stride: isize,
+    lines: usize,
+    run: usize,
+    line: usize,
+    /// How many lines are asked for at a time.
+    share: usize,
+}
+
+impl<T> Ahead<T> {
+    /// All lines within `turns` turns.
+    fn new(view: TensorView<'_, T, 2>, turns: usize) -> Self {
+        let ([mut runs, mut len], [mut stride, step]) = (view.shape(), view.strides());
+        if step != 1 {
+            (runs, len, stride) = (len, runs, step);
+        }
+        let lines = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
+        let share = (runs * lines).div_ceil(turns.max(1));
+        Self { ptr: view.as_ptr(), runs, stride, lines, run: 0, line: 0, share }
+    }
+
+    #[inline(always)]
+    fn ask(&mut self) {
+        for _ in 0..self.share {
+            if self.run == self.runs {
+                return;
+            }
+            let offset =
+                self.run as isize * self.stride + (self.line * (simd::CACHE_LINE / size_of::<T>())) as isize;
+            simd::prefetch_l2(self.ptr.wrapping_offset(offset));
+            self.line += 1;
+            if self.line == self.lines {
+                (self.line, self.run) = (0, self.run + 1);
             }
         }
     }
@@ -126,6 +176,8 @@ struct Lhs<'a, T> {
 struct Rhs<'a, T> {
     ptr: *const T,
     step: isize,
+    /// How far ahead of a step its cache lines are asked for.
+    ahead: isize,
     width: usize,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
@@ -152,20 +204,24 @@ impl<'a, T: Element> Lhs<'a, T> {
 impl<'a, T: Element> Rhs<'a, T> {
     /// `width` columns of a panel of `tile_columns`, from column `first` on.
     #[inline(always)]
-    fn panel(panels: Panels<'a, T>, first: usize, width: usize, tile_columns: usize, depth: usize) -> Self {
-        let (ptr, step) = match panels {
+    fn panel<S: Simd<T>>(panels: Panels<'a, T>, first: usize, width: usize, depth: usize) -> Self {
+        let tile_columns = S::TILE_VECTORS * S::LANES;
+        let (ptr, step, ahead) = match panels {
             Panels::Packed { data, .. } => {
                 let panel = &data[first * depth..][..tile_columns * depth];
-                (panel.as_ptr(), tile_columns as isize)
+                // Two pages: the processor's own prefetching stops at the end of each.
+                (panel.as_ptr(), tile_columns as isize, (8192 / size_of::<T>()) as isize)
             }
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
-                // Whole tiles only: the driver packs where the last one is narrower.
-                assert!(first + tile_columns <= lines && depth <= steps && line == 1);
-                (view.as_ptr().wrapping_add(first), step)
+                // Whole vectors only: what is left of a row is packed.
+                assert!(width.is_multiple_of(S::LANES) && first + width <= lines);
+                assert!(depth <= steps && line == 1);
+                // The next panel: each step's lines lie beside this one's.
+                (view.as_ptr().wrapping_add(first), step, tile_columns as isize)
             }
         };
-        Self { ptr, step, width, borrow: std::marker::PhantomData }
+        Self { ptr, step, ahead, width, borrow: std::marker::PhantomData }
     }
 }
 
@@ -227,12 +283,22 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let Tile { a, b, depth, alpha, beta, mut c } = self.0;
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
+        // C is needed when the sums are done.
+        let (start, row) = (c.view().as_ptr(), c.strides()[0]);
+        for i in 0..R {
+            for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
+                simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
+            }
+        }
         let (mut at, mut bt) = (a.ptr, b.ptr);
         macro_rules! steps {
             ($($step:literal)*) => {$({
                 const { assert!($step < UNROLL) };
                 // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
                 unsafe { step::<T, S, R, V>(simd, at, line, bt, &mut sums) };
+                for v in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
+                    simd::prefetch(bt.wrapping_offset(b.ahead + v as isize));
+                }
                 at = at.wrapping_offset(a.step);
                 bt = bt.wrapping_offset(b.step);
             })*};

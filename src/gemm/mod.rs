@@ -6,17 +6,18 @@
 //! # How
 //!
 //! The loops are those of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-//! (ACM TOMS 34(3), 2008) in the arrangement of F. Van Zee and R. van de Geijn, "BLIS" (ACM TOMS 41(3), 2015):
+//! (ACM TOMS 34(3), 2008), with B and not A resident in L2, so that a row of tiles of C is computed from left to
+//! right: its pages and cache lines come in the order in which memory has them.
 //!
 //! ```text
-//!                 n                          B, packed              in L3: kc × nc
+//!                 n                          B, packed or in place   in L2: kc × nc
 //!            ┌─────────┐                     ┌──┬──┬──┬──┐
-//!            │    B    │ k                   │  │  │  │  │ kc        one panel in L1: kc × tile columns
+//!            │    B    │ k                   │  │  │  │  │ kc
 //!            └─────────┘                     └──┴──┴──┴──┘
-//!      k                   A, packed, in L2
+//!      k                   A, in L1
 //!    ┌───┐   ┌─────────┐      ┌────┐         ┌──┬──┬──┬──┐
-//!  m │ A │   │    C    │      ├────┤         ├──┼──┼──┼──┤
-//!    │   │   │         │      ├────┤ mc      ├──┼──▓──┼──┤         one tile of C in registers
+//!  m │ A │   │    C    │      ├────┤         ├──┼──▓──┼──┤         one tile of C in registers
+//!    │   │   │         │      ├────┤         ├──┼──┼──┼──┤
 //!    └───┘   └─────────┘      └────┘         └──┴──┴──┴──┘
 //!                               kc
 //! ```
@@ -40,10 +41,12 @@
 //! | k is 0 | C is scaled and the epilogue runs |
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
-//! | n is at most 4 tiles | blocked, A read in place |
-//! | m is at most 2 tiles, rows of B contiguous, n a multiple of the tile | blocked, B read in place |
+//! | at most 64³ multiplications, k at most 128, rows of B contiguous | tiny: nothing is packed but columns that fill no vector |
+//! | n is at most 8 tiles | blocked, A read in place |
+//! | n takes several blocks, A is small | blocked, A packed at once |
+//! | m is at most 2 tiles (24 where a block of B fits in L2 as it lies), rows of B contiguous | blocked, B read in place |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
-//! | anything else | blocked, both packed |
+//! | anything else | blocked, A packed panel by panel, B block by block |
 //! | a batch of products of less than 2²⁴ multiplications each | its entries are the tasks |
 //!
 //! # Promises
@@ -60,6 +63,7 @@ mod epilogue;
 mod kernel;
 mod packed;
 mod panel;
+mod tiny;
 mod vector;
 
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};

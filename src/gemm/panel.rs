@@ -68,17 +68,29 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
     ) {
         let steps = self.transpose();
         let count = lines.len();
+        if steps.strides()[1] == 1 {
+            // Lines are neighbours in memory: each step is one copy.
+            let first = lines.start;
+            for (p, step) in depth.enumerate() {
+                let Some(from) = steps.row(step) else { return };
+                let from = &from[first..first + count];
+                let to = &mut panel[p * width..];
+                let whole = if width.is_multiple_of(S::LANES) { count / S::LANES * S::LANES } else { 0 };
+                for at in (0..whole).step_by(S::LANES) {
+                    simd.store(simd.load(&from[at..]), &mut to[at..]);
+                }
+                for at in (whole..width).step_by(S::LANES) {
+                    let vector = simd.load_partial(&from[at.min(count)..]);
+                    let end = width.min(at + S::LANES);
+                    simd.store_partial(vector, &mut to[at..end]);
+                }
+            }
+            return;
+        }
         if count < width {
             panel.fill(T::ZERO);
         }
-        if steps.strides()[1] == 1 {
-            // Lines are neighbours in memory: each step is one copy.
-            for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
-                if let Some(from) = steps.row(step) {
-                    to[..count].copy_from_slice(&from[lines.clone()]);
-                }
-            }
-        } else if self.strides()[1] == 1 {
+        if self.strides()[1] == 1 {
             // Each line is contiguous: four at a time are transposed in registers.
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
             let fours = count / 4 * 4;
@@ -137,8 +149,10 @@ impl<'a, T: Element> Panels<'a, T> {
             Panels::Packed { data, width, depth } => {
                 Panels::Packed { data: &data[from * depth..], width, depth }
             }
-            // The range is inside the view, so this keeps all that follows.
-            Panels::Direct(view) => Panels::Direct(view.slice(0, from.., 1).unwrap_or(view)),
+            Panels::Direct(view) => {
+                let [lines, depth] = view.shape();
+                Panels::Direct(view.tile([from, 0], [lines - from, depth]))
+            }
         }
     }
 }
@@ -172,14 +186,22 @@ pub(crate) fn pack<T: Element>(
         type Output = ();
         #[inline(always)]
         fn eval<S: Simd<T>>(self, simd: S) {
-            let panels = self.panels.chunks_exact_mut(self.width * self.depth.len());
-            for (start, panel) in self.lines.clone().step_by(self.width).zip(panels) {
-                let lines = start..self.lines.end.min(start + self.width);
-                self.source.fill(simd, lines, self.depth.clone(), self.width, panel);
+            let Self { source, lines, depth, width, panels } = self;
+            // Steps that lie in rows are taken some at a time: reading then goes along the rows of memory.
+            let along = source.direct().is_some_and(|view| view.strides()[0] == 1);
+            let run = if along { 8 } else { depth.len() };
+            for first in depth.clone().step_by(run) {
+                let steps = first..depth.end.min(first + run);
+                let part = (steps.start - depth.start) * width..(steps.end - depth.start) * width;
+                let panels = panels.chunks_exact_mut(width * depth.len());
+                for (start, panel) in lines.clone().step_by(width).zip(panels) {
+                    let lines = start..lines.end.min(start + width);
+                    source.fill(simd, lines, steps.clone(), width, &mut panel[part.clone()]);
+                }
             }
         }
     }
-    if depth.is_empty() {
+    if depth.is_empty() || lines.is_empty() {
         return;
     }
     let tasks = if parallel { parallel::tasks(data.len(), PACK_GRAIN) } else { 1 };

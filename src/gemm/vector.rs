@@ -17,9 +17,9 @@ use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
 /// Outputs that are finished together: their sums stay in L1.
-const OUTPUTS: usize = 1024;
+const OUTPUTS: usize = 4096;
 /// Outputs, or rows of B, that are taken at a time.
-const UNROLL: usize = 4;
+const UNROLL: usize = 8;
 /// Elements of B that a task reads at least: some ten microseconds.
 const GRAIN: usize = 1 << 16;
 
@@ -99,8 +99,8 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Piece { vector: &Vector { x, b, scale, .. }, outputs, mut y } = self;
-        let mut sums = [T::ZERO; OUTPUTS];
-        let sums = &mut sums[..outputs.len()];
+        let mut buf = [T::ZERO; OUTPUTS];
+        let sums = &mut buf[..outputs.len()];
         if b.strides()[0] == 1 || b.shape()[0] == 1 {
             dot_products(simd, x, b.transpose(), outputs.start, sums);
         } else {

@@ -339,6 +339,17 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
 }
 
 impl<'a, T> TensorView<'a, T, 2> {
+    /// The part of a matrix that begins at `at`. The caller keeps it inside.
+    #[inline(always)]
+    pub(crate) fn tile(&self, at: [usize; 2], shape: [usize; 2]) -> TensorView<'a, T, 2> {
+        let (size, strides) = (self.shape(), self.strides());
+        assert!((0..2).all(|axis| at[axis] + shape[axis] <= size[axis]), "a tile lies inside its matrix");
+        let offset = at[0] as isize * strides[0] + at[1] as isize * strides[1];
+        // The tile's elements are elements of this view.
+        let layout = self.layout.resized(shape);
+        TensorView { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
+    }
+
     /// Row `index` as a slice, where the row is contiguous and exists.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> Option<&'a [T]> {
