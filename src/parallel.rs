@@ -13,7 +13,7 @@ use rayon::ThreadPoolBuilder;
 use crate::machine;
 
 /// Tasks a thread should find: enough to even out tasks of unlike length.
-const TASKS_PER_THREAD: usize = 4;
+pub(crate) const TASKS_PER_THREAD: usize = 4;
 
 /// Runs both, possibly at the same time, and waits for them.
 ///
@@ -41,6 +41,12 @@ fn threads() -> usize {
 /// Work of less than two grains asks rayon for nothing, not even its number of threads.
 pub(crate) fn tasks(work: usize, grain: usize) -> usize {
     if work < 2 * grain { 1 } else { tasks_for(work, grain, threads()) }
+}
+
+/// How many threads of the current pool find at least `grain` of `work` each. Little work asks rayon for nothing, as in
+/// [`tasks`].
+pub(crate) fn threads_for(work: usize, grain: usize) -> usize {
+    if work < 2 * grain { 1 } else { (work / grain).min(threads()) }
 }
 
 /// [`tasks`] as a pure function.

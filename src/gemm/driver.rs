@@ -26,7 +26,7 @@ use super::panel::{self, PanelSource, Panels, packed_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
-use crate::parallel;
+use crate::parallel::{self, TASKS_PER_THREAD};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
 
@@ -87,8 +87,11 @@ impl<T: Element> Scale<'_, T> {
     }
 }
 
-/// Multiplications that a task is worth at least.
+/// Multiplications that a task is worth at least: some microseconds.
 const GRAIN: usize = 1 << 19;
+/// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
+/// then threads of unlike speed even out, and what tasks pack twice is little.
+const LARGE: usize = 1 << 31;
 
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
 /// tasks there are; how many there were is returned.
@@ -112,7 +115,10 @@ pub(crate) fn product<T: Element>(
     };
     let kc = depth_block::<T>(tile, caches, k);
     let work = m.saturating_mul(n).saturating_mul(k);
-    let tasks = tasks.unwrap_or_else(|| parallel::tasks(work, GRAIN));
+    let tasks = tasks.unwrap_or_else(|| {
+        let threads = parallel::threads_for(work, GRAIN);
+        if threads > 1 && work / threads > LARGE { threads * TASKS_PER_THREAD } else { threads }
+    });
     Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale }.run(c, [0, 0], tasks)?;
     Ok(tasks)
 }
