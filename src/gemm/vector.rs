@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -20,6 +20,8 @@ use crate::workspace;
 const OUTPUTS: usize = 4096;
 /// Outputs, or rows of B, that are taken at a time.
 const UNROLL: usize = 8;
+/// Bytes ahead of the reading for which cache lines are asked.
+const AHEAD: usize = 1024;
 /// Elements of B that a task reads at least: some ten microseconds.
 const GRAIN: usize = 1 << 16;
 
@@ -40,7 +42,7 @@ pub(crate) fn row_times_matrix<T: Element>(
     tasks: Option<usize>,
 ) -> Result<usize> {
     let [k, n] = b.shape();
-    let tasks = tasks.unwrap_or_else(|| parallel::tasks(k.saturating_mul(n), GRAIN));
+    let tasks = tasks.unwrap_or_else(|| parallel::threads_for(k.saturating_mul(n), GRAIN));
     let mut copy = workspace::scratch::<T>("gemm", if x.row(0).is_some() { 0 } else { k })?;
     let x = match x.row(0) {
         Some(x) => x,
@@ -153,6 +155,9 @@ fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], mut columns: [&
     let whole = x.len() / pair * pair;
     columns.iter_mut().for_each(|column| *column = &column[..x.len()]);
     for at in (0..whole).step_by(pair) {
+        for column in &columns {
+            simd::prefetch(column.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
+        }
         for half in 0..2 {
             let at = at + half * S::LANES;
             let x = simd.load(&x[at..]);
@@ -205,6 +210,9 @@ fn add_scaled<T: Element, S: Simd<T>, const R: usize>(simd: S, rows: [(T, &[T]);
     }
     let whole = sums.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {
+        for row in &slices {
+            simd::prefetch(row.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
+        }
         let run = &mut sums[at..at + S::LANES];
         let mut sum = simd.load(run);
         for (&x, row) in factors.iter().zip(&slices) {
