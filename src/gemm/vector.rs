@@ -155,13 +155,11 @@ fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], mut columns: [&
     let whole = x.len() / pair * pair;
     columns.iter_mut().for_each(|column| *column = &column[..x.len()]);
     for at in (0..whole).step_by(pair) {
-        for column in &columns {
-            simd::prefetch(column.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
-        }
         for half in 0..2 {
             let at = at + half * S::LANES;
             let x = simd.load(&x[at..]);
             for (sums, column) in sums.iter_mut().zip(&columns) {
+                simd::prefetch(column.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
                 sums[half] = simd.mul_add(x, simd.load(&column[at..]), sums[half]);
             }
         }
