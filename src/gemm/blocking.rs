@@ -61,8 +61,12 @@ pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
 pub(crate) struct Walk {
     /// Columns of B that are packed at a time, and then read from L2 once for each panel of A.
     pub nc: usize,
+    /// Blocks of depth for which a panel of rows is computed before the next: as many as let B stay in L2.
+    pub group: usize,
     /// Where panels of A come from.
     pub a: Fetch,
+    /// Panels of A that are taken at a time.
+    pub panels: usize,
     /// The first columns of B, whole panels of them, that are read in place.
     pub b_in_place: usize,
 }
@@ -74,8 +78,8 @@ pub(crate) enum Fetch {
     InPlace,
     /// All of a block of depth is packed at once, and stays in L2.
     Whole,
-    /// Each is packed when its turn comes, and stays in L1 while it is used.
-    Panel,
+    /// Some are packed when their turn comes, and stay in L1 while they are used.
+    Panels,
 }
 
 /// What [`Walk::new`] needs to know of an operand that is not packed.
@@ -100,25 +104,33 @@ impl Walk {
     ) -> Self {
         let bytes = kc * size_of::<T>();
         // Half of L2 for B; the other half for A, C and what comes next.
-        let most = (caches.l2 / 2 / bytes).max(tile.columns) / tile.columns * tile.columns;
+        let room = caches.l2 / 2;
+        let most = (room / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
+        // The same for B, which is read once for each panel of A.
+        let (b_in_place, line) = match b {
+            Some(Source { direct: true, neighbours: true, stride }) => {
+                let fits = bytes.saturating_mul(stride) <= room;
+                let few = m <= tile.rows * if fits { 24 } else { 2 };
+                if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
+            }
+            _ => (0, nc),
+        };
+        let group = if nc < n { 1 } else { (room / bytes.saturating_mul(line).max(1)).max(1) };
         // Packing moves each element of A once for each nc columns, so for few columns it costs as much as
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
-        let a = match a {
+        let a_fetch = match a {
             Some(Source { direct: true, .. }) if n <= 8 * tile.columns => Fetch::InPlace,
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
-            _ => Fetch::Panel,
+            _ => Fetch::Panels,
         };
-        // The same for B, which is read once for each panel of A.
-        let in_place = match b {
-            Some(Source { direct: true, neighbours: true, stride }) => {
-                let fits = bytes.saturating_mul(stride) <= caches.l2 / 2;
-                m <= tile.rows * if fits { 24 } else { 2 }
-            }
-            _ => false,
+        let panels = match (a_fetch, a) {
+            (Fetch::Whole, _) => usize::MAX,
+            // A step of neighbouring rows is a run of memory: a longer one for each page that is looked up.
+            (Fetch::Panels, Some(Source { neighbours: true, .. })) => 4,
+            _ => 1,
         };
-        let b_in_place = if in_place { tile.whole(n) } else { 0 };
-        Self { nc, a, b_in_place }
+        Self { nc, group, a: a_fetch, panels, b_in_place }
     }
 }
 
@@ -170,7 +182,7 @@ mod tests {
     #[test]
     fn packing_must_pay() {
         assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
-        assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panel);
+        assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(12, 5001, 500, ROWS, COLUMNS).b_in_place, 4992);
         assert_eq!(walk(13, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
@@ -183,6 +195,16 @@ mod tests {
         assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
         // Few rows and several blocks of columns: A is packed once for all of them.
         assert_eq!(walk(60, 5000, 500, ROWS, None).a, Fetch::Whole);
+    }
+
+    #[test]
+    fn depth_is_grouped_where_b_stays_in_l2() {
+        // kc is 256 for 1024: a block of 64 columns takes 64 of the 256 KiB.
+        assert_eq!(walk(3000, 64, 1024, ROWS, COLUMNS).group, 4);
+        assert_eq!(walk(3000, 65, 1024, ROWS, COLUMNS).group, 3);
+        assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
+        // In place, what lies between the columns counts.
+        assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);
     }
 
     #[test]

@@ -162,51 +162,68 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
     fn walk(&self, mut c: TensorViewMut<'_, T, 2>, at: [usize; 2]) -> Result<()> {
         let ([m, n], kc, width) = (c.shape(), self.kc, self.tile.columns);
         let walk = Walk::new::<T>(self.tile, machine::caches(), [m, n, kc], self.a.source(), self.b.source());
+        let (k, group) = (self.k, kc.saturating_mul(walk.group));
         // All memory first: where it is lacking, nothing has been written.
         let b_lines = if walk.b_in_place == n { 0 } else { walk.nc.min(n) };
-        let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, kc)?;
+        let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(k))?;
         let unpacked = self.a.source().is_some();
         let whole = if walk.a == Fetch::Whole { m } else { 0 };
         let mut whole_scratch = scratch(unpacked, whole, self.tile_rows, kc)?;
-        let panel = if walk.a == Fetch::Panel { self.tile_rows.min(m) } else { 0 };
-        let mut panel_scratch = scratch(unpacked, panel, self.tile_rows, kc)?;
-        // Rows that are taken at a time.
-        let rows_step = if unpacked && walk.a != Fetch::Whole { self.tile_rows } else { m };
-        // With no depth there is still one block: it scales C and runs the epilogue.
-        for (index, steps) in blocks(0..self.k.max(1), kc).enumerate() {
-            let steps = steps.start..steps.end.min(self.k);
-            let last = steps.end == self.k;
+        let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
+        let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
+        let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
+        for group in depth_blocks(0..k, group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
-                .then(|| self.panels(self.a, &rows, &steps, self.tile_rows, &mut whole_scratch));
+                .then(|| self.panels(self.a, &rows, &group, self.tile_rows, &mut whole_scratch));
             let in_place = blocks(0..walk.b_in_place, n.max(1));
             for columns in in_place.chain(blocks(walk.b_in_place..n, walk.nc)) {
                 let b_lines = at[1] + columns.start..at[1] + columns.end;
-                let b = match self.b.direct(&b_lines, &steps) {
-                    Some(view) if columns.start < walk.b_in_place => Panels::Direct(view),
-                    _ => self.panels(self.b, &b_lines, &steps, width, &mut b_scratch),
+                let b_direct = columns.start < walk.b_in_place;
+                let padded = columns.len().next_multiple_of(width);
+                let packed = |steps: &Range<usize>| {
+                    let first = (steps.start - group.start) * padded;
+                    first..first + steps.len() * padded
                 };
+                if let (Input::Source(source), false) = (self.b, b_direct) {
+                    for steps in depth_blocks(group.clone(), kc) {
+                        let data = &mut b_scratch[packed(&steps)];
+                        panel::pack(self.isa, *source, b_lines.clone(), steps, width, data, false);
+                    }
+                }
                 for rows in blocks(0..m, rows_step) {
                     let lines = at[0] + rows.start..at[0] + rows.end;
-                    let a = match (whole, self.a.direct(&lines, &steps)) {
-                        (Some(whole), _) => whole,
-                        (None, Some(view)) if walk.a == Fetch::InPlace => Panels::Direct(view),
-                        _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut panel_scratch),
-                    };
-                    let next = (rows.end < m).then(|| lines.end..at[0] + m.min(rows.end + rows_step));
-                    let block = Block {
-                        a,
-                        b,
-                        tile_rows: self.tile_rows,
-                        depth: steps.len(),
-                        alpha: self.scale.alpha,
-                        beta: if index == 0 { self.scale.first_beta() } else { Some(T::ONE) },
-                        epilogue: (last && !self.scale.epilogue.is_empty()).then_some(&self.scale.epilogue),
-                        origin: [lines.start, b_lines.start],
-                        next: next.and_then(|lines| self.a.direct(&lines, &steps)),
-                        c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
-                    };
-                    T::block(self.isa, block);
+                    let next = lines.end..at[0] + m.min(rows.end + rows_step);
+                    for steps in depth_blocks(group.clone(), kc) {
+                        let b = match (self.b, self.b.direct(&b_lines, &steps)) {
+                            (Input::Packed(packed), _) => {
+                                packed.panels(steps.start, steps.len()).from(b_lines.start)
+                            }
+                            (_, Some(view)) if b_direct => Panels::Direct(view),
+                            _ => {
+                                Panels::Packed { data: &b_scratch[packed(&steps)], width, depth: steps.len() }
+                            }
+                        };
+                        let a = match (whole, self.a.direct(&lines, &steps)) {
+                            (Some(whole), _) => whole,
+                            (None, Some(view)) if walk.a == Fetch::InPlace => Panels::Direct(view),
+                            _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut some_scratch),
+                        };
+                        let last = steps.end == k && !self.scale.epilogue.is_empty();
+                        let block = Block {
+                            a,
+                            b,
+                            tile_rows: self.tile_rows,
+                            depth: steps.len(),
+                            alpha: self.scale.alpha,
+                            beta: if steps.start == 0 { self.scale.first_beta() } else { Some(T::ONE) },
+                            epilogue: last.then_some(&self.scale.epilogue),
+                            origin: [lines.start, b_lines.start],
+                            next: self.a.direct(&next, &steps),
+                            c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
+                        };
+                        T::block(self.isa, block);
+                    }
                 }
             }
         }
@@ -232,6 +249,12 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             }
         }
     }
+}
+
+/// As [`blocks`]; where there is no depth there is still one block, which scales C and runs the epilogue.
+fn depth_blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
+    let none = range.is_empty().then_some(range.clone());
+    none.into_iter().chain(blocks(range, block))
 }
 
 fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {

@@ -101,7 +101,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
     }
 }
 
-/// The cache lines of a matrix with contiguous rows or columns, asked for some at a time.
+/// The first cache lines of the runs of a matrix with contiguous rows or columns, asked for some at a time.
 struct Ahead<T> {
     ptr: *const T,
     /// Contiguous runs, their distance, and the lines of each.
@@ -121,7 +121,10 @@ impl<T> Ahead<T> {
         if step != 1 {
             (runs, len, stride) = (len, runs, step);
         }
-        let lines = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
+        let all = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
+        // More at a time would stand in the way of the loads of the turn. The processor goes on by itself where it
+        // has seen the first lines of a run.
+        let lines = if runs * all <= turns * 8 { all } else { all.min(4) };
         let share = (runs * lines).div_ceil(turns.max(1));
         Self { ptr: view.as_ptr(), runs, stride, lines, run: 0, line: 0, share }
     }
