@@ -136,7 +136,11 @@ impl Walk {
 
 /// Height of the tiles for `m` rows: as even as can be, so that 16 rows with tiles of 12 are 8 and 8, not
 /// 12 and 4.
+#[inline]
 pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
+    if m <= tile.rows {
+        return m.max(1);
+    }
     m.div_ceil(m.div_ceil(tile.rows).max(1)).max(1)
 }
 

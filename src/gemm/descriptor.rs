@@ -261,6 +261,7 @@ pub fn gemm<'a, T: Element>(
     Gemm::new().alpha(alpha).beta(beta).run(a, b, c)
 }
 
+#[inline]
 fn operand_shape<T: Element>(operand: &Operand<'_, T>) -> [usize; 2] {
     match operand {
         Operand::View(view) => view.shape(),
@@ -268,6 +269,7 @@ fn operand_shape<T: Element>(operand: &Operand<'_, T>) -> [usize; 2] {
     }
 }
 
+#[inline]
 fn check<T: Element>(isa: Isa, a: &Operand<'_, T>, b: &Operand<'_, T>) -> Result<()> {
     for (arg, side, operand) in [("a", Side::Lhs, a), ("b", Side::Rhs, b)] {
         if let Operand::Packed(packed) = operand {
@@ -278,6 +280,7 @@ fn check<T: Element>(isa: Isa, a: &Operand<'_, T>, b: &Operand<'_, T>) -> Result
 }
 
 /// `[m, n, k]`, where A, B and C fit.
+#[inline]
 fn check_output([m, k]: [usize; 2], b: [usize; 2], c: [usize; 2]) -> Result<[usize; 3]> {
     let [_, n] = b;
     if b[0] != k {
@@ -290,6 +293,7 @@ fn check_output([m, k]: [usize; 2], b: [usize; 2], c: [usize; 2]) -> Result<[usi
 }
 
 /// One product; shapes have been checked. `tasks` overrides how many tasks it may be cut in.
+#[inline]
 fn matrix<T: Element>(
     isa: Isa,
     a: Operand<'_, T>,
@@ -315,6 +319,7 @@ fn matrix<T: Element>(
 }
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
+#[inline]
 fn views<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,
@@ -333,6 +338,7 @@ fn views<T: Element>(
     in_order(isa, a, b, scale, c, tasks)
 }
 
+#[inline]
 fn in_order<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,

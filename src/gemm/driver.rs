@@ -210,7 +210,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut some_scratch),
                         };
                         let last = steps.end == k && !self.scale.epilogue.is_empty();
-                        let block = Block {
+                        let mut block = Block {
                             a,
                             b,
                             tile_rows: self.tile_rows,
@@ -222,7 +222,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             next: self.a.direct(&next, &steps),
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
-                        T::block(self.isa, block);
+                        T::block(self.isa, &mut block);
                     }
                 }
             }

@@ -37,7 +37,7 @@ pub struct Block<'b, T> {
 /// Element types with their kernels compiled in this crate, not again in each crate that multiplies.
 pub trait Kernels: Sized {
     /// Computes a block with the kernels of `isa`.
-    fn block(isa: Isa, block: Block<'_, Self>);
+    fn block(isa: Isa, block: &mut Block<'_, Self>);
 
     /// Computes a piece of a row with the kernels of `isa`.
     fn piece(isa: Isa, piece: Piece<'_, Self>);
@@ -46,8 +46,8 @@ pub trait Kernels: Sized {
 macro_rules! kernels {
     ($($T:ty)*) => {$(
         impl Kernels for $T {
-            fn block(isa: Isa, mut block: Block<'_, Self>) {
-                Self::dispatch(isa, &mut block);
+            fn block(isa: Isa, block: &mut Block<'_, Self>) {
+                Self::dispatch(isa, block);
             }
 
             fn piece(isa: Isa, piece: Piece<'_, Self>) {
@@ -243,17 +243,17 @@ impl<'t, T: Element> Tile<'t, T> {
     /// Chooses the kernel for the tile's rows, vectors and kind of A. The order in which an element's
     /// products are added is the same in all of them.
     #[inline(always)]
-    fn run<S: Simd<T>>(self, simd: S) {
+    fn run<S: Simd<T>>(mut self, simd: S) {
         macro_rules! kernels {
             ($($rows:literal)*) => {
                 match self.c.shape()[0] {
                     // Constant where it is false: then the kernel is not compiled.
                     $($rows => if const { $rows <= S::TILE_ROWS } {
                         match (self.b.width <= S::LANES, self.a.packed) {
-                            (true, true) => simd.call(Kernel::<T, $rows, 1, true>(self)),
-                            (true, false) => simd.call(Kernel::<T, $rows, 1, false>(self)),
-                            (false, true) => simd.call(Kernel::<T, $rows, 2, true>(self)),
-                            (false, false) => simd.call(Kernel::<T, $rows, 2, false>(self)),
+                            (true, true) => simd.call(Kernel::<T, $rows, 1, true>(&mut self)),
+                            (true, false) => simd.call(Kernel::<T, $rows, 1, false>(&mut self)),
+                            (false, true) => simd.call(Kernel::<T, $rows, 2, true>(&mut self)),
+                            (false, false) => simd.call(Kernel::<T, $rows, 2, false>(&mut self)),
                         }
                     } else {
                         no_such_tile()
@@ -273,17 +273,35 @@ fn no_such_tile() -> ! {
     unreachable!("internal error: a tile without a kernel")
 }
 
+/// `body` for each of the first `count` rows or vectors of a tile, written out: loops that the compiler does not unroll
+/// early enough keep the sums in memory.
+macro_rules! each {
+    ($i:ident in rows $count:ident $body:block) => {
+        each!(@ $count $i $body 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($i:ident in vectors $count:ident $body:block) => {
+        each!(@ $count $i $body 0 1)
+    };
+    (@ $count:ident $i:ident $body:block $($n:literal)*) => {$(
+        if const { $n < $count } {
+            let $i: usize = $n;
+            $body
+        }
+    )*};
+}
+
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
-struct Kernel<'t, T, const R: usize, const V: usize, const PACKED: bool>(Tile<'t, T>);
+/// By reference: a tile that is moved waits for its own fields to reach memory.
+struct Kernel<'k, 't, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Tile<'t, T>);
 
 impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
-    for Kernel<'_, T, R, V, PACKED>
+    for Kernel<'_, '_, T, R, V, PACKED>
 {
     type Output = ();
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Tile { a, b, depth, alpha, beta, mut c } = self.0;
+        let Tile { a, b, depth, alpha, beta, ref mut c } = *self.0;
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         // C is needed when the sums are done.
@@ -293,16 +311,19 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
             }
         }
-        let (mut at, mut bt) = (a.ptr, b.ptr);
+        // A pointer for each four lines: counting up from one through all of them would take longer than the
+        // multiply-adds of a narrow tile.
+        let mut at: [*const T; 3] = std::array::from_fn(|j| a.ptr.wrapping_offset(4 * j as isize * line));
+        let mut bt = b.ptr;
         macro_rules! steps {
             ($($step:literal)*) => {$({
                 const { assert!($step < UNROLL) };
                 // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
-                unsafe { step::<T, S, R, V>(simd, at, line, bt, &mut sums) };
+                unsafe { step::<T, S, R, V, PACKED>(simd, at, line, bt, &mut sums) };
                 for v in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(bt.wrapping_offset(b.ahead + v as isize));
                 }
-                at = at.wrapping_offset(a.step);
+                at = at.map(|at| at.wrapping_offset(a.step));
                 bt = bt.wrapping_offset(b.step);
             })*};
         }
@@ -317,22 +338,26 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         }
         if c.shape()[1] < V * S::LANES {
             let mut tile = [T::ZERO; TILE_ELEMENTS];
-            for (&sum, run) in sums.as_flattened().iter().zip(tile.chunks_exact_mut(S::LANES)) {
-                simd.store(sum, run);
-            }
-            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c });
+            each!(i in rows R {
+                each!(v in vectors V {
+                    simd.store(sums[i][v], &mut tile[(i * V + v) * S::LANES..]);
+                });
+            });
+            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c: c.view_mut() });
         }
         let factor = simd.splat(alpha);
-        for (i, sums) in sums.iter().enumerate() {
-            let Some(row) = c.row_mut(i) else { return };
-            for (&sum, run) in sums.iter().zip(row.chunks_exact_mut(S::LANES)) {
-                let mut value = simd.mul(factor, sum);
-                if let Some(beta) = beta {
-                    value = simd.mul_add(simd.splat(beta), simd.load(run), value);
-                }
-                simd.store(value, run);
+        each!(i in rows R {
+            if let Some(row) = c.row_mut(i) {
+                each!(v in vectors V {
+                    let run = &mut row[v * S::LANES..(v + 1) * S::LANES];
+                    let mut value = simd.mul(factor, sums[i][v]);
+                    if let Some(beta) = beta {
+                        value = simd.mul_add(simd.splat(beta), simd.load(run), value);
+                    }
+                    simd.store(value, run);
+                });
             }
-        }
+        });
     }
 }
 
@@ -368,11 +393,11 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
 /// sums += a · b for one step of depth.
 ///
 /// # Safety
-/// `R` elements `line` apart can be read at `a`, and `V` vectors at `b`.
+/// `R` elements `line` apart can be read at `a[0]`, and `V` vectors at `b`; `a[j]` is `4 · j · line` behind `a[0]`.
 #[inline(always)]
-unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize>(
+unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
     simd: S,
-    a: *const T,
+    a: [*const T; 3],
     line: isize,
     b: *const T,
     sums: &mut [[S::V; V]; R],
@@ -380,14 +405,15 @@ unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize>(
     // SAFETY: the caller's promise.
     let row = unsafe { std::slice::from_raw_parts(b, V * S::LANES) };
     let mut vectors = [simd.splat(T::ZERO); V];
-    for (vector, lanes) in vectors.iter_mut().zip(row.chunks_exact(S::LANES)) {
-        *vector = simd.load(lanes);
-    }
-    for (i, sums) in sums.iter_mut().enumerate() {
+    each!(v in vectors V {
+        vectors[v] = simd.load(&row[v * S::LANES..]);
+    });
+    each!(i in rows R {
+        let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 4], (i % 4) as isize * line) };
         // SAFETY: the caller's promise.
-        let x = simd.splat(unsafe { *a.offset(i as isize * line) });
-        for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-            *sum = simd.mul_add(x, vector, *sum);
-        }
-    }
+        let x = simd.splat(unsafe { *from.offset(line) });
+        each!(v in vectors V {
+            sums[i][v] = simd.mul_add(x, vectors[v], sums[i][v]);
+        });
+    });
 }

@@ -1,6 +1,8 @@
 //! Products so small that looking for the best way takes longer than it saves: everything is read where it lies.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use super::blocking::{LEAST_DEPTH, Tile, tile_rows};
 use super::driver::{self, Scale};
 use super::kernel::Block;
@@ -15,12 +17,14 @@ const MOST: usize = 1 << 18;
 
 /// True where [`product`] takes A `[m, k]` times B `[k, n]`. The depth is one block on any machine, so the sums are
 /// added up as on any other path.
+#[inline]
 pub(crate) fn takes<T>([m, n, k]: [usize; 3], b: TensorView<'_, T, 2>) -> bool {
     b.strides()[1] == 1 && 0 < k && k <= LEAST_DEPTH && m.saturating_mul(n).saturating_mul(k) <= MOST
 }
 
 /// C = alpha · A · B + beta · C and the epilogue, on this thread. The shapes have been checked, and neither C nor the
 /// depth is empty.
+#[inline]
 pub(crate) fn product<T: Element>(
     isa: Isa,
     tile: Tile,
@@ -32,14 +36,9 @@ pub(crate) fn product<T: Element>(
     let ([m, n], k, b) = (c.shape(), a.shape()[1], b.transpose());
     // Columns that fill whole vectors are read in place, the others packed.
     let whole = tile.whole(n);
-    let mut rest = driver::scratch(true, n - whole, tile.columns, k)?;
-    panel::pack(isa, b, whole..n, 0..k, tile.columns, &mut rest, false);
-    let rest = Panels::Packed { data: &rest, width: tile.columns, depth: k };
-    for (b, columns) in [(Panels::Direct(b), 0..whole), (rest, whole..n)] {
-        if columns.is_empty() {
-            continue;
-        }
-        let block = Block {
+    let mut rest = driver::scratch(whole < n, n - whole, tile.columns, k)?;
+    let mut block = |b, columns: Range<usize>| {
+        let mut block = Block {
             a: Panels::Direct(a),
             b,
             tile_rows: tile_rows(tile, m),
@@ -51,7 +50,14 @@ pub(crate) fn product<T: Element>(
             next: None,
             c: c.tile_mut([0, columns.start], [m, columns.len()]),
         };
-        T::block(isa, block);
+        T::block(isa, &mut block);
+    };
+    if whole < n {
+        panel::pack(isa, b, whole..n, 0..k, tile.columns, &mut rest, false);
+        block(Panels::Packed { data: &rest, width: tile.columns, depth: k }, whole..n);
+    }
+    if whole > 0 {
+        block(Panels::Direct(b), 0..whole);
     }
     Ok(())
 }
