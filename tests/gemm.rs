@@ -151,6 +151,34 @@ fn sizes_around_blocks() {
     }
 }
 
+/// Larger than what any cache is trusted to keep, written once: rows that are aligned to vectors, and rows that are not.
+#[test]
+fn a_large_result_that_is_written_once() {
+    let (m, k) = (2900, 3);
+    let element = |i: usize, j: usize| ((7 * i + 3 * j) % 11) as f32 - 5.0;
+    for (n, width) in [(2912, 2912), (2901, 2907)] {
+        let a = Tensor::<f32, 2>::from_fn([m, k], |[i, p]| element(i, p)).unwrap();
+        let b = Tensor::<f32, 2>::from_fn([k, n], |[p, j]| element(p, j)).unwrap();
+        for &isa in machine::supported() {
+            for threads in [1, 2] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut c = Tensor::<f32, 2>::full([m, width], f32::NAN).unwrap();
+                let (out, _) = c.view_mut().split_at(1, n).unwrap();
+                pool.install(|| machine::with_isa(isa, || gemm(2.0, a.view(), b.view(), 0.0, out)))
+                    .unwrap()
+                    .unwrap();
+                for (i, row) in c.as_slice().chunks(width).enumerate() {
+                    for (j, &found) in row[..n].iter().enumerate() {
+                        let expected = (0..k).map(|p| element(i, p) * element(p, j)).sum::<f32>() * 2.0;
+                        assert_eq!(found, expected, "{isa}, {threads} threads, row {i}, column {j}");
+                    }
+                    assert!(row[n..].iter().all(|gap| gap.is_nan()), "{isa}, row {i}: the gap was written");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn broadcast_operands() {
     let mut g = Gen::from_size_and_seed(100, 8);

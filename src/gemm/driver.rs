@@ -93,6 +93,9 @@ const GRAIN: usize = 1 << 19;
 /// then threads of unlike speed even out, and what tasks pack twice is little.
 const LARGE: usize = 1 << 31;
 
+/// Bytes of a C that no cache keeps, where the last one is larger than that: it is shared.
+const STREAMED: usize = 32 << 20;
+
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
 /// tasks there are; how many there were is returned.
 pub(crate) fn product<T: Element>(
@@ -119,7 +122,11 @@ pub(crate) fn product<T: Element>(
         let threads = parallel::threads_for(work, GRAIN);
         if threads > 1 && work / threads > LARGE { threads * TASKS_PER_THREAD } else { threads }
     });
-    Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale }.run(c, [0, 0], tasks)?;
+    let stream = k <= kc
+        && scale.first_beta().is_none()
+        && scale.epilogue.is_empty()
+        && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.l3.min(STREAMED);
+    Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale, stream }.run(c, [0, 0], tasks)?;
     Ok(tasks)
 }
 
@@ -132,6 +139,8 @@ struct Product<'p, T, A, B> {
     /// Depth of a block.
     kc: usize,
     k: usize,
+    /// C is written once, is not read, and is too large to stay in a cache.
+    stream: bool,
     a: &'p Input<'p, T, A>,
     b: &'p Input<'p, T, B>,
     scale: &'p Scale<'p, T>,
@@ -220,6 +229,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
                             next: self.a.direct(&next, &steps),
+                            stream: self.stream,
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
                         T::block(self.isa, &mut block);

@@ -31,6 +31,8 @@ pub struct Block<'b, T> {
     pub(crate) origin: [usize; 2],
     /// A matrix that is read next: its cache lines are asked for meanwhile.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
+    /// C goes past the caches.
+    pub(crate) stream: bool,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
 
@@ -64,7 +66,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, ref mut c } = *self;
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, ref mut c } = *self;
         let [rows, columns] = c.shape();
         let contiguous = c.strides()[1] == 1;
         let tile_columns = S::TILE_VECTORS * S::LANES;
@@ -83,7 +85,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                     next.ask();
                 }
                 if contiguous || width == 1 {
-                    Tile { a, b, depth, alpha, beta, c: c.view_mut() }.run(simd);
+                    Tile { a, b, depth, alpha, beta, stream, c: c.view_mut() }.run(simd);
                     finish(simd, epilogue, at, &mut c);
                     continue;
                 }
@@ -93,10 +95,13 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 if beta.is_some() {
                     beside.copy_from(c.view());
                 }
-                Tile { a, b, depth, alpha, beta, c: beside.view_mut() }.run(simd);
+                Tile { a, b, depth, alpha, beta, stream: false, c: beside.view_mut() }.run(simd);
                 finish(simd, epilogue, at, &mut beside);
                 c.copy_from(beside.view());
             }
+        }
+        if stream {
+            simd.fence();
         }
     }
 }
@@ -235,6 +240,7 @@ struct Tile<'t, T> {
     depth: usize,
     alpha: T,
     beta: Option<T>,
+    stream: bool,
     /// Contiguous rows.
     c: TensorViewMut<'t, T, 2>,
 }
@@ -301,12 +307,12 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Tile { a, b, depth, alpha, beta, ref mut c } = *self.0;
+        let Tile { a, b, depth, alpha, beta, stream, ref mut c } = *self.0;
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         // C is needed when the sums are done.
         let (start, row) = (c.view().as_ptr(), c.strides()[0]);
-        for i in 0..R {
+        for i in 0..if stream { 0 } else { R } {
             for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                 simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
             }
@@ -354,7 +360,11 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     if let Some(beta) = beta {
                         value = simd.mul_add(simd.splat(beta), simd.load(run), value);
                     }
-                    simd.store(value, run);
+                    if stream {
+                        simd.stream(value, run);
+                    } else {
+                        simd.store(value, run);
+                    }
                 });
             }
         });

@@ -47,6 +47,7 @@
 //! | m is at most 2 tiles (24 where a block of B fits in L2 as it lies), rows of B contiguous | blocked, B read in place |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
 //! | anything else | blocked, A packed panel by panel, B block by block |
+//! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
 //! | a batch of products of less than 2²⁴ multiplications each | its entries are the tasks |
 //!
 //! # Promises

@@ -48,6 +48,7 @@ pub(crate) fn product<T: Element>(
             epilogue: (!scale.epilogue.is_empty()).then_some(&scale.epilogue),
             origin: [0, columns.start],
             next: None,
+            stream: false,
             c: c.tile_mut([0, columns.start], [m, columns.len()]),
         };
         T::block(isa, &mut block);

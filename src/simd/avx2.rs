@@ -28,7 +28,8 @@ mod ps {
         _mm256_min_ps as min, _mm256_movemask_ps as movemask, _mm256_mul_ps as mul, _mm256_or_ps as or,
         _mm256_round_ps as round, _mm256_set1_epi32 as int_splat, _mm256_set1_ps as splat,
         _mm256_slli_epi32 as shl, _mm256_sqrt_ps as sqrt, _mm256_srli_epi32 as shr,
-        _mm256_storeu_ps as storeu, _mm256_sub_epi32 as int_sub, _mm256_sub_ps as sub, _mm256_xor_ps as xor,
+        _mm256_storeu_ps as storeu, _mm256_stream_ps as stream, _mm256_sub_epi32 as int_sub,
+        _mm256_sub_ps as sub, _mm256_xor_ps as xor,
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
@@ -58,7 +59,8 @@ mod pd {
         _mm256_min_pd as min, _mm256_movemask_pd as movemask, _mm256_mul_pd as mul, _mm256_or_pd as or,
         _mm256_round_pd as round, _mm256_set1_epi64x as int_splat, _mm256_set1_pd as splat,
         _mm256_slli_epi64 as shl, _mm256_sqrt_pd as sqrt, _mm256_srli_epi64 as shr,
-        _mm256_storeu_pd as storeu, _mm256_sub_epi64 as int_sub, _mm256_sub_pd as sub, _mm256_xor_pd as xor,
+        _mm256_storeu_pd as storeu, _mm256_stream_pd as stream, _mm256_sub_epi64 as int_sub,
+        _mm256_sub_pd as sub, _mm256_xor_pd as xor,
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
@@ -111,6 +113,23 @@ macro_rules! avx2 {
                 let dst: &mut [$T; $lanes] = front_mut(dst);
                 // SAFETY: `dst` is a whole vector; the token proves the feature.
                 unsafe { $i::storeu(dst.as_mut_ptr(), v) }
+            }
+
+            #[inline(always)]
+            fn stream(self, v: $V, dst: &mut [$T]) {
+                let dst: &mut [$T; $lanes] = front_mut(dst);
+                if !dst.as_ptr().cast::<$V>().is_aligned() {
+                    return self.store(v, dst);
+                }
+                // SAFETY: `dst` is a whole vector and aligned; the token proves the feature. Such writes may become
+                // visible late: `fence` orders them, which callers do before they give `dst` back.
+                unsafe { $i::stream(dst.as_mut_ptr(), v) }
+            }
+
+            #[inline(always)]
+            fn fence(self) {
+                // SAFETY: SSE is part of x86-64.
+                unsafe { core::arch::x86_64::_mm_sfence() }
             }
 
             #[inline(always)]

@@ -29,7 +29,7 @@ mod ps {
         _mm512_mul_ps as mul, _mm512_or_ps as or, _mm512_roundscale_ps as roundscale,
         _mm512_set1_epi32 as int_splat, _mm512_set1_ps as splat, _mm512_sll_epi32 as shl,
         _mm512_sqrt_ps as sqrt, _mm512_srl_epi32 as shr, _mm512_storeu_ps as storeu,
-        _mm512_sub_epi32 as int_sub, _mm512_sub_ps as sub, _mm512_xor_ps as xor,
+        _mm512_stream_ps as stream, _mm512_sub_epi32 as int_sub, _mm512_sub_ps as sub, _mm512_xor_ps as xor,
     };
 }
 
@@ -46,7 +46,7 @@ mod pd {
         _mm512_mul_pd as mul, _mm512_or_pd as or, _mm512_roundscale_pd as roundscale,
         _mm512_set1_epi64 as int_splat, _mm512_set1_pd as splat, _mm512_sll_epi64 as shl,
         _mm512_sqrt_pd as sqrt, _mm512_srl_epi64 as shr, _mm512_storeu_pd as storeu,
-        _mm512_sub_epi64 as int_sub, _mm512_sub_pd as sub, _mm512_xor_pd as xor,
+        _mm512_stream_pd as stream, _mm512_sub_epi64 as int_sub, _mm512_sub_pd as sub, _mm512_xor_pd as xor,
     };
 }
 
@@ -84,6 +84,23 @@ macro_rules! avx512 {
                 let dst: &mut [$T; $lanes] = front_mut(dst);
                 // SAFETY: `dst` is a whole vector; the token proves the feature.
                 unsafe { $i::storeu(dst.as_mut_ptr(), v) }
+            }
+
+            #[inline(always)]
+            fn stream(self, v: $V, dst: &mut [$T]) {
+                let dst: &mut [$T; $lanes] = front_mut(dst);
+                if !dst.as_ptr().cast::<$V>().is_aligned() {
+                    return self.store(v, dst);
+                }
+                // SAFETY: `dst` is a whole vector and aligned; the token proves the feature. Such writes may become
+                // visible late: `fence` orders them, which callers do before they give `dst` back.
+                unsafe { $i::stream(dst.as_mut_ptr(), v) }
+            }
+
+            #[inline(always)]
+            fn fence(self) {
+                // SAFETY: SSE is part of x86-64.
+                unsafe { core::arch::x86_64::_mm_sfence() }
             }
 
             #[inline(always)]

@@ -71,6 +71,15 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn store(self, v: Self::V, dst: &mut [T]);
     /// The elements of `src`, at most [`LANES`](Simd::LANES), the remaining lanes 0.
     fn load_partial(self, src: &[T]) -> Self::V;
+    /// As [`store`](Simd::store), past the caches where `dst` is aligned to a vector: its lines are not read first.
+    /// [`fence`](Simd::fence) must follow before another thread may look.
+    #[inline(always)]
+    fn stream(self, v: Self::V, dst: &mut [T]) {
+        self.store(v, dst);
+    }
+    /// Orders what [`stream`](Simd::stream) wrote before all that follows.
+    #[inline(always)]
+    fn fence(self) {}
     /// Writes the first `dst.len()` lanes, at most all.
     fn store_partial(self, v: Self::V, dst: &mut [T]);
 
