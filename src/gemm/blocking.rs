@@ -127,7 +127,7 @@ impl Walk {
         let panels = match (a_fetch, a) {
             (Fetch::Whole, _) => usize::MAX,
             // A step of neighbouring rows is a run of memory: a longer one for each page that is looked up.
-            (Fetch::Panels, Some(Source { neighbours: true, .. })) => 4,
+            (Fetch::Panels, Some(Source { neighbours: true, .. })) => 24,
             _ => 1,
         };
         Self { nc, group, a: a_fetch, panels, b_in_place }

@@ -70,19 +70,27 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         let count = lines.len();
         if steps.strides()[1] == 1 {
             // Lines are neighbours in memory: each step is one copy.
-            let first = lines.start;
-            for (p, step) in depth.enumerate() {
-                let Some(from) = steps.row(step) else { return };
-                let from = &from[first..first + count];
-                let to = &mut panel[p * width..];
-                let whole = if width.is_multiple_of(S::LANES) { count / S::LANES * S::LANES } else { 0 };
-                for at in (0..whole).step_by(S::LANES) {
-                    simd.store(simd.load(&from[at..]), &mut to[at..]);
+            let from = |step: usize| steps.row(step).map_or(&[][..], |row| &row[lines.start..]);
+            if count == width && width.is_multiple_of(S::LANES) {
+                for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
+                    let from = &from(step)[..width];
+                    for at in (0..width).step_by(S::LANES) {
+                        simd.store(simd.load(&from[at..]), &mut to[at..]);
+                    }
                 }
-                for at in (whole..width).step_by(S::LANES) {
-                    let vector = simd.load_partial(&from[at.min(count)..]);
-                    let end = width.min(at + S::LANES);
-                    simd.store_partial(vector, &mut to[at..end]);
+                return;
+            }
+            for (p, step) in depth.enumerate() {
+                let (from, to) = (from(step), &mut panel[p * width..]);
+                for at in (0..width).step_by(S::LANES) {
+                    if count == width && at + S::LANES <= from.len().min(to.len()) {
+                        // What is too much, the next step overwrites.
+                        simd.store(simd.load(&from[at..]), &mut to[at..]);
+                    } else {
+                        let end = width.min(at + S::LANES);
+                        let vector = simd.load_partial(&from[at.min(count)..end.min(count)]);
+                        simd.store_partial(vector, &mut to[at..end]);
+                    }
                 }
             }
             return;
