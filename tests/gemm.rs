@@ -179,6 +179,40 @@ fn a_large_result_that_is_written_once() {
     }
 }
 
+/// Few rows times a matrix larger than L2, which is read along its rows: right, and the same bits as over panels.
+#[test]
+fn few_rows_times_a_large_matrix() {
+    fn check<T: Element>(g: &mut Gen, [m, n, k]: [usize; 3]) {
+        let mut case = Case::<T>::random(g, [m, n, k]);
+        // Contiguous rows, now and then with gaps between them or from last to first.
+        let gap = [0, 5][within(g, 0..2)];
+        let flip = bool::arbitrary(g);
+        case.b = Strided::rows(g, [k, n], gap, flip);
+        case.c = Strided::rows(g, [m, n], gap, !flip);
+        case.packed = (false, false);
+        case.check().unwrap();
+        let product = |rhs: Operand<T>, threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut c = case.c.clone();
+            let run = || machine::with_isa(case.isa, || case.options().run(case.a.view(), rhs, c.view_mut()));
+            pool.install(run).unwrap().unwrap();
+            bits(&c.view().iter().copied().collect::<Vec<_>>())
+        };
+        let packed = machine::with_isa(case.isa, || Packed::rhs(case.b.view())).unwrap().unwrap();
+        let expected = product((&packed).into(), 1);
+        for threads in [1, 2, 3] {
+            assert!(product(case.b.view().into(), threads) == expected, "{} {m} {n} {k} {threads}", case.isa);
+        }
+    }
+    let l2 = machine::caches().l2;
+    let mut g = Gen::from_size_and_seed(100, 11);
+    for m in [2, 3, 8, 12, 13, 24, 25, 32, 47, 48] {
+        let n = 1024 + [0, 1, 16, 40][within(&mut g, 0..4)];
+        check::<f32>(&mut g, [m, n, l2 / 2 / 4 / n + 9]);
+        check::<f64>(&mut g, [m, n, l2 / 2 / 8 / n + 9]);
+    }
+}
+
 #[test]
 fn broadcast_operands() {
     let mut g = Gen::from_size_and_seed(100, 8);

@@ -7,7 +7,7 @@ use super::blocking::tile;
 use super::driver::{self, Input, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
-use super::{tiny, vector};
+use super::{thin, tiny, vector};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -355,6 +355,11 @@ fn in_order<T: Element>(
     if tiny::takes([m, n, a.shape()[1]], b) {
         tiny::product(isa, tile::<T>(isa), a, b, scale, c)?;
         return Ok(Path { name: "tiny", tasks: 1 });
+    }
+    let tile = tile::<T>(isa);
+    if thin::takes::<T>(tile, machine::caches(), [m, n, a.shape()[1]], b.strides(), c.strides()) {
+        let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;
+        return Ok(Path { name: "thin", tasks });
     }
     let tasks = driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)?;
     Ok(Path { name: "blocked", tasks })

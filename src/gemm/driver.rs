@@ -88,7 +88,7 @@ impl<T: Element> Scale<'_, T> {
 }
 
 /// Multiplications that a task is worth at least: some microseconds.
-const GRAIN: usize = 1 << 19;
+pub(crate) const GRAIN: usize = 1 << 19;
 /// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
 /// then threads of unlike speed even out, and what tasks pack twice is little.
 const LARGE: usize = 1 << 31;
@@ -267,7 +267,7 @@ fn depth_blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range
     none.into_iter().chain(blocks(range, block))
 }
 
-fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
     range.clone().step_by(block).map(move |start| start..range.end.min(start + block))
 }
 

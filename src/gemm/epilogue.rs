@@ -1,6 +1,8 @@
 //! What happens to a tile after its last block of depth, while it is in cache.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::activation::{self, Activation};
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
@@ -23,7 +25,7 @@ pub(crate) struct Epilogue<'e, T> {
     pub activation: Activation,
 }
 
-impl<T: Element> Epilogue<'_, T> {
+impl<'e, T: Element> Epilogue<'e, T> {
     /// True where nothing is to be done.
     pub(crate) fn is_empty(&self) -> bool {
         self.bias.is_none() && self.residual.is_none() && self.activation == Activation::Identity
@@ -37,6 +39,19 @@ impl<T: Element> Epilogue<'_, T> {
                 Bias::PerColumn(v) => Bias::PerRow(v),
             }),
             residual: self.residual.map(TensorView::transpose),
+            ..self
+        }
+    }
+
+    /// The same for some columns of the product.
+    pub(crate) fn columns(self, range: Range<usize>) -> Self {
+        let part = |view: TensorView<'e, T, 1>| view.slice(0, range.clone(), 1).unwrap_or(view);
+        Self {
+            bias: self.bias.map(|bias| match bias {
+                Bias::PerRow(_) => bias,
+                Bias::PerColumn(v) => Bias::PerColumn(part(v)),
+            }),
+            residual: self.residual.map(|r| r.tile([0, range.start], [r.shape()[0], range.len()])),
             ..self
         }
     }

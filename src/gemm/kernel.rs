@@ -7,6 +7,7 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 use super::epilogue::Epilogue;
 use super::panel::Panels;
+use super::sweep::{Merge, Sweep};
 use super::vector::Piece;
 
 /// Elements of the largest tile of any instruction set: 12 × 32.
@@ -41,6 +42,12 @@ pub trait Kernels: Sized {
     /// Computes a block with the kernels of `isa`.
     fn block(isa: Isa, block: &mut Block<'_, Self>);
 
+    /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
+    fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>);
+
+    /// Takes sums over to C with the kernels of `isa`.
+    fn merge(isa: Isa, merge: &mut Merge<'_, Self>);
+
     /// Computes a piece of a row with the kernels of `isa`.
     fn piece(isa: Isa, piece: Piece<'_, Self>);
 }
@@ -50,6 +57,14 @@ macro_rules! kernels {
         impl Kernels for $T {
             fn block(isa: Isa, block: &mut Block<'_, Self>) {
                 Self::dispatch(isa, block);
+            }
+
+            fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>) {
+                Self::dispatch(isa, sweep);
+            }
+
+            fn merge(isa: Isa, merge: &mut Merge<'_, Self>) {
+                Self::dispatch(isa, merge);
             }
 
             fn piece(isa: Isa, piece: Piece<'_, Self>) {
@@ -153,7 +168,7 @@ impl<T> Ahead<T> {
 
 /// The epilogue over a tile with contiguous rows, whose first element is `at` in the product.
 #[inline(always)]
-fn finish<T: Element, S: Simd<T>>(
+pub(super) fn finish<T: Element, S: Simd<T>>(
     simd: S,
     epilogue: Option<&Epilogue<'_, T>>,
     at: [usize; 2],
@@ -296,6 +311,8 @@ macro_rules! each {
     )*};
 }
 
+pub(super) use each;
+
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
 /// By reference: a tile that is moved waits for its own fields to reach memory.
 struct Kernel<'k, 't, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Tile<'t, T>);
@@ -372,13 +389,13 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
 }
 
 /// A tile narrower than its vectors on its way to C. Outlined: there are many kernels.
-struct Narrow<'t, T> {
+pub(super) struct Narrow<'t, T> {
     /// Rows of `width` sums.
-    sums: &'t [T],
-    width: usize,
-    alpha: T,
-    beta: Option<T>,
-    c: TensorViewMut<'t, T, 2>,
+    pub(super) sums: &'t [T],
+    pub(super) width: usize,
+    pub(super) alpha: T,
+    pub(super) beta: Option<T>,
+    pub(super) c: TensorViewMut<'t, T, 2>,
 }
 
 impl<T: Element> SimdOp<T> for Narrow<'_, T> {
@@ -405,7 +422,7 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
 /// # Safety
 /// `R` elements `line` apart can be read at `a[0]`, and `V` vectors at `b`; `a[j]` is `4 · j · line` behind `a[0]`.
 #[inline(always)]
-unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
+pub(super) unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
     simd: S,
     a: [*const T; 3],
     line: isize,

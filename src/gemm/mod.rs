@@ -42,6 +42,7 @@
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
 //! | at most 64³ multiplications, k at most 128, rows of B contiguous | tiny: nothing is packed but columns that fill no vector |
+//! | m is at most 4 tiles, B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
 //! | n is at most 8 tiles | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 2 tiles (24 where a block of B fits in L2 as it lies), rows of B contiguous | blocked, B read in place |
@@ -64,6 +65,8 @@ mod epilogue;
 mod kernel;
 mod packed;
 mod panel;
+mod sweep;
+mod thin;
 mod tiny;
 mod vector;
 

@@ -65,12 +65,33 @@ impl<T: Element, const N: usize> Strided<T, N> {
             next = next * size + if plain { 0 } else { within(g, 0..4) };
         }
         let mut strided = Self { data: vec![T::from_f64(CANARY); next + 2 * MARGIN], offset, shape, strides };
-        strided.view_mut().fill(T::ZERO);
-        for element in &mut strided.data {
+        strided.randomize(g);
+        strided
+    }
+
+    /// Random values where the view reaches, which leaves the canaries.
+    fn randomize(&mut self, g: &mut Gen) {
+        self.view_mut().fill(T::ZERO);
+        for element in &mut self.data {
             if *element == T::ZERO {
                 *element = value(g);
             }
         }
+    }
+
+    /// As [`random`](Self::random), with contiguous rows `gap` elements apart, the last one first where `flip`.
+    pub fn rows(g: &mut Gen, shape: [usize; N], gap: usize, flip: bool) -> Self {
+        let (mut strides, mut next, mut offset) = ([1isize; N], 1, MARGIN);
+        for axis in (0..N).rev() {
+            strides[axis] = next as isize;
+            next = next * shape[axis].max(1) + gap;
+            if flip && axis + 2 == N {
+                offset += (shape[axis].max(1) - 1) * strides[axis].unsigned_abs();
+                strides[axis] = -strides[axis];
+            }
+        }
+        let mut strided = Self { data: vec![T::from_f64(CANARY); next + 2 * MARGIN], offset, shape, strides };
+        strided.randomize(g);
         strided
     }
 
