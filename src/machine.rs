@@ -239,13 +239,16 @@ impl Caches {
         Caches { l1d, l2, l3 }
     }
 
+    /// The processor first: Linux asks it too, and the dozen files it answers with take longer to read than many calls.
+    /// Cores of several kinds have caches of several sizes, and there Linux tells those of the same core each time.
     fn read() -> Self {
+        let (told, hybrid) = cpuid_caches();
+        if !told.contains(&None) && !hybrid {
+            return Self::sane(told);
+        }
         let mut found = sysfs_caches();
-        if found.contains(&None) {
-            let told = cpuid_caches();
-            for (size, told) in found.iter_mut().zip(told) {
-                *size = size.or(told);
-            }
+        for (size, told) in found.iter_mut().zip(told) {
+            *size = size.or(told);
         }
         Self::sane(found)
     }
@@ -286,15 +289,17 @@ fn parse_size(text: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
-/// Cache sizes by level from the processor itself: leaf 4, or AMD's leaf of the same format.
+/// Cache sizes by level from the processor itself: leaf 4, or AMD's leaf of the same format. And whether its cores are
+/// of several kinds. Each question may cost microseconds, where a hypervisor answers.
 #[cfg(target_arch = "x86_64")]
-fn cpuid_caches() -> [Option<usize>; 3] {
+fn cpuid_caches() -> ([Option<usize>; 3], bool) {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
 
-    let leaves = [(0, 4), (0x8000_0000, 0x8000_001D)];
+    let last = __cpuid(0).eax;
+    let leaves: [(&dyn Fn() -> u32, u32); 2] = [(&|| last, 4), (&|| __cpuid(0x8000_0000).eax, 0x8000_001D)];
     let mut found = [None; 3];
-    for (root, leaf) in leaves {
-        if found != [None; 3] || __cpuid(root).eax < leaf {
+    for (last, leaf) in leaves {
+        if found != [None; 3] || last() < leaf {
             continue;
         }
         for index in 0..8 {
@@ -309,14 +314,17 @@ fn cpuid_caches() -> [Option<usize>; 3] {
                 1 | 3 if (1..=3).contains(&level) => found[level - 1] = size,
                 _ => {}
             }
+            if !found.contains(&None) {
+                break;
+            }
         }
     }
-    found
+    (found, last >= 7 && __cpuid_count(7, 0).edx >> 15 & 1 == 1)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn cpuid_caches() -> [Option<usize>; 3] {
-    [None; 3]
+fn cpuid_caches() -> ([Option<usize>; 3], bool) {
+    ([None; 3], false)
 }
 
 /// True where `TILEWISE_VERBOSE=1`: every call prints one line to standard error.
@@ -513,8 +521,18 @@ mod tests {
 
     #[test]
     fn the_processor_tells_something_or_nothing() {
-        let Caches { l1d, l2, l3 } = Caches::sane(cpuid_caches());
+        let Caches { l1d, l2, l3 } = Caches::sane(cpuid_caches().0);
         assert!(l1d <= l2 && l2 <= l3, "{l1d} {l2} {l3}");
+    }
+
+    #[test]
+    fn the_processor_and_the_system_agree() {
+        let ((told, hybrid), found) = (cpuid_caches(), sysfs_caches());
+        for (told, found) in told.into_iter().zip(found) {
+            if let (Some(told), Some(found), false) = (told, found, hybrid) {
+                assert_eq!(told, found);
+            }
+        }
     }
 
     #[test]

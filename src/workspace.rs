@@ -21,7 +21,39 @@ pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<Aligned<T>> {
     bytes
         .and_then(|_| data.try_reserve_exact(len).ok())
         .ok_or(Error::Alloc { op, bytes: bytes.unwrap_or(usize::MAX) })?;
+    huge_pages(&mut data);
     Ok(data)
+}
+
+/// Asks Linux for huge pages, before the first touch: with ordinary ones, a matrix of some megabytes has more pages than
+/// the processor keeps addresses of. Many systems give them on request only. Where it is refused, nothing is lost.
+fn huge_pages<T>(data: &mut Aligned<T>) {
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+    {
+        use std::ffi::{c_int, c_void};
+
+        unsafe extern "C" {
+            fn madvise(address: *mut c_void, len: usize, advice: c_int) -> c_int;
+        }
+        const MADV_HUGEPAGE: c_int = 14;
+        const HUGE: usize = 2 << 20;
+        /// Where the system's pages are larger, it refuses.
+        const PAGE: usize = 4096;
+
+        let bytes = data.capacity() * size_of::<T>();
+        if bytes < HUGE {
+            return;
+        }
+        // From the start of the first page: a large allocation begins just behind its allocator's note, and without
+        // that page the first huge one could not be had.
+        let inside = data.as_ptr().addr() % PAGE;
+        let start = data.as_mut_ptr().cast::<u8>().wrapping_sub(inside);
+        // SAFETY: only a hint how these pages are backed: it changes no contents, also of what shares the first and the
+        // last page with the buffer, and those are mapped because the buffer is.
+        unsafe { madvise(start.cast(), bytes + inside, MADV_HUGEPAGE) };
+    }
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri))))]
+    let _ = data;
 }
 
 /// Buffers a thread keeps. More would only hold memory: no operation uses as many at once.
@@ -123,6 +155,16 @@ mod tests {
         again.fill(1.0);
         let other = scratch::<f64>("test", 400).unwrap();
         assert_ne!(other.as_ptr() as usize, address, "a buffer in use is not given out again");
+    }
+
+    #[test]
+    fn large_buffers_are_aligned_and_usable() {
+        for len in [(2 << 20) - 1, 2 << 20, (9 << 20) + 5] {
+            let mut data = try_vec::<u8>("test", len).unwrap();
+            data.resize(len, 7);
+            assert_eq!(data.as_ptr() as usize % 64, 0);
+            assert!(data.iter().all(|&x| x == 7));
+        }
     }
 
     #[test]
