@@ -4,7 +4,7 @@ mod support;
 
 use criterion::Criterion;
 use support::{Bound, bench, pools, random};
-use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
+use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm, gram};
 use tilewise::{Element, Tensor, TensorView, activation::Activation};
 
 fn flops<T: Element>(m: usize, n: usize, k: usize) -> (Bound, u64) {
@@ -83,6 +83,25 @@ fn networks(c: &mut Criterion) {
     group.finish();
 }
 
+/// Rates are those of the product that each stands for: shares above 1 are possible.
+fn grams(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm gram f32");
+    for (m, k) in [(1024, 512), (256, 4096)] {
+        let a = random::<f32, 2>([m, k]);
+        let mut c = Tensor::zeros([m, m]).expect("memory");
+        for pool in pools() {
+            bench(&mut group, &pool, &format!("gram {m}x{k}"), flops::<f32>(m, m, k), || {
+                gram(1.0, a.view(), 0.0, c.view_mut()).expect("shapes fit");
+            });
+            bench(&mut group, &pool, &format!("gram {m}x{k} as a product"), flops::<f32>(m, m, k), || {
+                gemm(1.0, a.view(), a.view().transpose(), 0.0, c.view_mut()).expect("shapes fit");
+            });
+        }
+    }
+    group.finish();
+}
+
 fn vectors(c: &mut Criterion) {
     support::measure_peaks();
     let mut group = c.benchmark_group("gemm vectors f32");
@@ -123,6 +142,7 @@ fn main() {
     square::<f32>(&mut criterion);
     square::<f64>(&mut criterion);
     networks(&mut criterion);
+    grams(&mut criterion);
     vectors(&mut criterion);
     batched(&mut criterion);
     criterion.final_summary();

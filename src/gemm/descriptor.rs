@@ -320,7 +320,7 @@ fn matrix<T: Element>(
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
 #[inline]
-fn views<T: Element>(
+pub(super) fn views<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
@@ -366,12 +366,18 @@ fn in_order<T: Element>(
 }
 
 /// How a product was computed, for those who ask.
-struct Path {
-    name: &'static str,
-    tasks: usize,
+pub(super) struct Path {
+    pub name: &'static str,
+    pub tasks: usize,
 }
 
-fn trace<T: Element>(isa: Isa, batch: usize, shape: [usize; 3], path: Path, start: Option<Instant>) {
+pub(super) fn trace<T: Element>(
+    isa: Isa,
+    batch: usize,
+    shape: [usize; 3],
+    path: Path,
+    start: Option<Instant>,
+) {
     let Some(start) = start else { return };
     machine::trace(|| {
         let ([m, n, k], Path { name, tasks }) = (shape, path);

@@ -91,7 +91,7 @@ impl<T: Element> Scale<'_, T> {
 pub(crate) const GRAIN: usize = 1 << 19;
 /// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
 /// then threads of unlike speed even out, and what tasks pack twice is little.
-const LARGE: usize = 1 << 31;
+pub(super) const LARGE: usize = 1 << 31;
 
 /// Bytes of a C that no cache keeps, where the last one is larger than that: it is shared.
 const STREAMED: usize = 32 << 20;

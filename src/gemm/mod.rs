@@ -49,6 +49,7 @@
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
 //! | anything else | blocked, A packed panel by panel, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
+//! | [`gram`]: A · Aᵀ | halves: a product below the diagonal, copied above it; leaves of tiles on and below it |
 //! | a batch of products of less than 2²⁴ multiplications each | its entries are the tasks |
 //!
 //! # Promises
@@ -62,6 +63,7 @@ mod blocking;
 mod descriptor;
 mod driver;
 mod epilogue;
+mod gram;
 mod kernel;
 mod packed;
 mod panel;
@@ -72,5 +74,6 @@ mod vector;
 
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
 pub use epilogue::Bias;
+pub use gram::gram;
 pub(crate) use kernel::Kernels;
 pub use packed::Packed;

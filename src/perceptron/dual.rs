@@ -44,7 +44,7 @@ impl<T: Element> DualPerceptron<T> {
         let [samples, _] = x.shape();
         check_labels("DualPerceptron::new", labels, samples)?;
         let mut gram = Tensor::zeros([samples, samples])?;
-        gemm::gemm(T::ONE, x, x.transpose(), T::ZERO, gram.view_mut())?;
+        gemm::gram(T::ONE, x, T::ZERO, gram.view_mut())?;
         Ok(Self {
             gram,
             labels: Tensor::from_slice(labels, [samples])?,

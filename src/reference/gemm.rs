@@ -32,6 +32,39 @@ pub fn gemm<T: Element>(
     sums(a, b, c, |a, b| a * b, |sum, c| if beta == 0.0 { alpha * sum } else { alpha * sum + beta * c })
 }
 
+/// alpha · A · Aᵀ + beta · C, summed in `f64`: A is `[m, k]`, C `[m, m]`, and of C only the lower triangle with the
+/// diagonal counts.
+///
+/// Where beta is 0, C is not read and may hold anything.
+///
+/// # Errors
+/// As [`gemm`].
+///
+/// ```
+/// use tilewise::{Tensor, reference};
+/// let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], [2, 2])?;
+/// let c = Tensor::from_slice(&[1.0, f32::NAN, 10.0, 100.0], [2, 2])?;
+/// let product = reference::gram(1.0, a.view(), 1.0, c.view())?;
+/// assert_eq!(product.as_slice(), [6.0, 21.0, 21.0, 125.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn gram<T: Element>(
+    alpha: T,
+    a: TensorView<'_, T, 2>,
+    beta: T,
+    c: TensorView<'_, T, 2>,
+) -> Result<Tensor<f64, 2>> {
+    let ([m, k], alpha, beta) = (a.shape(), alpha.to_f64(), beta.to_f64());
+    expect("reference::gram", "c", &c.shape(), &[m, m])?;
+    Tensor::from_fn([m, m], |[i, j]| {
+        let mut sum = 0.0;
+        for p in 0..k {
+            sum += at(a, [i, p]) * at(a, [j, p]);
+        }
+        if beta == 0.0 { alpha * sum } else { alpha * sum + beta * at(c, [i.max(j), i.min(j)]) }
+    })
+}
+
 /// |alpha| · |A| · |B| + |beta| · |C|: the size of what was added up for each element, by which its rounding
 /// error is bounded. `n` roundings of a sum change it by at most about `n · epsilon` times this.
 ///

@@ -14,7 +14,7 @@ mod perceptron;
 pub mod softmax;
 pub mod vecmath;
 
-pub use gemm::{epilogue, gemm, magnitude};
+pub use gemm::{epilogue, gemm, gram, magnitude};
 pub use linear::{dense, dense_backward};
 pub use loss::{binary_cross_entropy, cross_entropy, squared};
 pub use optimizer::{Adam, Sgd};

@@ -7,7 +7,7 @@
 
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use tilewise::gemm::{Gemm, Operand, Packed};
+use tilewise::gemm::{Gemm, Operand, Packed, gram};
 use tilewise::{Element, Result, TensorView, TensorViewMut};
 
 /// A matrix as the caller describes it.
@@ -82,7 +82,8 @@ pub unsafe extern "C" fn tilewise_dgemm(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tilewise_sgram(m: usize, k: usize, a: *const f32, c: *mut f32) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { plain([m, m, k], (a, false), (a, true), c) }.is_ok()
+    let (a, c) = unsafe { (matrix(a, [m, k], false), from_raw_parts_mut(c, m * m)) };
+    a.and_then(|a| gram(1.0, a, 0.0, TensorViewMut::from_slice(c, [m, m])?)).is_ok()
 }
 
 /// A batch of products, the matrices of which lie one after the other.

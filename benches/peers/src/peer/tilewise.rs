@@ -1,6 +1,6 @@
 //! This library.
 
-use tilewise::gemm::{Gemm, Packed};
+use tilewise::gemm::{Gemm, Packed, gram};
 use tilewise::{Element, TensorView, TensorViewMut};
 
 use super::{Peer, Product, TILEWISE, product};
@@ -22,7 +22,7 @@ fn output<T: Element>(c: &mut [T], m: usize, n: usize) -> TensorViewMut<'_, T, 2
 
 /// C = A · Aᵀ.
 fn tilewise_gram<T: Element>(a: TensorView<'_, T, 2>, c: TensorViewMut<'_, T, 2>) {
-    Gemm::new().run(a, a.transpose(), c).expect(FITS);
+    gram(T::ONE, a, T::ZERO, c).expect(FITS);
 }
 
 impl<T: Element> Peer<T> for Tilewise {
@@ -36,7 +36,7 @@ impl<T: Element> Peer<T> for Tilewise {
     }
 
     fn prepare<'p>(&'p self, problem: &'p Problem<T>) -> Option<Box<dyn Product<T> + 'p>> {
-        let Workload { m, n, k, batch, gram, prepacked, .. } = problem.workload;
+        let Workload { m, n, k, batch, gram: a_with_itself, prepacked, .. } = problem.workload;
         if batch > 1 {
             let a = TensorView::from_slice(problem.a().data, [batch, m, k]).expect(FITS);
             let b = TensorView::from_slice(problem.b().data, [batch, k, n]).expect(FITS);
@@ -46,7 +46,7 @@ impl<T: Element> Peer<T> for Tilewise {
             });
         }
         let (a, b) = (view(problem.a()), view(problem.b()));
-        if gram {
+        if a_with_itself {
             return product(move |c| tilewise_gram(a, output(c, m, n)));
         }
         if prepacked {

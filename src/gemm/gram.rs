@@ -1,0 +1,248 @@
+//! The Gram product: C = alpha · A · Aᵀ + beta · C in half the multiplications of a product.
+//!
+//! ```text
+//!   ┌─────┬─────┐
+//!   │  ◺  │  ᵀ  │      ◺   halved again, down to a leaf
+//!   ├─────┼─────┤      ■   a product like any other
+//!   │  ■  │  ◺  │      ᵀ   a copy of ■
+//!   └─────┴─────┘
+//! ```
+//!
+//! A leaf packs its rows once, as panels of B, and computes of each row of tiles those that reach below the diagonal.
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use super::blocking::{Tile, depth_block, tile, tile_rows};
+use super::descriptor::{Path, trace, views};
+use super::driver::{LARGE, Scale, scratch};
+use super::epilogue::Epilogue;
+use super::kernel::Block;
+use super::panel::{self, Panels};
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::machine::{self, Isa};
+use crate::parallel::{self, TASKS_PER_THREAD};
+use crate::simd;
+use crate::tensor::{TensorView, TensorViewMut};
+
+const OP: &str = "gram";
+
+/// Rows of the largest leaf.
+const LEAF: usize = 256;
+/// Multiplications that a task is worth at least, as in a product.
+const GRAIN: usize = 1 << 19;
+/// Rows that are turned into columns at a time, and elements of each: they stay in L1.
+const TURNED: usize = 64;
+
+/// C = alpha · A · Aᵀ + beta · C, with A `[m, k]` and C `[m, m]` of any strides, in half the time of
+/// [`gemm`](super::gemm): cᵢⱼ = cⱼᵢ = alpha · Σₚ aᵢₚ · aⱼₚ + beta · cᵢⱼ for i ≥ j.
+///
+/// C comes out symmetric, bit for bit. Of what it held only the lower triangle with the diagonal counts, and nothing
+/// where beta is 0. For Aᵀ · A pass `a.transpose()`.
+///
+/// # Errors
+/// [`Error::Shape`] where C is not `[m, m]`, [`Error::Alloc`] where there is no memory for scratch. Nothing is written
+/// where shapes do not fit.
+///
+/// ```
+/// use tilewise::{Tensor, TensorView, gemm};
+/// let a = TensorView::from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])?;
+/// let mut c = Tensor::<f64, 2>::zeros([2, 2])?;
+/// gemm::gram(2.0, a, 0.0, c.view_mut())?;
+/// assert_eq!(c.as_slice(), [28.0, 64.0, 64.0, 154.0]);
+///
+/// let mut covariance = Tensor::<f64, 2>::zeros([3, 3])?;
+/// gemm::gram(0.5, a.transpose(), 0.0, covariance.view_mut())?;
+/// assert_eq!(covariance.as_slice(), [8.5, 11.0, 13.5, 11.0, 14.5, 18.0, 13.5, 18.0, 22.5]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn gram<T: Element>(
+    alpha: T,
+    a: TensorView<'_, T, 2>,
+    beta: T,
+    c: TensorViewMut<'_, T, 2>,
+) -> Result<()> {
+    let ([m, k], isa) = (a.shape(), machine::isa()?);
+    if c.shape() != [m, m] {
+        return Err(Error::shape(OP, "c", &c.shape(), &[m, m]));
+    }
+    if m == 0 {
+        return Ok(()); // there may be more steps of depth than can be walked
+    }
+    let start = machine::verbose().then(Instant::now);
+    // Without depth there is nothing that an infinite alpha could multiply.
+    let alpha = if k == 0 { T::ZERO } else { alpha };
+    let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
+    let scale = Scale { alpha, beta, epilogue };
+    let path = if m == 1 {
+        views(isa, a, a.transpose(), &scale, c, None)?
+    } else {
+        let tile = tile::<T>(isa);
+        let kc = depth_block::<T>(tile, machine::caches(), k);
+        let work = (m.saturating_mul(m) / 2).saturating_mul(k);
+        let threads = parallel::threads_for(work, GRAIN);
+        // Halves are alike only for a power of two; else more of them even out.
+        let even = threads.is_power_of_two() && work / threads <= LARGE;
+        let tasks = if even { threads } else { threads * TASKS_PER_THREAD };
+        Gram { isa, tile, kc, scale: &scale }.run(a, c, tasks)?;
+        Path { name: "gram", tasks }
+    };
+    trace::<T>(isa, 1, [m, m, k], path, start);
+    Ok(())
+}
+
+/// What each part needs to know.
+struct Gram<'g, T> {
+    isa: Isa,
+    tile: Tile,
+    /// Depth of a block.
+    kc: usize,
+    scale: &'g Scale<'g, T>,
+}
+
+impl<T: Element> Gram<'_, T> {
+    /// Computes `c` from all of `a` in `tasks` tasks.
+    fn run(&self, a: TensorView<'_, T, 2>, c: TensorViewMut<'_, T, 2>, tasks: usize) -> Result<()> {
+        let (m, unit) = (a.shape()[0], self.tile.columns);
+        if m < 2 * unit || (m <= LEAF && tasks <= 1) {
+            return self.leaf(a, c);
+        }
+        let cut = m / 2 / unit * unit;
+        let (a0, a1) = a.split_at(0, cut)?;
+        let (top, bottom) = c.split_at(0, cut)?;
+        let ((c00, c01), (mut c10, c11)) = (top.split_at(1, cut)?, bottom.split_at(1, cut)?);
+        // Half of the work is the square, a quarter each triangle.
+        let square = tasks / 2;
+        let rest = tasks - square;
+        let off_diagonal = || {
+            views(self.isa, a1, a0.transpose(), self.scale, c10.view_mut(), Some(square.max(1)))?;
+            turn(self.isa, c10.view(), c01)
+        };
+        let diagonal = || {
+            if rest <= 1 {
+                self.run(a0, c00, 1)?;
+                return self.run(a1, c11, 1);
+            }
+            let half = rest / 2;
+            let (one, two) = parallel::join(|| self.run(a0, c00, half), || self.run(a1, c11, rest - half));
+            one.and(two)
+        };
+        if tasks <= 1 {
+            off_diagonal()?;
+            return diagonal();
+        }
+        let (one, two) = parallel::join(off_diagonal, diagonal);
+        one.and(two)
+    }
+
+    /// Computes `c` on this thread.
+    fn leaf(&self, a: TensorView<'_, T, 2>, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
+        let ([m, k], beta) = (a.shape(), self.scale.first_beta());
+        if c.strides()[1] != 1 && c.strides()[0] == 1 {
+            // The kernels want contiguous rows.
+            if beta.is_some() {
+                mirror(self.isa, c.view_mut())?;
+            }
+            c = c.transpose();
+        }
+        let (width, rows_step) = (self.tile.columns, tile_rows(self.tile, m));
+        let mut packed = scratch(true, m, width, self.kc.min(k))?;
+        for start in (0..k.max(1)).step_by(self.kc) {
+            let steps = start..k.min(start + self.kc);
+            let depth = steps.len();
+            let data = &mut packed[..m.next_multiple_of(width) * depth];
+            panel::pack(self.isa, a, 0..m, steps.clone(), width, data, false);
+            for row in (0..m).step_by(rows_step) {
+                let height = rows_step.min(m - row);
+                // What lies beyond the diagonal in its last vector is computed too, and overwritten in the end.
+                let columns = (row + height).next_multiple_of(self.tile.lanes).min(m);
+                let mut block = Block {
+                    a: Panels::Direct(a.tile([row, start], [height, depth])),
+                    b: Panels::Packed { data, width, depth },
+                    tile_rows: rows_step,
+                    depth,
+                    alpha: self.scale.alpha,
+                    beta: if start == 0 { beta } else { Some(T::ONE) },
+                    epilogue: None,
+                    origin: [row, 0],
+                    next: None,
+                    stream: false,
+                    c: c.tile_mut([row, 0], [height, columns]),
+                };
+                T::block(self.isa, &mut block);
+            }
+        }
+        mirror(self.isa, c)
+    }
+}
+
+/// Copies the lower triangle of a square matrix into the upper one.
+fn mirror<T: Element>(isa: Isa, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
+    let (m, rows) = (c.shape()[0], TURNED);
+    if c.strides()[1] != 1 {
+        for i in 0..m {
+            for j in 0..i {
+                if let Some(&value) = c.get([i, j])
+                    && let Some(to) = c.get_mut([j, i])
+                {
+                    *to = value;
+                }
+            }
+        }
+        return Ok(());
+    }
+    let mut turned = scratch(true, rows, rows, rows)?;
+    for row in (0..m).step_by(rows) {
+        let count = rows.min(m - row);
+        for column in (0..=row).step_by(rows) {
+            let steps = column..m.min(column + rows);
+            let data = &mut turned[..rows * steps.len()];
+            panel::pack(isa, c.view(), row..row + count, steps.clone(), rows, data, false);
+            for (step, line) in steps.zip(data.chunks_exact(rows)) {
+                let first = (step + 1).max(row);
+                if let Some(to) = c.row_mut(step)
+                    && first < row + count
+                {
+                    to[first..row + count].copy_from_slice(&line[first - row..count]);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies the transpose of `from` to `to`, a part of the same matrix.
+fn turn<T: Element>(isa: Isa, from: TensorView<'_, T, 2>, to: TensorViewMut<'_, T, 2>) -> Result<()> {
+    let [_, step] = from.strides();
+    // Columns: the transposes are rows.
+    let (from, mut to) = if step == 1 { (from, to) } else { (from.transpose(), to.transpose()) };
+    if from.strides()[1] != 1 {
+        to.copy_from(from.transpose());
+        return Ok(());
+    }
+    let ([lines, depth], rows) = (from.shape(), TURNED);
+    let mut turned = scratch(true, rows, rows, rows)?;
+    for column in (0..depth).step_by(rows) {
+        let steps = column..depth.min(column + rows);
+        for row in (0..lines).step_by(rows) {
+            let count = rows.min(lines - row);
+            for step in steps.clone() {
+                // Asked for now, the lines are there when the block has been turned.
+                let Some(to) = to.row_mut(step) else { continue };
+                for run in to[row..row + count].chunks(simd::CACHE_LINE / size_of::<T>()) {
+                    simd::prefetch(run.as_ptr());
+                }
+            }
+            let data = &mut turned[..rows * steps.len()];
+            panel::pack(isa, from, row..row + count, steps.clone(), rows, data, false);
+            for (step, line) in steps.clone().zip(data.chunks_exact(rows)) {
+                if let Some(to) = to.row_mut(step) {
+                    to[row..row + count].copy_from_slice(&line[..count]);
+                }
+            }
+        }
+    }
+    Ok(())
+}
