@@ -14,10 +14,12 @@ pub mod random;
 pub mod reference;
 mod simd;
 pub mod softmax;
+mod spatial;
 mod tensor;
 pub mod vecmath;
 mod workspace;
 
 pub use element::Element;
 pub use error::{Dims, Error, Result, Strides};
+pub use spatial::{ImageRank, Spatial};
 pub use tensor::{Iter, Layout, Tensor, TensorView, TensorViewMut, Window};

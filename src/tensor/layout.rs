@@ -334,6 +334,19 @@ impl<const N: usize> Layout<N> {
     }
 }
 
+impl<const N: usize> Layout<N> {
+    /// `[batch, channels, spatial…]` with axes of size 1 put in after the channels, so that three are spatial.
+    pub(crate) fn lift(&self) -> Layout<5> {
+        const { assert!(N >= 3 && N <= 5) };
+        let (mut shape, mut strides) = ([1; 5], [0; 5]);
+        for axis in 0..N {
+            let to = if axis < 2 { axis } else { 5 - N + axis };
+            (shape[to], strides[to]) = (self.shape[axis], self.strides[axis]);
+        }
+        Layout { shape, strides }
+    }
+}
+
 impl Layout<2> {
     /// The row-major layout of a matrix whose elements exist, so that its sizes cannot overflow.
     #[inline(always)]
@@ -386,5 +399,14 @@ mod tests {
         assert_eq!(padded.reshape([4, 1, 2, 3]).unwrap().strides()[2..], [3, 1]);
         assert!(matches!(padded.reshape([5, 5]), Err(Error::Shape { .. })));
         assert_eq!(Layout::new([1, 1], [7, 9]).unwrap().reshape([]).unwrap().shape(), [0usize; 0]);
+    }
+
+    #[test]
+    fn lifted_images_have_three_spatial_axes() {
+        let lifted = Layout::new([2, 3, 4], [1, 8, 2]).unwrap().lift();
+        assert_eq!((lifted.shape(), lifted.strides()), ([2, 3, 1, 1, 4], [1, 8, 0, 0, 2]));
+        let layout = Layout::contiguous([2, 3, 4, 5]).unwrap();
+        assert_eq!(layout.lift().shape(), [2, 3, 1, 4, 5]);
+        assert_eq!(layout.lift().offset([1, 2, 0, 3, 4]), layout.offset([1, 2, 3, 4]));
     }
 }

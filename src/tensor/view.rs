@@ -223,6 +223,12 @@ macro_rules! view {
                 Ok(self.derive((0, layout)))
             }
 
+            /// An image as `[batch, channels, depth, height, width]`: spatial axes that it lacks have size 1.
+            pub(crate) fn lift(self) -> $view<'a, T, 5> {
+                let layout = self.layout.lift();
+                self.derive((0, layout))
+            }
+
             fn resolve(&self, axis: usize, range: impl RangeBounds<usize>) -> Result<(usize, usize)> {
                 let Some(&size) = self.layout.shape().get(axis) else {
                     return Err(Error::argument("slice", "axis", axis, "less than the rank"));
