@@ -1,6 +1,8 @@
 //! What the tests share: awkward sizes, strided buffers with canaries around every element, thread pools.
 #![allow(dead_code)] // each test uses its part
 
+pub mod geometry;
+
 use quickcheck::{Arbitrary, Gen};
 use tilewise::{Element, TensorView, TensorViewMut};
 
