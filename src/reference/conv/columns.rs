@@ -84,7 +84,7 @@ pub fn col2im<T: Element, const S: usize, const N: usize>(
 /// let x = TensorView::from_slice(&[1.0, 2.0, 4.0], [1, 1, 3])?;
 /// let w = TensorView::from_slice(&[3.0, 4.0], [1, 1, 2])?;
 /// let dy = TensorView::from_slice(&[1.0, 10.0], [1, 1, 2])?;
-/// let (dx, dw, db) = columns::backward(&Geometry::new(), x, w, dy)?;
+/// let (dx, dw, db) = columns::backward(&Geometry::<1>::new(), x, w, dy)?;
 /// assert_eq!((dx.as_slice(), dw.as_slice()), (&[3.0, 34.0, 40.0][..], &[21.0, 42.0][..]));
 /// assert_eq!(db.as_slice(), [11.0]);
 /// # Ok::<(), tilewise::Error>(())

@@ -1,0 +1,6 @@
+//! Convolution.
+#![forbid(unsafe_code)]
+
+mod im2col;
+
+pub use im2col::{Im2col, PatchOrder};
