@@ -329,17 +329,12 @@ impl Plan {
         let start = sample * batch + z * depth + y * height + first * width;
         let (next_z, next_y) = (depth * self.sliding.dilation[0], height * self.sliding.dilation[1]);
         match self.order {
-            PatchOrder::ChannelsFirst => {
-                for (c, row) in row.chunks_exact_mut(self.taps).enumerate() {
-                    for (i, u) in taps[0].clone().enumerate() {
-                        for (j, v) in taps[1].clone().enumerate() {
-                            let to = (u * kh + v) * kw;
-                            let from = start + c * channel + i * next_z + j * next_y;
-                            copy_run(&x.data[from..], step, &mut row[to + columns.start..to + columns.end]);
-                        }
-                    }
-                }
-            }
+            PatchOrder::ChannelsFirst => match (step, columns.len()) {
+                (1, 3) => self.copy_taps::<T, 3>(x, start, taps, row),
+                (1, 5) => self.copy_taps::<T, 5>(x, start, taps, row),
+                (1, 7) => self.copy_taps::<T, 7>(x, start, taps, row),
+                _ => self.copy_taps::<T, 0>(x, start, taps, row),
+            },
             PatchOrder::ChannelsLast => {
                 let c = self.channels;
                 for (i, u) in taps[0].clone().enumerate() {
@@ -351,9 +346,33 @@ impl Plan {
                             continue;
                         }
                         for (k, pixel) in run.chunks_exact_mut(c).enumerate() {
-                            copy_run(&x.data[from + k * step..], channel, pixel);
+                            copy_run::<T, 0>(&x.data[from + k * step..], channel, pixel);
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// The taps inside of all channels, one after the other; `RUN` is as in [`copy_run`].
+    #[inline(never)]
+    fn copy_taps<T: Element, const RUN: usize>(
+        &self,
+        x: Pixels<'_, T>,
+        start: usize,
+        [planes, rows, columns]: [Range<usize>; 3],
+        row: &mut [T],
+    ) {
+        let [_, channel, depth, height, width] = x.strides;
+        let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
+        let steps = [depth * dilation[0], height * dilation[1], width * dilation[2]];
+        for (c, row) in row.chunks_exact_mut(self.taps).enumerate() {
+            for u in planes.clone() {
+                let mut from = start + c * channel + (u - planes.start) * steps[0];
+                let mut to = (u * kh + rows.start) * kw + columns.start;
+                for _ in rows.clone() {
+                    copy_run::<T, RUN>(&x.data[from..], steps[2], &mut row[to..to + columns.len()]);
+                    (from, to) = (from + steps[1], to + kw);
                 }
             }
         }
@@ -445,23 +464,18 @@ impl Plan {
             return;
         }
         let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
-        let ([_, h, w], pixels) = (self.image, self.image.iter().product::<usize>());
+        let [_, h, w] = self.image;
         let [z, y, x] = self.pixel(window, std::array::from_fn(|axis| taps[axis].start));
         let start = (z * h + y) * w + x;
         let (next_z, next_y, columns) = (h * w * dilation[0], w * dilation[1], taps[2].clone());
         match self.order {
             PatchOrder::ChannelsFirst => {
-                let patches =
-                    patch[channels.start * self.taps..channels.end * self.taps].chunks_exact(self.taps);
-                for (patch, plane) in patches.zip(sums.chunks_exact_mut(pixels)) {
-                    for (i, u) in taps[0].clone().enumerate() {
-                        for (j, v) in taps[1].clone().enumerate() {
-                            let from = (u * kh + v) * kw;
-                            let run = &patch[from + columns.start..from + columns.end];
-                            let to = &mut plane[start + i * next_z + j * next_y..];
-                            to.iter_mut().step_by(dilation[2]).zip(run).for_each(|(sum, &x)| *sum += x);
-                        }
-                    }
+                let patch = &patch[channels.start * self.taps..channels.end * self.taps];
+                match (dilation[2], columns.len()) {
+                    (1, 3) => self.add_taps::<T, 3>(patch, start, taps, sums),
+                    (1, 5) => self.add_taps::<T, 5>(patch, start, taps, sums),
+                    (1, 7) => self.add_taps::<T, 7>(patch, start, taps, sums),
+                    _ => self.add_taps::<T, 0>(patch, start, taps, sums),
                 }
             }
             PatchOrder::ChannelsLast => {
@@ -479,15 +493,52 @@ impl Plan {
             }
         }
     }
+
+    /// The way back of [`copy_taps`](Self::copy_taps): `patch` and `sums` begin with the same channel.
+    #[inline(never)]
+    fn add_taps<T: Element, const RUN: usize>(
+        &self,
+        patch: &[T],
+        start: usize,
+        [planes, rows, columns]: [Range<usize>; 3],
+        sums: &mut [T],
+    ) {
+        let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
+        let [_, h, w] = self.image;
+        let (next_z, next_y) = (h * w * dilation[0], w * dilation[1]);
+        let pixels = self.image.iter().product();
+        for (patch, plane) in patch.chunks_exact(self.taps).zip(sums.chunks_exact_mut(pixels)) {
+            for u in planes.clone() {
+                let mut from = (u * kh + rows.start) * kw + columns.start;
+                let mut to = start + (u - planes.start) * next_z;
+                for _ in rows.clone() {
+                    add_run::<T, RUN>(&patch[from..from + columns.len()], dilation[2], &mut plane[to..]);
+                    (from, to) = (from + kw, to + next_y);
+                }
+            }
+        }
+    }
 }
 
-/// Every `step`-th element to neighbouring ones.
+/// Every `step`-th element to neighbouring ones; `RUN` of them where that is not 0, and then the step is 1.
 #[inline(always)]
-fn copy_run<T: Copy>(from: &[T], step: usize, to: &mut [T]) {
-    // Rows of kernels are short: a loop beats a call that copies.
-    if step == 1 {
+fn copy_run<T: Copy, const RUN: usize>(from: &[T], step: usize, to: &mut [T]) {
+    if RUN > 0 {
+        to[..RUN].copy_from_slice(&from[..RUN]);
+    } else if step == 1 {
+        // Rows of kernels are short: a loop beats a call that copies.
         to.iter_mut().zip(from).for_each(|(to, &x)| *to = x);
     } else {
         to.iter_mut().zip(from.iter().step_by(step)).for_each(|(to, &x)| *to = x);
+    }
+}
+
+/// Neighbouring elements to every `step`-th one; `RUN` as in [`copy_run`].
+#[inline(always)]
+fn add_run<T: Element, const RUN: usize>(from: &[T], step: usize, to: &mut [T]) {
+    if RUN > 0 {
+        to[..RUN].iter_mut().zip(&from[..RUN]).for_each(|(sum, &x)| *sum += x);
+    } else {
+        to.iter_mut().step_by(step).zip(from).for_each(|(sum, &x)| *sum += x);
     }
 }
