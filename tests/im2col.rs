@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Strided, bits, geometry::Problem, in_pools, quickcheck};
+use common::geometry::{Problem, image};
+use common::{Strided, bits, in_pools, quickcheck};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::conv::{Im2col, PatchOrder};
 use tilewise::reference::conv::columns;
@@ -23,24 +24,10 @@ impl<T: Element, const S: usize, const N: usize> Arbitrary for Case<T, S, N> {
         let problem = Problem::<S, N>::arbitrary(g);
         let count = |sizes: [usize; S]| sizes.iter().product::<usize>();
         let matrix = [problem.batch * count(problem.output), problem.c_in * count(problem.kernel)];
-        let channels_last = |g: &mut Gen| {
-            // The axes of an NHWC image in NCHW order.
-            let shape: [usize; N] = problem.x();
-            let mut stored = Strided::random(g, shape);
-            let (mut next, mut strides) = (1, [0; N]);
-            for axis in [1].into_iter().chain((2..N).rev()).chain([0]) {
-                strides[axis] = next as isize;
-                next *= shape[axis].max(1);
-            }
-            (stored.strides, stored.offset) = (strides, 0);
-            stored.data.truncate(next);
-            stored
-        };
-        let x = if u8::arbitrary(g) % 3 == 0 { channels_last(g) } else { Strided::random(g, problem.x()) };
         Case {
             problem,
-            x,
-            dx: Strided::random(g, problem.x()),
+            x: image(g, problem.x()),
+            dx: image(g, problem.x()),
             matrix: Strided::random(g, matrix),
             last: bool::arbitrary(g),
             parallel: bool::arbitrary(g),

@@ -1,6 +1,337 @@
-//! Convolution.
+//! Convolution, and its gradients.
+//!
+//! | tensor | shape |
+//! | --- | --- |
+//! | X, dX | `[batch, c_in, spatial…]`, 1 to 3 spatial axes, any strides: NCHW and NHWC alike |
+//! | W, dW | `[c_out, c_in / groups, kernel…]` |
+//! | b, db | `[c_out]` |
+//! | Y, dY | `[batch, c_out, spatial…]` |
+//!
+//! Forward, over one spatial axis (more are alike), with stride s, dilation d and p zeros before and p′ behind:
+//!
+//! y\[n, o, i\] = act(b\[o\] + Σ over c, u of w\[o, c, u\] · x\[n, c, i·s + u·d − p\] + residual),
+//! ⌊(in + p + p′ − d·(k − 1) − 1) / s⌋ + 1 outputs.
+//!
+//! That is cross-correlation, which every framework calls convolution. True convolution turns the kernel by 180°
+//! ([`Convolution::flipped`]), by a view. The gradients, of the affine part, for dZ:
+//!
+//! - dx\[n, c, j\] = Σ over o, u with j + p − u·d = i·s of w\[o, c, u\] · dz\[n, o, i\]. Outputs j of one residue mod s see the
+//!   same taps, and among them the sum is a correlation of dZ with stride 1: each residue is one, over views of W and dX,
+//!   and no zero is ever inserted or multiplied.
+//! - dw\[o, c, u\] = Σ over n, i of dz\[n, o, i\] · x\[n, c, i·s + u·d − p\]: a product whose depth is all positions.
+//! - db\[o\] = Σ over n, i of dz\[n, o, i\].
+//!
+//! V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning" (2016), has the sizes;
+//! [`reference`](crate::reference) has the textbook's ways.
+//!
+//! # Which path runs when
+//!
+//! | call | path |
+//! | --- | --- |
+//! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
+//! | the same with mergeable planes (NCHW), one image or at least 400 pixels | a batched GEMM, in place |
+//! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
+//! | `backward_input`, transposed convolution | the same paths, once for each residue of the stride |
+//! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
+//!
+//! # Memory
+//!
+//! The patch matrix of im2col is never there. A thread has a copy of the input of one box of outputs and the patches of
+//! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it.
 #![forbid(unsafe_code)]
 
+mod backward;
+mod correlate;
+mod correlation;
+mod emit;
+mod geometry;
+mod halo;
 mod im2col;
+mod implicit;
+mod packed;
+mod transpose;
+mod weight_gradient;
+mod weights;
 
+pub use backward::ConvolutionGradients;
 pub use im2col::{Im2col, PatchOrder};
+pub use packed::PackedConvolution;
+pub use transpose::ConvolutionTranspose;
+
+use self::correlate::{Call, Operand};
+use self::emit::Finish;
+use self::geometry::{Geometry, Padding, flip};
+use self::weights::Filter;
+use crate::activation::Activation;
+use crate::element::Element;
+use crate::error::Result;
+use crate::machine;
+use crate::spatial::{ImageRank, Spatial};
+use crate::tensor::{Tensor, TensorView, TensorViewMut};
+
+/// Options of a convolution over `S` spatial axes: plain data.
+///
+/// ```
+/// use tilewise::{Tensor, TensorView, activation::Activation, conv::Convolution};
+/// let x = TensorView::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [1, 1, 3, 3])?;
+/// let w = TensorView::from_slice(&[1.0, 0.0, 0.0, -1.0], [1, 1, 2, 2])?;
+/// let y = Convolution::<2>::new().forward(x, w, None)?;
+/// assert_eq!(y.as_slice(), [-4.0; 4]);
+/// let same = Convolution::<2>::new().same().stride([2, 2]).activation(Activation::Relu);
+/// assert_eq!(same.forward(x, w, None)?.as_slice(), [0.0, 3.0, 7.0, 9.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Convolution<const S: usize> {
+    geometry: Geometry<S>,
+    activation: Activation,
+}
+
+/// Weights of a call: a view `[c_out, c_in / groups, kernel…]`, or packed by [`Convolution::pack`].
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a, T, const N: usize> {
+    /// Weights in memory.
+    View(TensorView<'a, T, N>),
+    /// Weights packed before.
+    Packed(&'a PackedConvolution<T>),
+}
+
+impl<'a, T, const N: usize> From<TensorView<'a, T, N>> for Weight<'a, T, N> {
+    fn from(view: TensorView<'a, T, N>) -> Self {
+        Self::View(view)
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a PackedConvolution<T>> for Weight<'a, T, N> {
+    fn from(packed: &'a PackedConvolution<T>) -> Self {
+        Self::Packed(packed)
+    }
+}
+
+impl<T: Element, const N: usize> Weight<'_, T, N> {
+    /// `[c_out, c_in / groups, kernel…]`.
+    fn shape(&self) -> [usize; 5] {
+        match self {
+            Weight::View(view) => view.lift().shape(),
+            Weight::Packed(packed) => packed.shape,
+        }
+    }
+}
+
+impl<const S: usize> Default for Convolution<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const S: usize> Convolution<S> {
+    /// Stride and dilation 1, no padding, one group, no activation.
+    pub fn new() -> Self {
+        Self { geometry: Geometry::new(), activation: Activation::Identity }
+    }
+
+    /// Steps between neighbouring windows.
+    pub fn stride(mut self, stride: [usize; S]) -> Self {
+        self.geometry.stride = stride;
+        self
+    }
+
+    /// Steps between neighbouring elements of a window; 1 is dense.
+    pub fn dilation(mut self, dilation: [usize; S]) -> Self {
+        self.geometry.dilation = dilation;
+        self
+    }
+
+    /// Zeros before and behind the image along each axis.
+    pub fn padding(self, padding: [usize; S]) -> Self {
+        self.padding_sides(padding.map(|padding| [padding; 2]))
+    }
+
+    /// Zeros before and behind the image along each axis, which may differ.
+    pub fn padding_sides(mut self, padding: [[usize; 2]; S]) -> Self {
+        self.geometry.padding = Padding::Sides(padding);
+        self
+    }
+
+    /// As many zeros as give ⌈in / stride⌉ outputs. Where they are odd, the additional one is behind the image, or for true
+    /// convolution before it, so that the result is the middle of [`full`](Self::full)'s.
+    pub fn same(mut self) -> Self {
+        self.geometry.padding = Padding::Same;
+        self
+    }
+
+    /// As many zeros as let every window through that touches the image: d · (k − 1) on both sides.
+    pub fn full(mut self) -> Self {
+        self.geometry.padding = Padding::Full;
+        self
+    }
+
+    /// Groups of channels that are convolved by themselves; as many as input channels make a depthwise convolution.
+    pub fn groups(mut self, groups: usize) -> Self {
+        self.geometry.groups = groups;
+        self
+    }
+
+    /// True convolution: the kernel is turned by 180°. Off unless set.
+    pub fn flipped(mut self, flipped: bool) -> Self {
+        self.geometry.flipped = flipped;
+        self
+    }
+
+    /// Applied to each element of the sum.
+    pub fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// The shape of Y.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), where shapes or options are wrong.
+    pub fn output_shape<const N: usize>(&self, x: [usize; N], w: [usize; N]) -> Result<[usize; N]>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        let (x, w) = (geometry::lift(x), geometry::lift(w));
+        Ok(geometry::lower(self.geometry.forward("Convolution::output_shape", x, w, None)?.output))
+    }
+
+    /// Y `[batch, c_out, spatial…]` from X `[batch, c_in, spatial…]`, W `[c_out, c_in / groups, kernel…]` (a view, or packed
+    /// by [`pack`](Self::pack)) and b `[c_out]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where shapes do not fit or the kernel is larger than the padded image, [`Error::Argument`] where
+    /// a kernel, stride, dilation or number of groups is 0 or groups do not divide the channels, [`Error::Overflow`] where
+    /// sizes overflow, [`Error::Packed`] where the weights were packed for something else, [`Error::Alloc`] where there is
+    /// no memory.
+    pub fn forward<'a, T: Element, const N: usize>(
+        &self,
+        x: TensorView<'_, T, N>,
+        w: impl Into<Weight<'a, T, N>>,
+        bias: Option<TensorView<'_, T, 1>>,
+    ) -> Result<Tensor<T, N>>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        let (op, w) = ("Convolution::forward", w.into());
+        let bias_len = bias.map(|bias| bias.len());
+        let sizes = self.geometry.forward(op, x.lift().shape(), w.shape(), bias_len)?;
+        let mut y = Tensor::zeros(geometry::lower(sizes.output))?;
+        self.run(op, x, w, bias, None, y.view_mut())?;
+        Ok(y)
+    }
+
+    /// [`forward`](Self::forward) into `y`, whose old contents are not read.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Shape`] where `y` has another shape. Nothing is written then.
+    pub fn forward_into<'a, T: Element, const N: usize>(
+        &self,
+        x: TensorView<'_, T, N>,
+        w: impl Into<Weight<'a, T, N>>,
+        bias: Option<TensorView<'_, T, 1>>,
+        y: TensorViewMut<'_, T, N>,
+    ) -> Result<()>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        self.run("Convolution::forward_into", x, w.into(), bias, None, y)
+    }
+
+    /// [`forward_into`](Self::forward_into) with a residual of Y's shape, added before the activation.
+    ///
+    /// # Errors
+    /// As [`forward_into`](Self::forward_into).
+    ///
+    /// ```
+    /// use tilewise::{Tensor, TensorView, conv::Convolution};
+    /// let x = TensorView::from_slice(&[1.0, 2.0, 4.0], [1, 1, 3])?;
+    /// let w = TensorView::from_slice(&[1.0, 1.0], [1, 1, 2])?;
+    /// let skip = TensorView::from_slice(&[10.0, 20.0], [1, 1, 2])?;
+    /// let mut y = Tensor::<f64, 3>::zeros([1, 1, 2])?;
+    /// Convolution::<1>::new().forward_add_into(x, w, None, skip, y.view_mut())?;
+    /// assert_eq!(y.as_slice(), [13.0, 26.0]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn forward_add_into<'a, T: Element, const N: usize>(
+        &self,
+        x: TensorView<'_, T, N>,
+        w: impl Into<Weight<'a, T, N>>,
+        bias: Option<TensorView<'_, T, 1>>,
+        residual: TensorView<'_, T, N>,
+        y: TensorViewMut<'_, T, N>,
+    ) -> Result<()>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        self.run("Convolution::forward_add_into", x, w.into(), bias, Some(residual), y)
+    }
+
+    fn run<T: Element, const N: usize>(
+        &self,
+        op: &'static str,
+        x: TensorView<'_, T, N>,
+        w: Weight<'_, T, N>,
+        bias: Option<TensorView<'_, T, 1>>,
+        residual: Option<TensorView<'_, T, N>>,
+        y: TensorViewMut<'_, T, N>,
+    ) -> Result<()> {
+        let (x, y, residual) = (x.lift(), y.lift(), residual.map(TensorView::lift));
+        let sizes = self.geometry.forward(op, x.shape(), w.shape(), bias.map(|bias| bias.len()))?;
+        let isa = machine::isa()?;
+        let groups = self.geometry.groups;
+        if let Weight::Packed(packed) = w {
+            packed.check(op, isa, groups, self.geometry.flipped)?;
+        }
+        let expected = sizes.output;
+        for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
+            geometry::expect(op, arg, S, found.unwrap_or(expected), expected)?;
+        }
+        let w = match w {
+            Weight::View(view) => {
+                Operand::View(Filter { view: flip(view.lift(), self.geometry.flipped)?, transposed: false })
+            }
+            Weight::Packed(packed) => Operand::Packed(packed),
+        };
+        let finish = Finish { bias, residual, activation: self.activation };
+        let sliding = sizes.sliding;
+        Call {
+            op,
+            isa,
+            x,
+            w,
+            groups,
+            kernel: sliding.kernel,
+            stride: sliding.stride,
+            dilation: sliding.dilation,
+            start: sliding.padding.map(|[before, _]| -(before as isize)),
+            finish,
+        }
+        .run(y)
+    }
+
+    /// Packs weights `[c_out, c_in / groups, kernel…]` for many calls with these groups.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where groups do not divide the output channels, [`Error::Alloc`] where there is no memory,
+    /// [`Error::Isa`] where `TILEWISE_ISA` is wrong.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, conv::Convolution};
+    /// let conv = Convolution::<2>::new().padding([1, 1]);
+    /// let w = Tensor::<f32, 4>::full([8, 3, 3, 3], 0.5)?;
+    /// let packed = conv.pack(w.view())?;
+    /// let x = Tensor::<f32, 4>::full([1, 3, 6, 6], 1.0)?;
+    /// assert_eq!(conv.forward(x.view(), &packed, None)?, conv.forward(x.view(), w.view(), None)?);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn pack<T: Element, const N: usize>(&self, w: TensorView<'_, T, N>) -> Result<PackedConvolution<T>>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        let op = "Convolution::pack";
+        let w = w.lift();
+        self.geometry.check_groups(op, "c_out", w.shape()[0])?;
+        self.geometry.sliding(op, [w.shape()[2], w.shape()[3], w.shape()[4]])?;
+        PackedConvolution::new(op, w, self.geometry.groups, self.geometry.flipped)
+    }
+}

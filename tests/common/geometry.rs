@@ -1,9 +1,10 @@
 //! Random convolutions: sizes that fit, with every option awkward at times.
 
 use quickcheck::{Arbitrary, Gen};
+use tilewise::Element;
 use tilewise::reference::conv::Geometry;
 
-use super::within;
+use super::{Strided, within};
 
 /// The sizes of a convolution over `S` spatial axes, images of rank `N`. The kernel always fits the padded image.
 #[derive(Clone, Copy, Debug)]
@@ -89,4 +90,23 @@ impl<const S: usize, const N: usize> Arbitrary for Problem<S, N> {
         let batch = mostly(g, &[1, 2], &[0, 3, 5]);
         Self { geometry, batch, c_in: groups * per_input, c_out: groups * per_output, image, kernel, output }
     }
+}
+
+/// An image with random strides, or stored as NHWC.
+pub fn image<T: Element, const N: usize>(g: &mut Gen, shape: [usize; N]) -> Strided<T, N> {
+    let mut stored = Strided::random(g, shape);
+    if within(g, 0..3) > 0 {
+        return stored;
+    }
+    let (mut next, mut strides) = (1, [0; N]);
+    for axis in [1].into_iter().chain((2..N).rev()).chain([0]) {
+        strides[axis] = next as isize;
+        next *= shape[axis].max(1);
+    }
+    let values: Vec<T> = stored.view().iter().copied().collect();
+    stored.data = vec![T::from_f64(super::CANARY); next + 2 * super::MARGIN];
+    (stored.strides, stored.offset) = (strides, super::MARGIN);
+    let values = tilewise::TensorView::from_slice(&values, shape).expect("as many");
+    stored.view_mut().assign(values).expect("one shape");
+    stored
 }

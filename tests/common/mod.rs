@@ -30,7 +30,7 @@ pub fn value<T: Element>(g: &mut Gen) -> T {
 pub const CANARY: f64 = -7.25e11;
 
 /// Elements around a strided view that nothing may touch.
-const MARGIN: usize = 40;
+pub const MARGIN: usize = 40;
 
 /// A buffer with a view of rank `N` of random axis order, gaps and directions inside it.
 #[derive(Clone, Debug)]

@@ -222,11 +222,13 @@ pub fn transposed<T: Element, const S: usize, const N: usize>(
     let mut image = [0; 3];
     for (axis, size) in image.iter_mut().enumerate() {
         let [before, after] = g.padding[axis];
-        let steps = windows[axis].checked_sub(1).and_then(|steps| steps.checked_mul(g.stride[axis]));
-        *size = steps
-            .and_then(|steps| steps.checked_add(extent[axis])?.checked_add(extra[axis]))
-            .and_then(|size| size.checked_sub(before)?.checked_sub(after))
-            .ok_or_else(|| overflow(&windows))?;
+        // Of nothing comes nothing.
+        let Some(last) = windows[axis].checked_sub(1) else { continue };
+        let reach = last
+            .checked_mul(g.stride[axis])
+            .and_then(|n| n.checked_add(extent[axis])?.checked_add(extra[axis]));
+        let cut = reach.and_then(|reach| reach.checked_sub(before)?.checked_sub(after));
+        *size = cut.ok_or_else(|| overflow(&windows))?;
     }
     let [d, h, w] = image;
     let mut y = Tensor::from_fn([batch, c_out, d, h, w], |[_, output, ..]| {

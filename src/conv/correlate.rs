@@ -1,0 +1,178 @@
+//! Which path computes a correlation.
+#![forbid(unsafe_code)]
+
+use super::correlation::Correlation;
+use super::emit::{Finish, channels_last};
+use super::packed::PackedConvolution;
+use super::weights::{Cut, Filter, Weights};
+use crate::element::Element;
+use crate::error::Result;
+use crate::gemm::{Bias, Gemm};
+use crate::machine::Isa;
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace;
+
+/// Weights of a call.
+#[derive(Clone, Copy)]
+pub(super) enum Operand<'a, T> {
+    View(Filter<'a, T>),
+    Packed(&'a PackedConvolution<T>),
+}
+
+/// A checked correlation: y[b, o, q] = finish(Σ w[o, c, t] · x[b, c, q · stride + start + t · dilation]).
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a, T> {
+    pub op: &'static str,
+    pub isa: Isa,
+    pub x: TensorView<'a, T, 5>,
+    pub w: Operand<'a, T>,
+    pub groups: usize,
+    pub kernel: [usize; 3],
+    pub stride: [usize; 3],
+    pub dilation: [usize; 3],
+    pub start: [isize; 3],
+    pub finish: Finish<'a, T>,
+}
+
+/// Paths of a correlation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    /// Plain products over views: rows are pixels.
+    PointwiseRows,
+    /// Plain products over views, one for each image.
+    PointwiseImages,
+    Implicit,
+}
+
+impl<T: Element> Call<'_, T> {
+    /// Computes `y`, `[images, groups · rows, depth, height, width]`.
+    pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        if y.is_empty() {
+            return Ok(());
+        }
+        match (self.path(y.shape(), y.strides()), self.w) {
+            (Path::PointwiseRows, Operand::View(w)) => self.pixels(w, y),
+            (Path::PointwiseImages, Operand::View(w)) => self.images(w, y),
+            _ => self.implicit(y),
+        }
+    }
+
+    fn path(&self, y: [usize; 5], strides: [isize; 5]) -> Path {
+        let [images, _, image @ ..] = self.x.shape();
+        let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
+        if !plain || matches!(self.w, Operand::Packed(_)) {
+            return Path::Implicit;
+        }
+        let positions: usize = image.iter().product();
+        let rows = |shape: [usize; 5], strides: [isize; 5]| {
+            channels_last(shape, strides) && merges(shape, strides, &[0, 2, 3, 4])
+        };
+        let planes = |shape: [usize; 5], strides: [isize; 5]| merges(shape, strides, &[2, 3, 4]);
+        let residual = self.finish.residual.map(|r| (r.shape(), r.strides()));
+        let all = |f: &dyn Fn([usize; 5], [isize; 5]) -> bool| {
+            f(self.x.shape(), self.x.strides()) && f(y, strides) && residual.is_none_or(|(s, t)| f(s, t))
+        };
+        if all(&rows) {
+            Path::PointwiseRows
+        } else if all(&planes) && (images == 1 || positions >= SMALL) {
+            Path::PointwiseImages
+        } else {
+            Path::Implicit
+        }
+    }
+
+    /// 1 × 1 with channels last: `[pixels, channels]` times the weights.
+    fn pixels(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let [rows, channels, ..] = w.sizes(self.groups);
+        let pixels = y.len() / y.shape()[1];
+        for (group, y) in groups(y, self.groups)?.enumerate() {
+            let y = y?.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?;
+            let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
+            let x = x.permute([0, 2, 3, 4, 1])?.reshape([pixels, channels])?;
+            let w = w.group(self.groups, group)?.reshape([rows, channels])?;
+            let mut gemm = Gemm::new().activation(self.finish.activation);
+            if let Some(bias) = self.finish.bias {
+                gemm = gemm.bias(Bias::PerColumn(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
+            }
+            if let Some(residual) = self.finish.residual {
+                let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
+                gemm = gemm.residual(residual.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?);
+            }
+            gemm.run(x, w.transpose(), y)?;
+        }
+        Ok(())
+    }
+
+    /// 1 × 1 with channels first: for each image the weights times `[channels, pixels]`.
+    fn images(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let [rows, channels, ..] = w.sizes(self.groups);
+        let [images, _, d, h, width] = y.shape();
+        let pixels = d * h * width;
+        for (group, y) in groups(y, self.groups)?.enumerate() {
+            let y = y?.reshape([images, rows, pixels])?;
+            let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
+            let w = w.group(self.groups, group)?.reshape([1, rows, channels])?;
+            let mut gemm = Gemm::new().activation(self.finish.activation);
+            if let Some(bias) = self.finish.bias {
+                gemm = gemm.bias(Bias::PerRow(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
+            }
+            if let Some(residual) = self.finish.residual {
+                let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
+                gemm = gemm.batched_residual(residual.reshape([images, rows, pixels])?);
+            }
+            gemm.run_batched(w, x.reshape([images, channels, pixels])?, y)?;
+        }
+        Ok(())
+    }
+
+    fn implicit(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let mut scratch;
+        let weights = match self.w {
+            Operand::Packed(packed) => packed.weights.view(),
+            Operand::View(filter) => {
+                let cut = Cut::new::<T>(self.isa, self.groups, filter.sizes(self.groups));
+                scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
+                filter.pack(self.op, &cut, &mut scratch)?;
+                Weights { cut, data: &scratch[..] }
+            }
+        };
+        let Call { op, x, kernel, stride, dilation, start, finish, .. } = *self;
+        Correlation { op, x, weights, kernel, stride, dilation, start, finish }.run(y)
+    }
+}
+
+/// Positions of an image below which images are better taken together: their last tiles are too empty.
+const SMALL: usize = 400;
+
+/// The channels of each group.
+fn groups<'a, T>(
+    y: TensorViewMut<'a, T, 5>,
+    groups: usize,
+) -> Result<impl Iterator<Item = Result<TensorViewMut<'a, T, 5>>>> {
+    let rows = y.shape()[1] / groups;
+    let mut rest = Some(y);
+    Ok((0..groups).map(move |group| {
+        let y = rest.take().ok_or_else(|| crate::Error::argument("conv", "groups", groups, "a divisor"))?;
+        if group + 1 == groups {
+            return Ok(y);
+        }
+        let (first, others) = y.split_at(1, rows)?;
+        rest = Some(others);
+        Ok(first)
+    }))
+}
+
+/// True where these axes can be seen as one.
+fn merges(shape: [usize; 5], strides: [isize; 5], axes: &[usize]) -> bool {
+    let mut next: Option<isize> = None;
+    for &axis in axes.iter().rev().filter(|&&axis| shape[axis] != 1) {
+        if next.is_some_and(|next| next != strides[axis]) {
+            return false;
+        }
+        next = strides[axis].checked_mul(shape[axis] as isize);
+        if next.is_none() {
+            return false;
+        }
+    }
+    true
+}

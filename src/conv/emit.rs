@@ -1,0 +1,201 @@
+//! Sums on their way to the output: bias, residual, activation, and the output's own layout.
+#![forbid(unsafe_code)]
+
+use crate::activation::{self, Activation};
+use crate::element::Element;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+
+/// What happens to a sum: y = activation(sum + bias + residual).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finish<'a, T> {
+    /// One for each output channel.
+    pub bias: Option<TensorView<'a, T, 1>>,
+    /// `[batch, channels, depth, height, width]`, the output's shape.
+    pub residual: Option<TensorView<'a, T, 5>>,
+    pub activation: Activation,
+}
+
+impl<T: Element> Finish<'_, T> {
+    fn bias(&self, channel: usize) -> T {
+        self.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO)
+    }
+}
+
+/// Rows of sums, one for each channel, to a box of the output.
+pub(super) struct Emit<'a, T> {
+    /// `[channels, pitch]`: in each row the box's positions in row-major order.
+    pub sums: &'a [T],
+    pub pitch: usize,
+    /// `[images, channels, depth, height, width]`.
+    pub y: TensorViewMut<'a, T, 5>,
+    /// The residual's box.
+    pub residual: Option<TensorView<'a, T, 5>>,
+    /// Index of the first channel.
+    pub channel: usize,
+    pub finish: &'a Finish<'a, T>,
+    /// Room for 4 vectors of positions times the channels, where the output's channels are neighbours.
+    pub turned: &'a mut [T],
+}
+
+/// True where channels and not columns are neighbours in memory.
+pub(super) fn channels_last<const N: usize>(shape: [usize; N], strides: [isize; N]) -> bool {
+    strides[1] == 1 && shape[1] > 1 && strides[N - 1] != 1
+}
+
+impl<T: Element> SimdOp<T> for Emit<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        if channels_last(self.y.shape(), self.y.strides()) {
+            self.pixels(simd);
+        } else {
+            self.planes(simd);
+        }
+    }
+}
+
+impl<T: Element> Emit<'_, T> {
+    #[inline(always)]
+    fn planes<S: Simd<T>>(mut self, simd: S) {
+        let [images, channels, depth, height, width] = self.y.shape();
+        for c in 0..channels {
+            let bias = self.finish.bias(self.channel + c);
+            let sums = &self.sums[c * self.pitch..];
+            for at in 0..images * depth {
+                let (image, d) = (at / depth, at % depth);
+                let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
+                let residual = residual.and_then(|r| r.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
+                let y = self.y.view_mut();
+                let y =
+                    y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
+                let Ok(mut y) = y else { return };
+                let sums = &sums[at * height * width..][..height * width];
+                let all = residual.map(|r| r.as_slice());
+                if let (Some(run), None | Some(Some(_))) = (y.as_mut_slice(), all) {
+                    self.finish.run(simd, sums, bias, all.flatten(), run);
+                    continue;
+                }
+                for (h, sums) in sums.chunks_exact(width).enumerate() {
+                    let residual_row = residual.map(|r| r.row(h));
+                    if let (Some(run), None | Some(Some(_))) = (y.row_mut(h), residual_row) {
+                        self.finish.run(simd, sums, bias, residual_row.flatten(), run);
+                        continue;
+                    }
+                    for (w, &sum) in sums.iter().enumerate() {
+                        let residual = residual.and_then(|r| r.get([h, w])).copied().unwrap_or(T::ZERO);
+                        let mut one = [sum + bias + residual];
+                        activation::apply(simd, self.finish.activation, &mut one);
+                        if let Some(y) = y.get_mut([h, w]) {
+                            *y = one[0];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pixels<S: Simd<T>>(mut self, simd: S) {
+        let [images, channels, depth, height, width] = self.y.shape();
+        let fours = channels / 4 * 4;
+        let bias = self.finish.bias.map(|bias| (bias, bias.as_slice()));
+        for at in 0..images * depth * height {
+            let [image, d, h] = [at / height / depth, at / height % depth, at % height];
+            let y = self.y.view_mut().select::<4>(0, image);
+            // [channels, width]
+            let y = y.and_then(|y| y.select::<3>(1, d)).and_then(|y| y.select::<2>(1, h));
+            let Ok(y) = y else { return };
+            let mut y = y.transpose();
+            let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
+            let residual = residual.and_then(|r| r.select::<3>(1, d).ok()?.select::<2>(1, h).ok());
+            let residual = residual.map(TensorView::transpose);
+            for w in (0..width).step_by(S::LANES) {
+                let count = S::LANES.min(width - w);
+                let first = at * width + w;
+                // Rows of sums end in room for a whole vector.
+                let line = |c: usize| simd.load(&self.sums[c * self.pitch + first..]);
+                for c in (0..fours).step_by(4) {
+                    let vectors = [line(c), line(c + 1), line(c + 2), line(c + 3)];
+                    simd.store_transposed(vectors, &mut self.turned[c..], channels);
+                }
+                for c in fours..channels {
+                    let from = &self.sums[c * self.pitch + first..][..S::LANES];
+                    for (i, &sum) in from.iter().enumerate() {
+                        self.turned[i * channels + c] = sum;
+                    }
+                }
+                for (i, sums) in self.turned.chunks_exact(channels).enumerate().take(count) {
+                    let Some(run) = y.row_mut(w + i) else { return };
+                    let residual_row = residual.map(|r| r.row(w + i));
+                    run.copy_from_slice(sums);
+                    match bias {
+                        Some((_, Some(bias))) => {
+                            add(simd, run, &bias[self.channel..]);
+                        }
+                        Some(_) => run
+                            .iter_mut()
+                            .enumerate()
+                            .for_each(|(c, y)| *y += self.finish.bias(self.channel + c)),
+                        None => {}
+                    }
+                    match (residual_row, residual) {
+                        (Some(Some(residual)), _) => add(simd, run, residual),
+                        (_, Some(residual)) => {
+                            for (c, y) in run.iter_mut().enumerate() {
+                                *y += residual.get([w + i, c]).copied().unwrap_or(T::ZERO);
+                            }
+                        }
+                        _ => {}
+                    }
+                    if self.finish.activation != Activation::Identity {
+                        activation::apply(simd, self.finish.activation, run);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Element> Finish<'_, T> {
+    /// y = activation(sums + bias + residual) over a run.
+    #[inline(always)]
+    fn run<S: Simd<T>>(&self, simd: S, sums: &[T], bias: T, residual: Option<&[T]>, y: &mut [T]) {
+        let lanes = S::LANES;
+        let bias_vector = simd.splat(bias);
+        let whole = y.len() / lanes * lanes;
+        let zero = simd.splat(T::ZERO);
+        let relu = self.activation == Activation::Relu;
+        for at in (0..whole).step_by(lanes) {
+            let mut sum = simd.add(simd.load(&sums[at..]), bias_vector);
+            if let Some(residual) = residual {
+                sum = simd.add(sum, simd.load(&residual[at..]));
+            }
+            if relu {
+                // The order of the operands lets NaN through.
+                sum = simd.max(zero, sum);
+            }
+            simd.store(sum, &mut y[at..]);
+        }
+        for at in whole..y.len() {
+            y[at] = sums[at] + bias + residual.map_or(T::ZERO, |residual| residual[at]);
+        }
+        if relu {
+            activation::apply(simd, Activation::Relu, &mut y[whole..]);
+        } else if self.activation != Activation::Identity {
+            activation::apply(simd, self.activation, y);
+        }
+    }
+}
+
+/// y += x.
+#[inline(always)]
+fn add<T: Element, S: Simd<T>>(simd: S, y: &mut [T], x: &[T]) {
+    let whole = y.len() / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        simd.store(simd.add(simd.load(&y[at..]), simd.load(&x[at..])), &mut y[at..]);
+    }
+    for at in whole..y.len() {
+        y[at] += x[at];
+    }
+}

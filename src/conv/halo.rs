@@ -1,0 +1,398 @@
+//! A part of the input as planes of the size that the windows of a box of outputs need, zeros put around it.
+//!
+//! With a stride s, columns that lie s apart are neighbours in the copy, each residue a plane of its own, and so are rows:
+//! whatever the stride, tap t of neighbouring outputs reads neighbouring elements, all taps at one distance each.
+//!
+//! ```text
+//!  stride 2, kernel 3            residue 0: taps 0, 2      residue 1: tap 1
+//!  0 a b c d e 0                 0 b d 0                   a c e
+//! ```
+//!
+//! The copy costs one pass over the input, where patches would cost one for each tap; it is as large as the box needs, and
+//! belongs to a task.
+#![forbid(unsafe_code)]
+
+use crate::element::Element;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::TensorView;
+
+/// One axis of the copy.
+#[derive(Clone, Copy, Debug)]
+struct Axis {
+    /// Residues of the stride that taps fall on.
+    slots: usize,
+    /// Elements of each.
+    size: usize,
+    /// What residue `slot` begins with: `start + (slot · step) mod stride` in the image.
+    start: isize,
+    step: usize,
+    stride: usize,
+    dilation: usize,
+    image: usize,
+}
+
+impl Axis {
+    /// For `outputs` windows, the first of which begins at `start`.
+    fn new(
+        kernel: usize,
+        stride: usize,
+        dilation: usize,
+        start: isize,
+        outputs: usize,
+        image: usize,
+    ) -> Self {
+        // Taps t·d mod s: all multiples of the divisor, or as many as there are taps.
+        let divisor = gcd(dilation, stride);
+        let all = stride / divisor;
+        let (slots, step) = if kernel < all { (kernel, dilation) } else { (all, divisor) };
+        let size = outputs + (kernel - 1) * dilation / stride;
+        Self { slots, size, start, step, stride, dilation, image }
+    }
+
+    /// Slot and place of tap `t` of the first window.
+    fn tap(&self, t: usize) -> [usize; 2] {
+        let at = t * self.dilation;
+        let slot = if self.step == self.dilation { t } else { at % self.stride / self.step };
+        [slot % self.slots, at / self.stride]
+    }
+
+    /// The image position of the first place of a slot.
+    fn first(&self, slot: usize) -> isize {
+        self.start + (slot * self.step % self.stride) as isize
+    }
+
+    /// The image position of a place, where there is one.
+    fn position(&self, slot: usize, place: usize) -> Option<usize> {
+        usize::try_from(self.first(slot) + (place * self.stride) as isize).ok().filter(|&at| at < self.image)
+    }
+
+    /// The places of a slot that lie inside the image.
+    fn inside(&self, slot: usize) -> std::ops::Range<usize> {
+        let first = self.first(slot);
+        let places = |to: isize| usize::try_from(to).unwrap_or(0).div_ceil(self.stride).min(self.size);
+        let low = places(-first);
+        low..places(self.image as isize - first).max(low)
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Window geometry along three axes, the outputs of a box and the image they read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub kernel: [usize; 3],
+    pub stride: [usize; 3],
+    pub dilation: [usize; 3],
+    /// Where tap 0 of the box's first output reads: negative in the padding.
+    pub start: [isize; 3],
+    pub outputs: [usize; 3],
+    pub image: [usize; 3],
+}
+
+/// Layout of the copy: `[images, channels, slots of each axis, places of each axis]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Halo {
+    axes: [Axis; 3],
+    pub channels: usize,
+    images: usize,
+    /// Places of a residue.
+    volume: usize,
+}
+
+impl Halo {
+    pub(super) fn new(geometry: &Geometry, channels: usize, images: usize) -> Self {
+        let Geometry { kernel, stride, dilation, start, outputs, image } = *geometry;
+        let axes =
+            [0, 1, 2].map(|a| Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a]));
+        let volume = axes.iter().fold(1usize, |volume, axis| volume.saturating_mul(axis.size));
+        Self { axes, channels, images, volume }
+    }
+
+    /// Elements of a channel.
+    pub(super) fn channel(&self) -> usize {
+        self.axes.iter().fold(self.volume, |len, axis| len.saturating_mul(axis.slots))
+    }
+
+    /// Elements of an image.
+    fn image(&self) -> usize {
+        self.channel().saturating_mul(self.channels)
+    }
+
+    /// Elements of the copy; `None` where they cannot be counted.
+    pub(super) fn len(&self) -> Option<usize> {
+        Some(self.image().saturating_mul(self.images)).filter(|&len| len < isize::MAX as usize)
+    }
+
+    /// Where a tap of the first output of an image lies, from the channel's first element on.
+    fn tap(&self, tap: [usize; 3]) -> usize {
+        let (mut slot, mut place) = (0, 0);
+        for (axis, t) in self.axes.iter().zip(tap) {
+            let [s, p] = axis.tap(t);
+            slot = slot * axis.slots + s;
+            place = place * axis.size + p;
+        }
+        slot * self.volume + place
+    }
+
+    /// [`tap`](Self::tap) of every tap in row-major order.
+    pub(super) fn taps(&self, kernel: [usize; 3], to: &mut [usize]) {
+        let [_, height, width] = kernel;
+        for (at, offset) in to.iter_mut().enumerate() {
+            *offset = self.tap([at / width / height, at / width % height, at % width]);
+        }
+    }
+
+    /// Where tap 0 of an output lies, from the copy's first element on.
+    pub(super) fn output(&self, image: usize, at: [usize; 3]) -> usize {
+        let place = self.axes.iter().zip(at).fold(0, |place, (axis, at)| place * axis.size + at);
+        image * self.image() + place
+    }
+
+    /// Copies `x`, `[images, channels, depth, height, width]`, to `to`.
+    #[inline(always)]
+    pub(super) fn fill<T: Element, S: Simd<T>>(&self, simd: S, x: TensorView<'_, T, 5>, to: &mut [T]) {
+        let [depth, height, width] = self.axes;
+        let last = x.strides()[1] == 1 && x.strides()[4] != 1 && self.channels > 1;
+        let (channel, row_len) = (self.channel(), width.size);
+        let images = to.chunks_exact_mut(self.image().max(1));
+        for (image, to) in images.enumerate().take(self.images) {
+            let Ok(x) = x.select::<4>(0, image) else { return };
+            for slots in 0..depth.slots * height.slots * width.slots {
+                let [sd, sh, sw] = [
+                    slots / width.slots / height.slots,
+                    slots / width.slots % height.slots,
+                    slots % width.slots,
+                ];
+                let inside = width.inside(sw);
+                // The first column read, which exists where any place lies inside.
+                let column = width.position(sw, inside.start).unwrap_or(0);
+                for place in 0..depth.size {
+                    let at = slots * self.volume + place * height.size * row_len;
+                    let plane = depth.position(sd, place);
+                    if last {
+                        for row in 0..height.size {
+                            let to = &mut to[at + row * row_len..];
+                            let position = plane.zip(height.position(sh, row));
+                            let pixels =
+                                position.and_then(|(d, h)| x.select::<3>(1, d).ok()?.select::<2>(1, h).ok());
+                            let run = Run { inside: inside.clone(), column, step: width.stride };
+                            run.turn(
+                                simd,
+                                pixels.map(TensorView::transpose),
+                                to,
+                                channel,
+                                row_len,
+                                self.channels,
+                            );
+                        }
+                        continue;
+                    }
+                    for c in 0..self.channels {
+                        let to = &mut to[c * channel + at..][..height.size * row_len];
+                        let image = plane.and_then(|d| x.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
+                        for (row, to) in to.chunks_exact_mut(row_len.max(1)).enumerate() {
+                            let Some((image, h)) = image.zip(height.position(sh, row)) else {
+                                fill_zero(simd, to);
+                                continue;
+                            };
+                            for edge in 0..inside.start {
+                                to[edge] = T::ZERO;
+                            }
+                            for edge in inside.end..row_len {
+                                to[edge] = T::ZERO;
+                            }
+                            copy_row(simd, image, h, column, width.stride, &mut to[inside.clone()]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn fill_zero<T: Element, S: Simd<T>>(simd: S, to: &mut [T]) {
+    for to in to.chunks_mut(S::LANES) {
+        simd.store_partial(simd.splat(T::ZERO), to);
+    }
+}
+
+/// Every `step`-th element of a row from `column` on.
+#[inline(always)]
+fn copy_row<T: Element, S: Simd<T>>(
+    simd: S,
+    image: TensorView<'_, T, 2>,
+    row: usize,
+    column: usize,
+    step: usize,
+    to: &mut [T],
+) {
+    match image.row(row) {
+        Some(from) if step == 1 => {
+            let from = &from[column..][..to.len()];
+            for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+                if to.len() == S::LANES {
+                    simd.store(simd.load(from), to);
+                } else {
+                    simd.store_partial(simd.load_partial(from), to);
+                }
+            }
+        }
+        Some(from) if step == 2 => {
+            let pairs = from[column.min(from.len())..].chunks(2);
+            for (to, pair) in to.iter_mut().zip(pairs) {
+                *to = pair[0];
+            }
+        }
+        Some(from) => {
+            for (to, from) in to.iter_mut().zip(from[column.min(from.len())..].iter().step_by(step)) {
+                *to = *from;
+            }
+        }
+        None => {
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = image.get([row, column + i * step]).copied().unwrap_or(T::ZERO);
+            }
+        }
+    }
+}
+
+/// A row of pixels whose channels are neighbours.
+struct Run {
+    inside: std::ops::Range<usize>,
+    column: usize,
+    step: usize,
+}
+
+impl Run {
+    /// Pixels `[width, channels]` to rows of channels, which lie `channel` apart in `to` and are `len` long.
+    #[inline(always)]
+    fn turn<T: Element, S: Simd<T>>(
+        &self,
+        simd: S,
+        pixels: Option<TensorView<'_, T, 2>>,
+        to: &mut [T],
+        channel: usize,
+        len: usize,
+        channels: usize,
+    ) {
+        let Some(pixels) = pixels else {
+            for c in 0..channels {
+                fill_zero(simd, &mut to[c * channel..][..len]);
+            }
+            return;
+        };
+        for place in (0..self.inside.start).chain(self.inside.end..len) {
+            for c in 0..channels {
+                to[c * channel + place] = T::ZERO;
+            }
+        }
+        let pixel =
+            |place: usize| pixels.row(self.column + (place - self.inside.start) * self.step).unwrap_or(&[]);
+        let whole = channels / S::LANES * S::LANES;
+        let fours = self.inside.start + self.inside.len() / 4 * 4;
+        for place in (self.inside.start..fours).step_by(4) {
+            let from: [&[T]; 4] = std::array::from_fn(|i| pixel(place + i));
+            for c in (0..whole).step_by(S::LANES) {
+                let vectors = [
+                    simd.load(&from[0][c..]),
+                    simd.load(&from[1][c..]),
+                    simd.load(&from[2][c..]),
+                    simd.load(&from[3][c..]),
+                ];
+                simd.store_transposed(vectors, &mut to[c * channel + place..], channel);
+            }
+            for c in whole..channels {
+                for (i, from) in from.iter().enumerate() {
+                    to[c * channel + place + i] = from[c];
+                }
+            }
+        }
+        for place in fours..self.inside.end {
+            for (c, &value) in pixel(place)[..channels].iter().enumerate() {
+                to[c * channel + place] = value;
+            }
+        }
+    }
+}
+
+/// [`Halo::fill`] with the instructions of a token.
+pub(super) struct Fill<'a, T> {
+    pub halo: &'a Halo,
+    pub x: TensorView<'a, T, 5>,
+    pub to: &'a mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Fill<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        self.halo.fill(simd, self.x, self.to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine;
+    use crate::simd::Dispatch;
+
+    /// Every tap of every output reads what the formula says, in both layouts.
+    #[test]
+    fn every_tap_reads_its_element() {
+        let shape = [2, 5, 3, 4, 9];
+        let len: usize = shape.iter().product();
+        let values: Vec<f32> = (1..=len).map(|i| i as f32).collect();
+        let channels_first = TensorView::from_slice(&values, shape).unwrap();
+        let [n, c, d, h, w] = shape;
+        let last =
+            TensorView::from_slice(&values, [n, d, h, w, c]).unwrap().permute([0, 4, 1, 2, 3]).unwrap();
+        for &isa in machine::supported() {
+            for x in [channels_first, last, channels_first.flip(4).unwrap()] {
+                for (kernel, stride, dilation) in [
+                    ([1, 1, 1], [1, 1, 1], [1, 1, 1]),
+                    ([2, 3, 3], [1, 1, 1], [1, 1, 1]),
+                    ([1, 3, 3], [1, 2, 2], [1, 1, 1]),
+                    ([1, 2, 3], [2, 3, 4], [1, 2, 2]),
+                    ([1, 2, 5], [1, 1, 6], [1, 1, 4]),
+                    ([3, 1, 2], [3, 5, 7], [1, 3, 2]),
+                ] {
+                    for start in [[0, 0, 0], [-1, -2, -3], [1, 0, 2], [-9, 0, 4]] {
+                        let outputs = [2, 3, 4];
+                        let geometry =
+                            Geometry { kernel, stride, dilation, start, outputs, image: [d, h, w] };
+                        let halo = Halo::new(&geometry, c, n);
+                        let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
+                        f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
+                        check(&halo, &geometry, x, &to);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(halo: &Halo, geometry: &Geometry, x: TensorView<'_, f32, 5>, to: &[f32]) {
+        let each = |sizes: [usize; 3]| {
+            (0..sizes.iter().product())
+                .map(move |i: usize| [i / sizes[2] / sizes[1], i / sizes[2] % sizes[1], i % sizes[2]])
+        };
+        for image in 0..x.shape()[0] {
+            for c in 0..x.shape()[1] {
+                for output in each(geometry.outputs) {
+                    for tap in each(geometry.kernel) {
+                        let position = [0, 1, 2].map(|a| {
+                            let window = (output[a] * geometry.stride[a]) as isize + geometry.start[a];
+                            usize::try_from(window + (tap[a] * geometry.dilation[a]) as isize).unwrap_or(99)
+                        });
+                        let expected =
+                            x.get([image, c, position[0], position[1], position[2]]).copied().unwrap_or(0.0);
+                        let at = halo.output(image, output) + c * halo.channel() + halo.tap(tap);
+                        assert_eq!(to[at], expected, "{geometry:?} {image} {c} {output:?} {tap:?}");
+                    }
+                }
+            }
+        }
+    }
+}
