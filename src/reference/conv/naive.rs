@@ -7,7 +7,7 @@
 
 use super::{Geometry, at, expect, forward, lift, lower, overflow, spatial};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Tensor, TensorView};
 
 /// dX `[batch, c_in, image…]` from dY `[batch, c_out, out…]` and w `[c_out, c_in / groups, kernel…]`.
@@ -160,10 +160,10 @@ fn insert_zeros<T: Element>(dy: TensorView<'_, T, 5>, stride: [usize; 3]) -> Res
 fn pad<T: Element>(x: TensorView<'_, T, 5>, sides: [[isize; 2]; 3]) -> Result<Tensor<f64, 5>> {
     let mut shape = x.shape();
     for axis in 0..3 {
-        let size = &mut shape[2 + axis];
-        let padded =
-            size.checked_add_signed(sides[axis][0]).and_then(|n| n.checked_add_signed(sides[axis][1]));
-        *size = padded.ok_or_else(|| Error::shape("reference::conv", "padding", &[*size], &[0]))?;
+        let ([before, after], size) = (sides[axis], &mut shape[2 + axis]);
+        // One side may take away more than there is before the other gives.
+        let padded = before.checked_add(after).and_then(|both| size.checked_add_signed(both));
+        *size = padded.ok_or_else(|| overflow(&[*size]))?;
     }
     Tensor::from_fn(shape, |[sample, channel, z, y, column]| {
         let from = |axis: usize, index: usize| index.checked_add_signed(-sides[axis][0]);
