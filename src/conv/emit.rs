@@ -67,8 +67,7 @@ impl<T: Element> Emit<'_, T> {
                 let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
                 let residual = residual.and_then(|r| r.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
                 let y = self.y.view_mut();
-                let y =
-                    y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
+                let y = y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
                 let Ok(mut y) = y else { return };
                 let sums = &sums[at * height * width..][..height * width];
                 let all = residual.map(|r| r.as_slice());
@@ -114,9 +113,14 @@ impl<T: Element> Emit<'_, T> {
                 let count = S::LANES.min(width - w);
                 let first = at * width + w;
                 // Rows of sums end in room for a whole vector.
-                let line = |c: usize| simd.load(&self.sums[c * self.pitch + first..]);
+                let line = |c: usize| &self.sums[c * self.pitch + first..];
                 for c in (0..fours).step_by(4) {
-                    let vectors = [line(c), line(c + 1), line(c + 2), line(c + 3)];
+                    let vectors = [
+                        simd.load(line(c)),
+                        simd.load(line(c + 1)),
+                        simd.load(line(c + 2)),
+                        simd.load(line(c + 3)),
+                    ];
                     simd.store_transposed(vectors, &mut self.turned[c..], channels);
                 }
                 for c in fours..channels {
