@@ -104,17 +104,16 @@ impl<'a, T: Element> Filter<'a, T> {
         let (padded, mut scratch) = (cut.padded(), None);
         for group in 0..groups {
             let part = self.group(groups, group)?;
-            let matrix = match part.reshape([rows, depth]) {
-                Ok(matrix) => matrix,
-                Err(_) => {
-                    // No strides say it: rows and depth in the order of memory first.
-                    if scratch.is_none() {
-                        scratch = Some(workspace::scratch(op, rows * depth)?);
-                    }
-                    let Some(scratch) = &mut scratch else { continue };
-                    TensorViewMut::from_slice(&mut scratch[..], part.shape())?.copy_from(part);
-                    TensorView::from_slice(&scratch[..], [rows, depth])?
+            let matrix = if merges(&part) {
+                part.reshape([rows, depth])?
+            } else {
+                // No strides say it: rows and depth in the order of memory first.
+                if scratch.is_none() {
+                    scratch = Some(workspace::scratch(op, rows * depth)?);
                 }
+                let Some(scratch) = &mut scratch else { continue };
+                TensorViewMut::from_slice(&mut scratch[..], part.shape())?.copy_from(part);
+                TensorView::from_slice(&scratch[..], [rows, depth])?
             };
             let data = &mut data[group * depth * padded..][..depth * padded];
             for first in (0..depth).step_by(kc) {
@@ -125,4 +124,17 @@ impl<'a, T: Element> Filter<'a, T> {
         }
         Ok(())
     }
+}
+
+/// True where strides say all axes but the first as one. To try and fail would allocate an error.
+fn merges<T>(part: &TensorView<'_, T, 5>) -> bool {
+    let (shape, strides) = (part.shape(), part.strides());
+    let mut expected = None;
+    for axis in (1..5).rev().filter(|&axis| shape[axis] > 1) {
+        if expected.is_some_and(|expected| Some(strides[axis]) != expected) {
+            return false;
+        }
+        expected = Some(strides[axis].checked_mul(shape[axis] as isize));
+    }
+    true
 }
