@@ -80,6 +80,9 @@ fn lower<T: Copy, const N: usize>(tensor: Tensor<T, 5>) -> Result<Tensor<T, N>> 
 impl Geometry<3> {
     /// d · (k − 1) + 1.
     fn extent(&self, kernel: [usize; 3]) -> Result<[usize; 3]> {
+        if self.dilation.contains(&0) {
+            return Err(Error::argument("reference::conv", "dilation", 0, "at least 1"));
+        }
         let mut extent = kernel;
         for (axis, extent) in extent.iter_mut().enumerate() {
             *extent = kernel[axis]
