@@ -6,7 +6,7 @@ use common::geometry::Problem;
 use common::{bits, in_pools, quickcheck, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
-use tilewise::conv::{Convolution, ConvolutionTranspose, Im2col};
+use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
 use tilewise::gemm::gemm;
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView, machine};
 
@@ -424,6 +424,7 @@ fn not_a_number_is_never_lost() {
         for &isa in machine::supported() {
             machine::with_isa(isa, || {
                 let conv = Convolution::<2>::new().padding([1, 1]).groups(groups);
+                let conv = conv.algorithm(Algorithm::ImplicitGemm);
                 for bad in [f32::INFINITY, f32::NAN] {
                     // The first tap of the first output channel: the first row of outputs multiplies it with padding.
                     w.as_mut_slice()[0] = bad;
@@ -453,9 +454,58 @@ fn not_a_number_is_never_lost() {
                     assert_eq!(y.get(at).unwrap().is_nan(), bad, "{at:?} {isa} {groups}");
                 })
                 .unwrap();
+                // Winograd's tiles share it, and lose it as little.
+                for algorithm in [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4] {
+                    let y = conv.algorithm(algorithm).forward(x.view(), w.view(), None).unwrap();
+                    Tensor::from_fn(y.shape(), |at| {
+                        let must = at[0] == 0 && seen(at);
+                        assert!(!must || y.get(at).unwrap().is_nan(), "{at:?} {isa} {groups} {algorithm:?}");
+                    })
+                    .unwrap();
+                }
                 x.as_mut_slice()[0] = 0.5;
             })
             .unwrap();
         }
+    }
+}
+
+/// What `Auto` may lose against the implicit GEMM, in the worst element of a layer: a factor of 4.
+#[test]
+fn auto_is_nearly_as_accurate_as_the_implicit_gemm() {
+    let mut rng = tilewise::random::Rng::seed(7);
+    for [c_in, c_out, size] in [[64, 64, 56], [128, 128, 28], [256, 256, 14], [512, 128, 7], [32, 48, 40]] {
+        let layer = [c_in, c_out, 1, size, 3, 1, 1, 1];
+        let mut draw = |shape: [usize; 4]| Tensor::from_fn(shape, |_| rng.normal(0.0f32, 1.0)).unwrap();
+        let (x, w) = (draw([1, c_in, size, size]), draw([c_out, c_in, 3, 3]));
+        let wide =
+            |t: &Tensor<f32, 4>| Tensor::from_fn(t.shape(), |at| f64::from(*t.get(at).unwrap())).unwrap();
+        let [y, dx, _] = by_columns(layer, &wide(&x), &wide(&w), |[_, c, i, j]| {
+            f64::from(*x.get([0, c % c_in, i, j]).unwrap())
+        });
+        let dz = Tensor::from_fn([1, c_out, size, size], |[_, c, i, j]| *x.get([0, c % c_in, i, j]).unwrap())
+            .unwrap();
+        let conv = Convolution::<2>::new().padding([1, 1]);
+        let errors = |algorithm| {
+            let conv = conv.algorithm(algorithm);
+            let worst = |found: &Tensor<f32, 4>, expected: &Tensor<f64, 4>| {
+                let errors =
+                    found.iter().zip(expected).map(|(&found, expected)| (f64::from(found) - expected).abs());
+                errors.fold(0.0, f64::max)
+            };
+            let found = conv.forward(x.view(), w.view(), None).unwrap();
+            let gradient = conv.backward_input(dz.view(), w.view(), [size; 2]).unwrap();
+            [worst(&found, &y), worst(&gradient, &dx)]
+        };
+        let plain = errors(Algorithm::ImplicitGemm);
+        let ratio = |algorithm| {
+            let errors = errors(algorithm);
+            [errors[0] / plain[0], errors[1] / plain[1]]
+        };
+        let (auto, two, four) =
+            (ratio(Algorithm::Auto), ratio(Algorithm::Winograd2), ratio(Algorithm::Winograd4));
+        println!("{c_in}-{c_out} at {size}: Auto {auto:.2?}, Winograd2 {two:.2?}, Winograd4 {four:.2?}");
+        assert!(auto.iter().all(|&ratio| ratio <= 4.0), "{layer:?}: {auto:?}");
+        assert!(four.iter().all(|&ratio| ratio <= 40.0), "{layer:?}: {four:?}");
     }
 }
