@@ -39,7 +39,7 @@
 //! # Memory
 //!
 //! The patch matrix of im2col is never there. A thread has a copy of the input of one box of outputs and the patches of
-//! some hundred of them, in its L2. [`im2col`] makes the whole matrix, for those who want it.
+//! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it.
 #![forbid(unsafe_code)]
 
 mod backward;
@@ -48,6 +48,7 @@ mod correlation;
 mod emit;
 mod geometry;
 mod halo;
+mod im2col;
 mod implicit;
 mod packed;
 mod transpose;
@@ -56,6 +57,7 @@ mod weights;
 mod winograd;
 
 pub use backward::ConvolutionGradients;
+pub use im2col::{Im2col, PatchOrder};
 pub use packed::PackedConvolution;
 pub use transpose::ConvolutionTranspose;
 
