@@ -49,6 +49,7 @@ const NETWORKS: &[(usize, usize, usize, &str)] = &[
     (7680, 16, 2560, "DeepBench"),
     (35, 8457, 2560, "DeepBench"),
     (64, 64, 4096, "gradient of a small layer"),
+    (16, 16, 65536, "gradient of a small layer, large batch"),
     (4096, 4096, 32, "rank-32 update"),
     (32, 4096, 4096, "decoder, 32 tokens"),
     (8, 4096, 4096, "decoder, 8 tokens"),
