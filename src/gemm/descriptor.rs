@@ -138,8 +138,8 @@ impl<'e, T: Element> Gemm<'e, T> {
     ///
     /// # Errors
     /// [`Error::Shape`] where shapes do not fit, [`Error::Packed`] where an operand was packed for the other
-    /// side or another instruction set, [`Error::Alloc`] where there is no memory for scratch. Nothing is
-    /// written then.
+    /// side, another instruction set or other blocking, [`Error::Alloc`] where there is no memory for scratch.
+    /// Nothing is written then.
     pub fn run<'a>(
         &self,
         a: impl Into<Operand<'a, T>>,
