@@ -105,6 +105,7 @@ fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     product("A in place", [200, 40, 300]);
     product("B in place", [5, 600, 400]);
     product("A packed at once", [20, 2600, 200]);
+    product("split", [12, 30, 9000]);
     product("row times matrix", [1, 1500, 900]);
     product("matrix times column", [1500, 1, 900]);
     product("no depth", [30, 50, 0]);
