@@ -193,7 +193,7 @@ impl<T: Element> Correlation<'_, T> {
         });
         let [images, outputs @ ..] = sizes;
         let Self { kernel, stride, dilation, .. } = *self;
-        let geometry = Geometry { kernel, stride, dilation, start, outputs, image };
+        let geometry = Geometry { kernel, stride, dilation, start, outputs, image, apart: false };
         Halo::new(&geometry, channels / self.weights.cut.groups, images)
     }
 

@@ -24,7 +24,7 @@ use std::ops::Range;
 use self::transform::{POINTS, Square};
 use super::correlation::Correlation;
 use super::emit::channels_last;
-use super::halo::{Fill, Geometry, Halo};
+use super::halo::{Fill, Geometry, Halo, copy};
 use super::implicit::boxes;
 use super::weights::Cut;
 use crate::element::Element;
@@ -223,36 +223,31 @@ fn halo<T: Element, const O: usize>(
         start: [problem.start[0] + at[2] as isize, start(1), start(2)],
         outputs: [1, sizes[1], sizes[2]],
         image,
+        apart: true,
     };
     Halo::new(&geometry, channels / problem.weights.cut.groups, sizes[0])
 }
 
-/// Neighbouring tiles of a panel: of one row of tiles.
+/// Some of `tiles` of a box, a vector or less: neighbours in one image.
 #[derive(Clone, Copy, Default)]
 struct Neighbours {
     image: usize,
-    row: usize,
-    /// Column of the first tile in its row.
-    column: usize,
+    /// The first of them in its image.
+    tile: usize,
     /// Where it is in the panel.
     to: usize,
     count: usize,
 }
 
-/// The runs of neighbours, a vector or less each, among `columns` of a box of tiles.
+/// The neighbours among `columns` of a box with `per_image` tiles of each image.
 #[inline(always)]
-fn neighbours(
-    [_, rows, row_len]: [usize; 3],
-    columns: Range<usize>,
-    lanes: usize,
-) -> ([Neighbours; 32], usize) {
+fn neighbours(per_image: usize, columns: Range<usize>, lanes: usize) -> ([Neighbours; 32], usize) {
     let mut runs = [Neighbours::default(); 32];
     let (mut count, mut at) = (0, columns.start);
     while at < columns.end {
-        let (line, column) = (at / row_len, at % row_len);
-        let len = (row_len - column).min(columns.end - at).min(lanes);
-        runs[count] =
-            Neighbours { image: line / rows, row: line % rows, column, to: at - columns.start, count: len };
+        let (image, tile) = (at / per_image, at % per_image);
+        let len = (per_image - tile).min(columns.end - at).min(lanes);
+        runs[count] = Neighbours { image, tile, to: at - columns.start, count: len };
         count += 1;
         at += len;
     }
@@ -280,11 +275,11 @@ impl<T: Element, const O: usize> SimdOp<T> for Patches<'_, T, O> {
         let channel = halo.channel();
         let count: usize = sizes.iter().product();
         for (index, first) in (0..count).step_by(width).enumerate() {
-            let (runs, count) = neighbours(sizes, first..count.min(first + width), S::LANES);
+            let (runs, count) = neighbours(sizes[1] * sizes[2], first..count.min(first + width), S::LANES);
             let panel = &mut v[index * point * points * points..];
             for c in 0..halo.channels {
                 for run in &runs[..count] {
-                    let from = &planes[halo.output(run.image, [0, run.row, run.column]) + c * channel..];
+                    let from = &planes[halo.output(run.image, [0, 0, run.tile]) + c * channel..];
                     let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
                     for i in 0..points {
                         for j in 0..points {
@@ -328,7 +323,8 @@ impl<T: Element, const O: usize> SimdOp<T> for Outputs<'_, T, O> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { products, stride, row, lines, columns, sizes, image: [height, width], sums, pitch } = self;
         let points = O + 2;
-        let (runs, count) = neighbours(sizes, columns, S::LANES);
+        let (runs, count) = neighbours(sizes[1] * sizes[2], columns, S::LANES);
+        let row_len = sizes[2];
         for line in 0..lines.len() {
             let sums = &mut sums[(lines.start + line) * pitch..];
             for run in &runs[..count] {
@@ -341,32 +337,32 @@ impl<T: Element, const O: usize> SimdOp<T> for Outputs<'_, T, O> {
                     }
                 }
                 transform::output::<T, S, O>(simd, &mut square);
-                let x = run.column * O;
-                let len = (run.count * O).min(width - x);
-                for i in 0..O.min(height - run.row * O) {
+                for i in 0..O {
                     // Lane by lane the O outputs of a row of each tile.
                     let mut pixels = [T::ZERO; LANES * 4];
                     let four = square[i];
                     if O == 4 {
                         simd.store_transposed([four[0], four[1], four[2], four[3]], &mut pixels, 4);
                     } else {
-                        let mut even = [T::ZERO; LANES];
-                        let mut odd = [T::ZERO; LANES];
-                        simd.store(four[0], &mut even);
-                        simd.store(four[1], &mut odd);
+                        let mut pairs = [[T::ZERO; LANES]; 2];
+                        simd.store(four[0], &mut pairs[0]);
+                        simd.store(four[1], &mut pairs[1]);
                         for lane in 0..S::LANES {
-                            pixels[2 * lane] = even[lane];
-                            pixels[2 * lane + 1] = odd[lane];
+                            pixels[2 * lane] = pairs[0][lane];
+                            pixels[2 * lane + 1] = pairs[1][lane];
                         }
                     }
-                    let to = (run.image * height + run.row * O + i) * width + x;
-                    for at in (0..len).step_by(S::LANES) {
-                        let end = len.min(at + S::LANES);
-                        if end - at == S::LANES {
-                            simd.store(simd.load(&pixels[at..]), &mut sums[to + at..]);
-                        } else {
-                            simd.store_partial(simd.load_partial(&pixels[at..end]), &mut sums[to + at..to + end]);
+                    let mut done = 0;
+                    while done < run.count {
+                        let (tile_row, column) = ((run.tile + done) / row_len, (run.tile + done) % row_len);
+                        let tiles = (row_len - column).min(run.count - done);
+                        let y = tile_row * O + i;
+                        if y < height {
+                            let len = (tiles * O).min(width - column * O);
+                            let to = (run.image * height + y) * width + column * O;
+                            copy(simd, &pixels[done * O..][..len], &mut sums[to..]);
                         }
+                        done += tiles;
                     }
                 }
             }
