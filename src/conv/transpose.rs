@@ -6,6 +6,8 @@
 //! correlation with stride 1 of z with every (s / gcd)-th tap in reverse order.
 #![forbid(unsafe_code)]
 
+mod backward;
+
 use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
@@ -212,6 +214,14 @@ impl<const S: usize> ConvolutionTranspose<S> {
     pub fn flipped(mut self, flipped: bool) -> Self {
         self.geometry.flipped = flipped;
         self
+    }
+
+    pub(crate) fn group_count(&self) -> usize {
+        self.geometry.groups
+    }
+
+    pub(crate) fn is_affine(&self) -> bool {
+        self.activation == Activation::Identity
     }
 
     /// Applied to each element of the sum.
