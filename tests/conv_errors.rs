@@ -270,3 +270,18 @@ fn nothing_is_legal() {
         ConvolutionTranspose::<2>::new().forward(none([1, 2, 0, 3]).view(), image([2, 3, 3, 3]).view(), None);
     assert_eq!(y.unwrap().shape(), [1, 3, 0, 5]);
 }
+
+/// Found by the fuzzer: the positions of an output without elements were walked.
+#[test]
+fn an_output_of_nothing_takes_no_time() {
+    let conv = ConvolutionTranspose::<1>::new().stride([1 << 40]);
+    let x = TensorView::<f32, 3>::from_slice(&[], [0, 1, 4]).unwrap();
+    let w = Tensor::<f32, 3>::full([1, 2, 1], 1.0).unwrap();
+    let y = conv.forward(x, w.view(), None).unwrap();
+    assert_eq!(y.shape(), [0, 2, 3 * (1 << 40) + 1]);
+    // A tap for each of many positions is found at once.
+    let x = Tensor::<f32, 3>::full([1, 1, 1], 2.0).unwrap();
+    let w = Tensor::<f32, 3>::from_fn([1, 1, 30_000], |[_, _, i]| i as f32).unwrap();
+    let y = conv.forward(x.view(), w.view(), None).unwrap();
+    assert!(y.iter().enumerate().all(|(i, &y)| y == 2.0 * i as f32));
+}

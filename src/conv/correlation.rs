@@ -45,8 +45,10 @@ impl<T: Element> Correlation<'_, T> {
     /// Computes the part `y`, whose first element is `at` in the output, in `tasks` tasks.
     fn split(&self, y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
         let cut = &self.weights.cut;
-        let Some((axis, unit)) = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten()
-        else {
+        let best = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten();
+        // Whole Winograd tiles: what an output is a sum of must not depend on where the task begins.
+        let best = best.map(|(axis, unit)| (axis, if axis > 2 { unit * cut.winograd.max(1) } else { unit }));
+        let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
             return match cut.winograd {
                 0 => implicit::run(self, y, at),
                 2 => winograd::run::<T, 2>(self, y, at),

@@ -197,6 +197,14 @@ impl<const S: usize> Convolution<S> {
         self
     }
 
+    pub(crate) fn group_count(&self) -> usize {
+        self.geometry.groups
+    }
+
+    pub(crate) fn is_affine(&self) -> bool {
+        self.activation == Activation::Identity
+    }
+
     /// Applied to each element of the sum.
     pub fn activation(self, activation: Activation) -> Self {
         Self { activation, ..self }

@@ -6,6 +6,8 @@
 //! correlation with stride 1 of z with every (s / gcd)-th tap in reverse order.
 #![forbid(unsafe_code)]
 
+mod backward;
+
 use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
@@ -35,6 +37,24 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// The least n with n · `factor` ≡ `residue` (mod `modulus`), by Euclid's algorithm: a search would take as long as the kernel
+/// for each position.
+fn first_multiple(factor: usize, residue: usize, modulus: usize) -> Option<usize> {
+    let divisor = gcd(modulus, factor);
+    if !residue.is_multiple_of(divisor) {
+        return None;
+    }
+    let modulus = (modulus / divisor) as i128;
+    // The inverse of the factor: `old.1 · factor ≡ old.0` all the way down to 1.
+    let (mut old, mut new) = ((modulus, 0i128), ((factor / divisor) as i128 % modulus, 1i128));
+    while new.0 != 0 {
+        let quotient = old.0 / new.0;
+        (old, new) = (new, (old.0 - quotient * new.0, old.1 - quotient * new.1));
+    }
+    let least = ((residue / divisor) as i128 % modulus) * old.1.rem_euclid(modulus) % modulus;
+    usize::try_from(least).ok()
+}
+
 /// The residues of an axis of `size` positions that have any.
 fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item = Residue> {
     let (kernel, stride) = (sliding.kernel[axis], sliding.stride[axis]);
@@ -43,8 +63,7 @@ fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item =
     let step = stride / divisor;
     (0..stride.min(size)).map(move |first| {
         let residue = (first + before) % stride;
-        let found = (0..kernel.min(step)).find(|tap| tap * dilation % stride == residue);
-        let Some(tap) = found else {
+        let Some(tap) = first_multiple(dilation, residue, stride).filter(|&tap| tap < kernel) else {
             return Residue { first, tap: 0, step: 1, taps: 0, start: 0, dilation: 1 };
         };
         let taps = (kernel - tap).div_ceil(step);
@@ -68,6 +87,10 @@ pub(super) fn scatter<T: Element>(
     algorithm: Algorithm,
     mut y: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
+    if y.is_empty() {
+        // Its other sizes may be anything.
+        return Ok(());
+    }
     let [_, _, depth, height, width] = y.shape();
     for d in residues(sliding, 0, depth) {
         for h in residues(sliding, 1, height) {
@@ -191,6 +214,14 @@ impl<const S: usize> ConvolutionTranspose<S> {
     pub fn flipped(mut self, flipped: bool) -> Self {
         self.geometry.flipped = flipped;
         self
+    }
+
+    pub(crate) fn group_count(&self) -> usize {
+        self.geometry.groups
+    }
+
+    pub(crate) fn is_affine(&self) -> bool {
+        self.activation == Activation::Identity
     }
 
     /// Applied to each element of the sum.
@@ -321,5 +352,28 @@ impl<const S: usize> ConvolutionTranspose<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
         scatter(op, machine::isa()?, x, w, self.geometry.groups, &sliding, finish, self.algorithm, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_multiple;
+
+    #[test]
+    fn multiples_are_found_as_by_search() {
+        for modulus in 1..14 {
+            for factor in 1..20 {
+                for residue in 0..modulus {
+                    let found = (0..modulus).find(|n| n * factor % modulus == residue);
+                    assert_eq!(
+                        first_multiple(factor, residue, modulus),
+                        found,
+                        "{factor} {residue} {modulus}"
+                    );
+                }
+            }
+        }
+        let big = isize::MAX as usize;
+        assert_eq!(first_multiple(big - 1, big - 2, big), Some(2));
     }
 }

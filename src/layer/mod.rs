@@ -28,6 +28,7 @@
 
 mod activate;
 mod clip;
+mod conv;
 mod init;
 mod linear;
 pub mod optimizer;
@@ -36,6 +37,9 @@ mod sequential;
 
 pub use activate::Activate;
 pub use clip::{clip_gradient_norm, clip_gradient_value};
+pub use conv::{
+    Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
+};
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
 pub use parameter::Parameter;

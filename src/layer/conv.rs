@@ -1,0 +1,314 @@
+//! The convolutional layers.
+
+use super::{Init, Layer, Parameter, Parameters, Saved};
+use crate::conv::{Convolution, ConvolutionGradients, ConvolutionTranspose};
+use crate::element::Element;
+use crate::error::{Dims, Error, Result};
+use crate::random::Rng;
+use crate::spatial::{ImageRank, Spatial};
+use crate::tensor::{Tensor, TensorView};
+
+/// A [`Convolution`] over `S` spatial axes of images of rank `N`, with parameters `weight`
+/// `[c_out, c_in / groups, kernel…]` and `bias` `[c_out]`.
+///
+/// ```
+/// use tilewise::conv::Convolution;
+/// use tilewise::layer::{Conv2d, Init, Layer};
+/// use tilewise::{Tensor, random::Rng};
+/// let options = Convolution::new().padding([1, 1]).stride([2, 2]);
+/// let mut layer = Conv2d::<f32>::new(3, 16, [3, 3], options, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+/// let x = Tensor::zeros([8, 3, 28, 28])?;
+/// assert_eq!(layer.forward(x.view())?.shape(), [8, 16, 14, 14]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct Conv<T, const S: usize, const N: usize> {
+    conv: Convolution<S>,
+    affine: Affine<T, N>,
+}
+
+/// [`Conv`] over `[batch, channels, time]`.
+pub type Conv1d<T> = Conv<T, 1, 3>;
+/// [`Conv`] over `[batch, channels, height, width]`.
+pub type Conv2d<T> = Conv<T, 2, 4>;
+/// [`Conv`] over `[batch, channels, depth, height, width]`.
+pub type Conv3d<T> = Conv<T, 3, 5>;
+
+/// A [`ConvolutionTranspose`] over `S` spatial axes of images of rank `N`, with parameters `weight`
+/// `[c_in, c_out / groups, kernel…]` and `bias` `[c_out]`.
+///
+/// ```
+/// use tilewise::conv::ConvolutionTranspose;
+/// use tilewise::layer::{ConvTranspose2d, Init, Layer};
+/// use tilewise::{Tensor, random::Rng};
+/// let options = ConvolutionTranspose::new().stride([2, 2]);
+/// let mut layer = ConvTranspose2d::<f32>::new(16, 3, [2, 2], options, Init::xavier_uniform(), &mut Rng::seed(1))?;
+/// let x = Tensor::zeros([8, 16, 14, 14])?;
+/// assert_eq!(layer.forward(x.view())?.shape(), [8, 3, 28, 28]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct ConvTranspose<T, const S: usize, const N: usize> {
+    conv: ConvolutionTranspose<S>,
+    affine: Affine<T, N>,
+}
+
+/// [`ConvTranspose`] over `[batch, channels, time]`.
+pub type ConvTranspose1d<T> = ConvTranspose<T, 1, 3>;
+/// [`ConvTranspose`] over `[batch, channels, height, width]`.
+pub type ConvTranspose2d<T> = ConvTranspose<T, 2, 4>;
+/// [`ConvTranspose`] over `[batch, channels, depth, height, width]`.
+pub type ConvTranspose3d<T> = ConvTranspose<T, 3, 5>;
+
+/// Parameters, and what `forward` keeps.
+struct Affine<T, const N: usize> {
+    weight: Parameter<T>,
+    bias: Option<Parameter<T>>,
+    input: Saved<T, N>,
+}
+
+impl<T: Element, const N: usize> Affine<T, N> {
+    fn new(
+        op: &'static str,
+        weight: Tensor<T, N>,
+        bias: Option<Tensor<T, 1>>,
+        outputs: usize,
+    ) -> Result<Self> {
+        let bias = match bias {
+            Some(bias) if bias.shape() != [outputs] => {
+                return Err(Error::shape(op, "bias", &bias.shape(), &[outputs]));
+            }
+            Some(bias) => Some(Parameter::new(bias)?),
+            None => None,
+        };
+        Ok(Self { weight: Parameter::new(weight)?, bias, input: Saved::NONE })
+    }
+
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        f("weight", &mut self.weight);
+        if let Some(bias) = &mut self.bias {
+            f("bias", bias);
+        }
+    }
+
+    fn bias_view(&self) -> Result<Option<TensorView<'_, T, 1>>> {
+        self.bias.as_ref().map(Parameter::view).transpose()
+    }
+
+    /// Adds to the gradients and gives back that for the input.
+    fn accumulate(&mut self, gradients: ConvolutionGradients<T, N>) -> Tensor<T, N> {
+        let add = |parameter: &mut Parameter<T>, gradient: &[T]| {
+            parameter.gradient_mut().iter_mut().zip(gradient).for_each(|(sum, &x)| *sum += x);
+        };
+        add(&mut self.weight, gradients.weight.as_slice());
+        if let Some(bias) = &mut self.bias {
+            add(bias, gradients.bias.as_slice());
+        }
+        gradients.input
+    }
+}
+
+/// `[first, second, kernel…]`, drawn, with the inputs that a unit sums and the units that an input reaches.
+fn draw<T: Element, const S: usize, const N: usize>(
+    [first, second]: [usize; 2],
+    kernel: [usize; S],
+    fans: [usize; 2],
+    init: Init,
+    rng: &mut Rng,
+) -> Result<Tensor<T, N>> {
+    let mut shape = [first; N];
+    shape[1] = second;
+    shape[2..].copy_from_slice(&kernel);
+    let mut weight = Tensor::zeros(shape)?;
+    let taps = kernel.iter().fold(1usize, |taps, &size| taps.saturating_mul(size));
+    let [fan_in, fan_out] = fans.map(|channels| channels.saturating_mul(taps));
+    init.fill(weight.as_mut_slice(), fan_in, fan_out, rng);
+    Ok(weight)
+}
+
+/// Channels of a group.
+fn per_group(op: &'static str, arg: &'static str, channels: usize, groups: usize) -> Result<usize> {
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        let value = format!("{channels} in {groups} groups");
+        return Err(Error::argument(op, arg, value, "a multiple of the groups"));
+    }
+    Ok(channels / groups)
+}
+
+/// The backward calls are those of the affine part.
+fn check_affine(op: &'static str, affine: bool) -> Result<()> {
+    if affine {
+        return Ok(());
+    }
+    Err(Error::argument(op, "activation", "not the identity", "a layer of its own: Activate"))
+}
+
+fn expect<const N: usize>(op: &'static str, found: [usize; N], expected: [usize; N]) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::shape(op, "dy", &found, &expected)) }
+}
+
+impl<T: Element, const S: usize, const N: usize> Conv<T, S, N>
+where
+    Spatial<S>: ImageRank<N>,
+{
+    /// A layer with initial weights from `init` and bias 0. `options` say stride, padding, dilation and groups; an
+    /// activation is a layer of its own.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the groups do not divide the channels or the options have an activation,
+    /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory for that many weights.
+    pub fn new(
+        c_in: usize,
+        c_out: usize,
+        kernel: [usize; S],
+        options: Convolution<S>,
+        init: Init,
+        rng: &mut Rng,
+    ) -> Result<Self> {
+        let op = "Conv::new";
+        let groups = options.group_count();
+        let inputs = per_group(op, "c_in", c_in, groups)?;
+        let outputs = per_group(op, "c_out", c_out, groups)?;
+        let weight = draw([c_out, inputs], kernel, [inputs, outputs], init, rng)?;
+        Self::from_parts(options, weight, Some(Tensor::zeros([c_out])?))
+    }
+
+    /// A layer with this weight `[c_out, c_in / groups, kernel…]` and bias `[c_out]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the bias does not fit the weight, [`Error::Argument`] where the groups do not divide the
+    /// channels or the options have an activation, [`Error::Alloc`] where there is no memory for the gradients.
+    pub fn from_parts(
+        options: Convolution<S>,
+        weight: Tensor<T, N>,
+        bias: Option<Tensor<T, 1>>,
+    ) -> Result<Self> {
+        let (op, c_out) = ("Conv::from_parts", weight.shape()[0]);
+        check_affine(op, options.is_affine())?;
+        per_group(op, "c_out", c_out, options.group_count())?;
+        Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)? })
+    }
+
+    /// The weight, `[c_out, c_in / groups, kernel…]`.
+    pub fn weight(&self) -> &Parameter<T> {
+        &self.affine.weight
+    }
+
+    /// The bias, `[c_out]`.
+    pub fn bias(&self) -> Option<&Parameter<T>> {
+        self.affine.bias.as_ref()
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> Parameters<T> for Conv<T, S, N> {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.affine.visit(f);
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for Conv<T, S, N>
+where
+    Spatial<S>: ImageRank<N>,
+{
+    fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let y = self.infer(x)?;
+        self.affine.input.keep(x)?;
+        Ok(y)
+    }
+
+    fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        self.conv.forward(x, self.affine.weight.view::<N>()?, self.affine.bias_view()?)
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let op = "Conv::backward";
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let gradients = self.conv.backward(x, weight, dy)?;
+        Ok(self.affine.accumulate(gradients))
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> ConvTranspose<T, S, N>
+where
+    Spatial<S>: ImageRank<N>,
+{
+    /// A layer with initial weights from `init` and bias 0. `options` say stride, padding, dilation and groups; an
+    /// activation is a layer of its own.
+    ///
+    /// A unit sums c_in / groups times as many products as the kernel has taps, where the stride is 1; that is what
+    /// `init` counts with.
+    ///
+    /// # Errors
+    /// As [`Conv::new`].
+    pub fn new(
+        c_in: usize,
+        c_out: usize,
+        kernel: [usize; S],
+        options: ConvolutionTranspose<S>,
+        init: Init,
+        rng: &mut Rng,
+    ) -> Result<Self> {
+        let op = "ConvTranspose::new";
+        let groups = options.group_count();
+        let inputs = per_group(op, "c_in", c_in, groups)?;
+        let outputs = per_group(op, "c_out", c_out, groups)?;
+        let weight = draw([c_in, outputs], kernel, [inputs, outputs], init, rng)?;
+        Self::from_parts(options, weight, Some(Tensor::zeros([c_out])?))
+    }
+
+    /// A layer with this weight `[c_in, c_out / groups, kernel…]` and bias `[c_out]`.
+    ///
+    /// # Errors
+    /// As [`Conv::from_parts`].
+    pub fn from_parts(
+        options: ConvolutionTranspose<S>,
+        weight: Tensor<T, N>,
+        bias: Option<Tensor<T, 1>>,
+    ) -> Result<Self> {
+        let (op, groups) = ("ConvTranspose::from_parts", options.group_count());
+        check_affine(op, options.is_affine())?;
+        let [c_in, outputs] = [weight.shape()[0], weight.shape()[1]];
+        per_group(op, "c_in", c_in, groups)?;
+        let overflow = || Error::Overflow { op, shape: Dims::new(&weight.shape()) };
+        let c_out = outputs.checked_mul(groups).ok_or_else(overflow)?;
+        Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)? })
+    }
+
+    /// The weight, `[c_in, c_out / groups, kernel…]`.
+    pub fn weight(&self) -> &Parameter<T> {
+        &self.affine.weight
+    }
+
+    /// The bias, `[c_out]`.
+    pub fn bias(&self) -> Option<&Parameter<T>> {
+        self.affine.bias.as_ref()
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> Parameters<T> for ConvTranspose<T, S, N> {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.affine.visit(f);
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for ConvTranspose<T, S, N>
+where
+    Spatial<S>: ImageRank<N>,
+{
+    fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let y = self.infer(x)?;
+        self.affine.input.keep(x)?;
+        Ok(y)
+    }
+
+    fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        self.conv.forward(x, self.affine.weight.view::<N>()?, self.affine.bias_view()?)
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        let op = "ConvTranspose::backward";
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let gradients = self.conv.backward(x, weight, dy)?;
+        Ok(self.affine.accumulate(gradients))
+    }
+}
