@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::halo::{self, Fill, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, Panels, Tile, LEAST_DEPTH, balanced, blocks, packed_len, tile, tile_rows};
+use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, balanced, blocks, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -144,7 +144,10 @@ impl<T: Element> Gradient<'_, T> {
             for lines in blocks(0..rows, tile_rows) {
                 let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], tile_rows);
                 let panel = &mut panel[..];
-                T::dispatch(self.isa, PackRows { halo, planes, offsets, sizes, lines: lines.clone(), width, panel });
+                T::dispatch(
+                    self.isa,
+                    PackRows { halo, planes, offsets, sizes, lines: lines.clone(), width, panel },
+                );
                 let mut block = Block {
                     a: Panels::Packed { data: &panel[..tile_rows * depth], width, depth },
                     b: Panels::Packed { data: &z_panels[..padded * depth], width: self.tile.columns, depth },
@@ -227,7 +230,11 @@ impl<T: Element> PackColumns<'_, T> {
                 while p < count && first + p + S::LANES <= positions {
                     let end = count.min(p + S::LANES);
                     let vectors = [one, two, three, four].map(|line| {
-                        if end - p == S::LANES { simd.load(&line[p..]) } else { simd.load_partial(&line[p..end]) }
+                        if end - p == S::LANES {
+                            simd.load(&line[p..])
+                        } else {
+                            simd.load_partial(&line[p..end])
+                        }
                     });
                     simd.store_transposed(vectors, &mut panels[place(first + p, c)..], width);
                     p = end;
