@@ -53,7 +53,9 @@ fn windows(c: &mut Criterion) {
             });
             group.bench_function(BenchmarkId::new("average", layout), |b| {
                 one_thread(|| {
-                    b.iter(|| average.forward_into(black_box(view(&x, last)), view_mut(&mut y, last)).unwrap())
+                    b.iter(|| {
+                        average.forward_into(black_box(view(&x, last)), view_mut(&mut y, last)).unwrap()
+                    })
                 })
             });
             group.bench_function(BenchmarkId::new("average_backward", layout), |b| {

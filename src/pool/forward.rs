@@ -19,6 +19,8 @@ use crate::workspace::scratch;
 const GRAIN: usize = 1 << 15;
 /// Elements of a reduced row that are kept at a time, in L1.
 const BLOCK: usize = 4096;
+/// The most rows of windows that are reduced together.
+const GROUP: usize = 32;
 /// The widest vector.
 pub(super) const MOST_LANES: usize = 16;
 
@@ -53,9 +55,28 @@ pub(super) fn tasks(outputs: usize, axes: &[Axis; 3]) -> usize {
 
 impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
     /// Computes `y`, of the shape that the axes give.
-    pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+    pub(super) fn run(mut self, mut y: TensorViewMut<'_, T, 5>) -> Result<()> {
         if y.is_empty() {
             return Ok(());
+        }
+        if !channels_last(self.x.shape(), self.x.strides()) {
+            let [images, channels, depth, height, width] = self.x.shape();
+            // Short rows of one window are one row.
+            if self.axes[1].is_all()
+                && self.axes[2].is_all()
+                && height > 1
+                && height * width <= BLOCK
+                && let Ok(x) = self.x.reshape([images, channels, depth, 1, height * width])
+            {
+                self.x = x;
+                self.axes = [self.axes[0], Axis::all(1), Axis::all(height * width)];
+            }
+            // Where there is one row of windows in a plane, those of all channels are rows of one plane.
+            if self.axes[..2].iter().all(|axis| axis.image() == 1 && axis.is_all()) {
+                self.x = self.x.permute([0, 2, 3, 1, 4])?;
+                y = y.permute([0, 2, 3, 1, 4])?;
+                self.axes[1] = Axis::each(channels);
+            }
         }
         let tasks = tasks(y.len(), &self.axes);
         let last = channels_last(self.x.shape(), self.x.strides());
@@ -140,10 +161,11 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
         let rows = Rows { simd, reduction: call.reduction, width, lanes, along: along(&width, lanes) };
         let block = block(&width, lanes);
         let margins = rows.margins(block);
-        let mut buffer = scratch::<T>(call.op, margins[0] + rows.columns(block) * lanes + margins[1])?;
+        let len = (margins[0] + rows.columns(block) * lanes + margins[1]).max(1);
+        let group_rows = (2 * BLOCK / len).clamp(4, GROUP).min(depth * height);
+        let mut buffer = scratch::<T>(call.op, group_rows * len)?;
         let mut stage = scratch::<T>(call.op, block.max(rows.columns(block)) * lanes)?;
         let mut weights = scratch::<T>(call.op, if R::WEIGHTED { outputs + MOST_LANES } else { 0 })?;
-        let inverse = |count: usize| if count == 0 { T::ZERO } else { T::ONE / T::from_usize(count) };
         for (output, weight) in weights.iter_mut().enumerate() {
             *weight = inverse(width.count(output.min(outputs - 1), call.with_padding));
         }
@@ -153,8 +175,10 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
             // Where the image's first column lies in the padded row.
             let left = rows.left(&outputs);
             let (from, to) = (left, left + columns.len() * lanes);
-            buffer[..from].fill(R::NEUTRAL);
-            buffer[to..].fill(R::NEUTRAL);
+            for row in buffer.chunks_exact_mut(len) {
+                row[..from].fill(R::NEUTRAL);
+                row[to..].fill(R::NEUTRAL);
+            }
             for plane in 0..images * planes {
                 let (image, channel) = (plane / planes, plane % planes);
                 let x = call.x.select::<4>(0, origin[0] + image)?;
@@ -165,31 +189,178 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
                     let x = x.select::<3>(0, origin[1] + channel)?.insert_axis(3)?;
                     (x, y.select::<3>(0, channel)?.insert_axis(3)?)
                 };
-                for row in 0..depth * height {
-                    let at = [row / height, row % height];
-                    let window = [origin[2] + at[0], origin[3] + at[1]];
-                    let taps = [0, 1].map(|axis| call.axes[axis].taps(window[axis]));
-                    rows.down(&x, taps, &columns, &mut buffer[from..to], &mut stage);
-                    let weight = if R::WEIGHTED {
-                        let count = [0, 1].map(|axis| call.axes[axis].count(window[axis], call.with_padding));
-                        inverse(count[0].saturating_mul(count[1]))
-                    } else {
-                        T::ONE
+                for first in (0..depth * height).step_by(group_rows) {
+                    let group = Group {
+                        call,
+                        rows,
+                        origin: [origin[2], origin[3]],
+                        first: [first / height, first % height],
+                        height,
+                        len,
+                        inside: from..to,
+                        columns: columns.clone(),
+                        outputs: outputs.clone(),
                     };
-                    let weights = weights.get(outputs.start..).unwrap_or(&[]);
-                    let range = outputs.start * lanes..outputs.end * lanes;
-                    if let Some(to) = y.line_mut(at) {
-                        rows.across(&buffer, &outputs, columns.start, weight, weights, &mut to[range]);
-                        continue;
-                    }
-                    let to = &mut stage[..range.len()];
-                    rows.across(&buffer, &outputs, columns.start, weight, weights, to);
-                    scatter(to, y.matrix_at_mut(at), outputs.start);
+                    // All of them down before any of them along: vectors are then read that have reached the cache.
+                    let buffer = &mut buffer[..group_rows.min(depth * height - first) * len];
+                    simd.call(Down { group: &group, x, buffer: &mut *buffer, stage: &mut stage });
+                    let (y, stage) = (y.view_mut(), &mut stage[..]);
+                    simd.call(Across { group: &group, y, buffer, weights: &weights, stage });
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Some rows of windows of a plane, and where they are reduced.
+struct Group<'g, 'a, T, S, R> {
+    call: &'g Call<'a, T, R>,
+    rows: Rows<S, R>,
+    /// Of the part of the output that is computed.
+    origin: [usize; 2],
+    /// The first row in that part.
+    first: [usize; 2],
+    height: usize,
+    /// Of a row with its margins.
+    len: usize,
+    /// The columns between the margins.
+    inside: Range<usize>,
+    columns: Range<usize>,
+    outputs: Range<usize>,
+}
+
+impl<T, S, R> Group<'_, '_, T, S, R> {
+    /// The index of each row in the part.
+    #[inline(always)]
+    fn places(&self) -> impl Iterator<Item = [usize; 2]> {
+        let ([mut d, mut h], height) = (self.first, self.height);
+        std::iter::from_fn(move || {
+            let at = [d, h];
+            h += 1;
+            if h == height {
+                (d, h) = (d + 1, 0);
+            }
+            Some(at)
+        })
+    }
+
+    /// The same in the whole output.
+    #[inline(always)]
+    fn window(&self, at: [usize; 2]) -> [usize; 2] {
+        [self.origin[0] + at[0], self.origin[1] + at[1]]
+    }
+}
+
+/// A function of its own, as [`Across`] is: each has a loop that wants all registers.
+struct Down<'d, 'g, 'a, T, S, R> {
+    group: &'d Group<'g, 'a, T, S, R>,
+    x: TensorView<'d, T, 4>,
+    buffer: &'d mut [T],
+    stage: &'d mut [T],
+}
+
+impl<T: Element, R: Reduction<T>, Z: Simd<T>> SimdOp<T> for Down<'_, '_, '_, T, Z, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Down { group, x, buffer, stage } = self;
+        let Rows { reduction, width, lanes, along, .. } = group.rows;
+        let rows = Rows { simd, reduction, width, lanes, along };
+        let [depth, height, ..] = group.call.axes;
+        let [_, image_height, image_width, _] = x.shape();
+        let (plane, line) = (x.as_slice(), image_width * lanes);
+        let skip = group.columns.start * lanes;
+        let len = group.inside.len();
+        for (at, buffer) in group.places().zip(buffer.chunks_exact_mut(group.len)) {
+            let [d, h] = group.window(at);
+            let (d, h) = (depth.taps(d), height.taps(h));
+            let to = &mut buffer[group.inside.clone()];
+            // Most windows are over three or two rows of one piece of memory.
+            if let Some(plane) = plane
+                && d.count == 1
+                && matches!(h.count, 2 | 3)
+            {
+                let step = h.step * line;
+                let from = &plane[(d.first * image_height + h.first) * line + skip..];
+                let (one, two) = (&from[..len], &from[step..][..len]);
+                if h.count == 3 {
+                    join_rows(simd, reduction, [one, two, &from[2 * step..][..len]], true, to);
+                } else {
+                    join_rows(simd, reduction, [one, two], true, to);
+                }
+                continue;
+            }
+            rows.down(&x, [d, h], &group.columns, to, stage);
+        }
+    }
+}
+
+struct Across<'d, 'g, 'a, T, S, R> {
+    group: &'d Group<'g, 'a, T, S, R>,
+    y: TensorViewMut<'d, T, 4>,
+    buffer: &'d [T],
+    weights: &'d [T],
+    stage: &'d mut [T],
+}
+
+impl<T: Element, R: Reduction<T>, Z: Simd<T>> SimdOp<T> for Across<'_, '_, '_, T, Z, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Rows { reduction, width, lanes, along, .. } = self.group.rows;
+        let rows = Rows { simd, reduction, width, lanes, along };
+        if along == Along::Outputs
+            && let Axis::Sliding(Slide { kernel, stride, dilation, .. }) = width
+        {
+            let window = Window { simd, reduction, kernel, stride, dilation };
+            return match (kernel, stride, dilation) {
+                (2, 2, 1) => self.each(Window { kernel: 2, stride: 2, dilation: 1, ..window }),
+                (3, 2, 1) => self.each(Window { kernel: 3, stride: 2, dilation: 1, ..window }),
+                (3, 1, 1) => self.each(Window { kernel: 3, stride: 1, dilation: 1, ..window }),
+                _ => self.each(window),
+            };
+        }
+        let (outputs, column) = (self.group.outputs.clone(), self.group.columns.start);
+        self.each(OneByOne { rows, outputs, column });
+    }
+}
+
+impl<T: Element, R: Reduction<T>, Z> Across<'_, '_, '_, T, Z, R> {
+    #[inline(always)]
+    fn each(mut self, walk: impl Walk<T>) {
+        let Group { call, rows, outputs, .. } = self.group;
+        let weights = self.weights.get(outputs.start..).unwrap_or(&[]);
+        let range = outputs.start * rows.lanes..outputs.end * rows.lanes;
+        for (at, from) in self.group.places().zip(self.buffer.chunks_exact(self.group.len)) {
+            let mut weight = T::ONE;
+            if R::WEIGHTED {
+                let [d, h] = self.group.window(at);
+                let count = call.axes[0].count(d, call.with_padding);
+                weight = inverse(count.saturating_mul(call.axes[1].count(h, call.with_padding)));
+            }
+            if let Some(to) = self.y.line_mut(at) {
+                walk.row(from, weight, weights, &mut to[range.clone()]);
+                continue;
+            }
+            let to = &mut self.stage[..range.len()];
+            walk.row(from, weight, weights, to);
+            scatter(to, self.y.matrix_at_mut(at), outputs.start);
+        }
+    }
+}
+
+/// 1 / count, and 0 of nothing.
+#[inline(always)]
+fn inverse<T: Element>(count: usize) -> T {
+    if count == 0 { T::ZERO } else { T::ONE / T::from_usize(count) }
+}
+
+/// From reduced rows with their margins to a row of outputs.
+trait Walk<T> {
+    fn row(&self, from: &[T], weight: T, weights: &[T], to: &mut [T]);
 }
 
 impl<S: Copy, R: Copy> Rows<S, R> {
@@ -287,43 +458,24 @@ impl<S: Copy, R: Copy> Rows<S, R> {
             _ => {}
         }
     }
+}
 
-    /// The outputs of a row: `from` is the joined rows with their margins, the first column of which is `column`.
+/// The outputs of a row, window by window.
+struct OneByOne<S, R> {
+    rows: Rows<S, R>,
+    outputs: Range<usize>,
+    /// The first column of the reduced row.
+    column: usize,
+}
+
+impl<T: Element, S: Simd<T>, R: Reduction<T>> Walk<T> for OneByOne<S, R> {
     #[inline(always)]
-    fn across<T: Element>(
-        &self,
-        from: &[T],
-        outputs: &Range<usize>,
-        column: usize,
-        weight: T,
-        weights: &[T],
-        to: &mut [T],
-    ) where
-        S: Simd<T>,
-        R: Reduction<T>,
-    {
-        let Rows { simd, reduction, width, lanes, along } = *self;
-        if along == Along::Outputs
-            && let Axis::Sliding(Slide { kernel, stride, dilation, .. }) = width
-        {
-            let window = Window { simd, reduction, kernel, stride, dilation, weight };
-            return match (kernel, stride, dilation) {
-                (2, 2, 1) => {
-                    Window { kernel: 2, stride: 2, dilation: 1, ..window }.outputs(from, weights, to)
-                }
-                (3, 2, 1) => {
-                    Window { kernel: 3, stride: 2, dilation: 1, ..window }.outputs(from, weights, to)
-                }
-                (3, 1, 1) => {
-                    Window { kernel: 3, stride: 1, dilation: 1, ..window }.outputs(from, weights, to)
-                }
-                _ => window.outputs(from, weights, to),
-            };
-        }
-        for (i, (output, to)) in outputs.clone().zip(to.chunks_exact_mut(lanes)).enumerate() {
+    fn row(&self, from: &[T], weight: T, weights: &[T], to: &mut [T]) {
+        let Rows { simd, reduction, width, lanes, .. } = self.rows;
+        for (i, (output, to)) in self.outputs.clone().zip(to.chunks_exact_mut(lanes)).enumerate() {
             let taps = width.taps(output);
             let weight = if R::WEIGHTED { weight * weights[i] } else { weight };
-            let at = taps.first.saturating_sub(column) * lanes;
+            let at = taps.first.saturating_sub(self.column) * lanes;
             let from = if taps.count == 0 { &[] } else { &from[at..] };
             if lanes == 1 {
                 let sum = fold(simd, reduction, from, taps);
@@ -338,19 +490,18 @@ impl<S: Copy, R: Copy> Rows<S, R> {
 
 /// Windows of one kind along a padded row.
 #[derive(Clone, Copy)]
-struct Window<T, S, R> {
+struct Window<S, R> {
     simd: S,
     reduction: R,
     kernel: usize,
     stride: usize,
     dilation: usize,
-    weight: T,
 }
 
-impl<T: Element, S: Simd<T>, R: Reduction<T>> Window<T, S, R> {
+impl<T: Element, S: Simd<T>, R: Reduction<T>> Walk<T> for Window<S, R> {
     #[inline(always)]
-    fn outputs(self, from: &[T], weights: &[T], to: &mut [T]) {
-        let Window { simd, reduction, weight, stride, .. } = self;
+    fn row(&self, from: &[T], weight: T, weights: &[T], to: &mut [T]) {
+        let Window { simd, reduction, stride, .. } = *self;
         let weight = simd.splat(weight);
         for (i, to) in to.chunks_mut(S::LANES).enumerate() {
             let at = i * S::LANES;
@@ -360,10 +511,16 @@ impl<T: Element, S: Simd<T>, R: Reduction<T>> Window<T, S, R> {
             if to.len() == S::LANES { simd.store(y, to) } else { simd.store_partial(y, to) }
         }
     }
+}
 
+impl<S: Copy, R: Copy> Window<S, R> {
     /// The first outputs of a row.
     #[inline(always)]
-    fn vector(self, from: &[T]) -> S::V {
+    fn vector<T: Element>(self, from: &[T]) -> S::V
+    where
+        S: Simd<T>,
+        R: Reduction<T>,
+    {
         let Window { simd, reduction, kernel, stride, dilation, .. } = self;
         let mut sum = simd.splat(R::NEUTRAL);
         match stride {

@@ -128,6 +128,26 @@ impl Axis {
         Self::Adaptive { image, outputs }
     }
 
+    /// One window over all elements.
+    pub(super) fn all(image: usize) -> Self {
+        Self::adaptive(image, 1)
+    }
+
+    /// A window for each element.
+    pub(super) fn each(image: usize) -> Self {
+        Self::adaptive(image, image)
+    }
+
+    /// True for one window without padding over all elements, which are some.
+    pub(super) fn is_all(&self) -> bool {
+        match *self {
+            Self::Sliding(Slide { kernel, dilation, padding, image, outputs, .. }) => {
+                outputs == 1 && kernel == image && dilation == 1 && padding == [0; 2]
+            }
+            Self::Adaptive { .. } => false,
+        }
+    }
+
     pub(super) fn image(&self) -> usize {
         match *self {
             Self::Sliding(slide) => slide.image,
