@@ -1,6 +1,7 @@
 //! Which path computes a correlation.
 #![forbid(unsafe_code)]
 
+use super::Algorithm;
 use super::correlation::Correlation;
 use super::emit::{Finish, channels_last};
 use super::packed::PackedConvolution;
@@ -32,6 +33,7 @@ pub(super) struct Call<'a, T> {
     pub dilation: [usize; 3],
     pub start: [isize; 3],
     pub finish: Finish<'a, T>,
+    pub algorithm: Algorithm,
 }
 
 /// Paths of a correlation.
@@ -130,7 +132,11 @@ impl<T: Element> Call<'_, T> {
         let weights = match self.w {
             Operand::Packed(packed) => packed.weights.view(),
             Operand::View(filter) => {
-                let cut = Cut::new::<T>(self.isa, self.groups, filter.sizes(self.groups));
+                let sizes = filter.sizes(self.groups);
+                let plain = self.stride == [1; 3] && self.dilation == [1; 3];
+                let positions = y.len() / y.shape()[1];
+                let winograd = winograd(self.algorithm, sizes, plain, Some(positions));
+                let cut = Cut::new::<T>(self.isa, self.groups, sizes, winograd);
                 scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
                 filter.pack(self.op, &cut, &mut scratch)?;
                 Weights { cut, data: &scratch[..] }
@@ -140,6 +146,32 @@ impl<T: Element> Call<'_, T> {
         Correlation { op, x, weights, kernel, stride, dilation, start, finish }.run(y)
     }
 }
+
+/// Outputs along a side of the Winograd tiles for weights of these sizes a group, 0 for none. `plain`: stride and dilation
+/// are 1. `positions` of the output, where they are known.
+pub(super) fn winograd(
+    algorithm: Algorithm,
+    [rows, channels, kernel @ ..]: [usize; 5],
+    plain: bool,
+    positions: Option<usize>,
+) -> usize {
+    let fits = kernel == [1, 3, 3] && plain;
+    match algorithm {
+        Algorithm::Winograd4 if fits => 4,
+        Algorithm::Winograd2 if fits => 2,
+        Algorithm::Auto
+            if fits && rows.min(channels) >= CHANNELS && positions.is_none_or(|n| n >= POSITIONS) =>
+        {
+            2
+        }
+        _ => 0,
+    }
+}
+
+/// Channels, in and out, from which on Winograd's transforms pay.
+const CHANNELS: usize = 32;
+/// Outputs from which on transforming the weights in the call pays.
+const POSITIONS: usize = 512;
 
 /// Positions of an image below which images are better taken together: their last tiles are too empty.
 const SMALL: usize = 400;

@@ -8,6 +8,7 @@
 use super::emit::Finish;
 use super::implicit;
 use super::weights::Weights;
+use super::winograd;
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::GRAIN;
@@ -46,7 +47,11 @@ impl<T: Element> Correlation<'_, T> {
         let cut = &self.weights.cut;
         let Some((axis, unit)) = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten()
         else {
-            return implicit::run(self, y, at);
+            return match cut.winograd {
+                0 => implicit::run(self, y, at),
+                2 => winograd::run::<T, 2>(self, y, at),
+                _ => winograd::run::<T, 4>(self, y, at),
+            };
         };
         let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
         let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;

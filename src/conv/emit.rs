@@ -114,9 +114,14 @@ impl<T: Element> Emit<'_, T> {
                 let count = S::LANES.min(width - w);
                 let first = at * width + w;
                 // Rows of sums end in room for a whole vector.
-                let line = |c: usize| simd.load(&self.sums[c * self.pitch + first..]);
+                let line = |c: usize| &self.sums[c * self.pitch + first..];
                 for c in (0..fours).step_by(4) {
-                    let vectors = [line(c), line(c + 1), line(c + 2), line(c + 3)];
+                    let vectors = [
+                        simd.load(line(c)),
+                        simd.load(line(c + 1)),
+                        simd.load(line(c + 2)),
+                        simd.load(line(c + 3)),
+                    ];
                     simd.store_transposed(vectors, &mut self.turned[c..], channels);
                 }
                 for c in fours..channels {

@@ -23,8 +23,9 @@ struct Axis {
     slots: usize,
     /// Elements of each.
     size: usize,
-    /// What residue `slot` begins with: `start + (slot · step) mod stride` in the image.
+    /// Where tap 0 of the first output reads.
     start: isize,
+    /// Positions between the first elements of neighbouring slots.
     step: usize,
     stride: usize,
     dilation: usize,
@@ -32,7 +33,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// For `outputs` windows, the first of which begins at `start`.
+    /// For `outputs` windows, the first of which begins at `start`. `apart`: each tap has a slot of its own.
     fn new(
         kernel: usize,
         stride: usize,
@@ -40,25 +41,31 @@ impl Axis {
         start: isize,
         outputs: usize,
         image: usize,
+        apart: bool,
     ) -> Self {
-        // Taps t·d mod s: all multiples of the divisor, or as many as there are taps.
+        // Taps t·d mod s: all multiples of the divisor, unless there are fewer taps.
         let divisor = gcd(dilation, stride);
-        let all = stride / divisor;
-        let (slots, step) = if kernel < all { (kernel, dilation) } else { (all, divisor) };
-        let size = outputs + (kernel - 1) * dilation / stride;
+        let residues = stride / divisor;
+        let (slots, step, size) = if apart || kernel < residues {
+            (kernel, dilation, outputs)
+        } else {
+            (residues, divisor, outputs + (kernel - 1) * dilation / stride)
+        };
         Self { slots, size, start, step, stride, dilation, image }
     }
 
     /// Slot and place of tap `t` of the first window.
     fn tap(&self, t: usize) -> [usize; 2] {
+        if t < self.slots && self.step == self.dilation {
+            return [t, 0];
+        }
         let at = t * self.dilation;
-        let slot = if self.step == self.dilation { t } else { at % self.stride / self.step };
-        [slot % self.slots, at / self.stride]
+        [at % self.stride / self.step, at / self.stride]
     }
 
     /// The image position of the first place of a slot.
     fn first(&self, slot: usize) -> isize {
-        self.start + (slot * self.step % self.stride) as isize
+        self.start + (slot * self.step) as isize
     }
 
     /// The image position of a place, where there is one.
@@ -89,6 +96,8 @@ pub(super) struct Geometry {
     pub start: [isize; 3],
     pub outputs: [usize; 3],
     pub image: [usize; 3],
+    /// Each tap along the width has its own copy of the columns it reads: then a plane's outputs are neighbours across rows.
+    pub apart: bool,
 }
 
 /// Layout of the copy: `[images, channels, slots of each axis, places of each axis]`.
@@ -97,16 +106,21 @@ pub(super) struct Halo {
     axes: [Axis; 3],
     pub channels: usize,
     images: usize,
-    /// Places of a residue.
+    /// Places of a residue, and a gap.
     volume: usize,
 }
 
+/// Elements of the widest vector.
+const GAP: usize = 16;
+
 impl Halo {
     pub(super) fn new(geometry: &Geometry, channels: usize, images: usize) -> Self {
-        let Geometry { kernel, stride, dilation, start, outputs, image } = *geometry;
-        let axes =
-            [0, 1, 2].map(|a| Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a]));
-        let volume = axes.iter().fold(1usize, |volume, axis| volume.saturating_mul(axis.size));
+        let Geometry { kernel, stride, dilation, start, outputs, image, apart } = *geometry;
+        let axes = [0, 1, 2].map(|a| {
+            Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a], apart && a == 2)
+        });
+        let places = axes.iter().fold(1usize, |places, axis| places.saturating_mul(axis.size));
+        let volume = places.saturating_add(GAP);
         Self { axes, channels, images, volume }
     }
 
@@ -155,68 +169,160 @@ impl Halo {
     pub(super) fn fill<T: Element, S: Simd<T>>(&self, simd: S, x: TensorView<'_, T, 5>, to: &mut [T]) {
         let [depth, height, width] = self.axes;
         let last = x.strides()[1] == 1 && x.strides()[4] != 1 && self.channels > 1;
-        let (channel, row_len) = (self.channel(), width.size);
         let images = to.chunks_exact_mut(self.image().max(1));
         for (image, to) in images.enumerate().take(self.images) {
             let Ok(x) = x.select::<4>(0, image) else { return };
-            for slots in 0..depth.slots * height.slots * width.slots {
-                let [sd, sh, sw] = [
-                    slots / width.slots / height.slots,
-                    slots / width.slots % height.slots,
-                    slots % width.slots,
-                ];
-                let inside = width.inside(sw);
-                // The first column read, which exists where any place lies inside.
-                let column = width.position(sw, inside.start).unwrap_or(0);
+            for slot in 0..depth.slots * height.slots {
+                let [slot_d, slot_h] = [slot / height.slots, slot % height.slots];
                 for place in 0..depth.size {
-                    let at = slots * self.volume + place * height.size * row_len;
-                    let plane = depth.position(sd, place);
+                    let at = slot * width.slots * self.volume + place * height.size * width.size;
+                    let plane = depth.position(slot_d, place).and_then(|d| x.select::<3>(1, d).ok());
                     if last {
-                        for row in 0..height.size {
-                            let to = &mut to[at + row * row_len..];
-                            let position = plane.zip(height.position(sh, row));
-                            let pixels =
-                                position.and_then(|(d, h)| x.select::<3>(1, d).ok()?.select::<2>(1, h).ok());
-                            let run = Run { inside: inside.clone(), column, step: width.stride };
-                            run.turn(
-                                simd,
-                                pixels.map(TensorView::transpose),
-                                to,
-                                channel,
-                                row_len,
-                                self.channels,
-                            );
-                        }
-                        continue;
-                    }
-                    for c in 0..self.channels {
-                        let to = &mut to[c * channel + at..][..height.size * row_len];
-                        let image = plane.and_then(|d| x.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
-                        for (row, to) in to.chunks_exact_mut(row_len.max(1)).enumerate() {
-                            let Some((image, h)) = image.zip(height.position(sh, row)) else {
-                                fill_zero(simd, to);
-                                continue;
-                            };
-                            for edge in 0..inside.start {
-                                to[edge] = T::ZERO;
-                            }
-                            for edge in inside.end..row_len {
-                                to[edge] = T::ZERO;
-                            }
-                            copy_row(simd, image, h, column, width.stride, &mut to[inside.clone()]);
-                        }
+                        self.pixels(simd, plane, slot_h, &mut to[at..]);
+                    } else {
+                        self.rows(simd, plane, slot_h, &mut to[at..]);
                     }
                 }
             }
         }
     }
+
+    /// The rows of a residue of planes `[channels, height, width]`, or zeros. `to` begins with the first residue of columns.
+    #[inline(always)]
+    fn rows<T: Element, S: Simd<T>>(
+        &self,
+        simd: S,
+        planes: Option<TensorView<'_, T, 3>>,
+        slot: usize,
+        to: &mut [T],
+    ) {
+        let [_, height, width] = self.axes;
+        let (len, volume, channel) = (width.size, self.volume, self.channel());
+        let inside = height.inside(slot);
+        let first = height.position(slot, inside.start).unwrap_or(0);
+        let fits = width.step == 1 && len.next_multiple_of(S::LANES) * width.stride + width.slots <= ROW;
+        let single = (width.slots == 1).then(|| (width.inside(0), width.position(0, width.inside(0).start)));
+        let mut padded = [T::ZERO; ROW];
+        for c in 0..self.channels {
+            let plane = planes.and_then(|planes| planes.select::<2>(0, c).ok());
+            let mut position = first;
+            for place in 0..height.size {
+                let to = &mut to[c * channel + place * len..];
+                let Some(plane) = plane.filter(|_| inside.contains(&place)) else {
+                    for slot in 0..width.slots {
+                        fill_zero(simd, &mut to[slot * volume..][..len]);
+                    }
+                    continue;
+                };
+                match (plane.row(position), width.stride, &single) {
+                    (Some(row), 1, Some((inside, column))) => {
+                        let to = &mut to[..len];
+                        for edge in (0..inside.start).chain(inside.end..len) {
+                            to[edge] = T::ZERO;
+                        }
+                        copy(simd, &row[column.unwrap_or(0)..][..inside.len()], &mut to[inside.start..]);
+                    }
+                    (Some(row), 2, _) if fits => {
+                        split::<T, S, 2>(simd, &mut padded, row, width.start, len, width.slots, to, volume);
+                    }
+                    (Some(row), 4, _) if fits => {
+                        split::<T, S, 4>(simd, &mut padded, row, width.start, len, width.slots, to, volume);
+                    }
+                    _ => {
+                        for slot in 0..width.slots {
+                            let inside = width.inside(slot);
+                            // The first column read, which exists where any place lies inside.
+                            let column = width.position(slot, inside.start).unwrap_or(0);
+                            let to = &mut to[slot * volume..][..len];
+                            for edge in (0..inside.start).chain(inside.end..len) {
+                                to[edge] = T::ZERO;
+                            }
+                            copy_row(simd, plane, position, column, width.stride, &mut to[inside]);
+                        }
+                    }
+                }
+                position += height.stride;
+            }
+        }
+    }
+
+    /// The rows of a residue of a plane `[channels, height, width]` whose channels are neighbours, or zeros.
+    #[inline(always)]
+    fn pixels<T: Element, S: Simd<T>>(
+        &self,
+        simd: S,
+        plane: Option<TensorView<'_, T, 3>>,
+        slot: usize,
+        to: &mut [T],
+    ) {
+        let [_, height, width] = self.axes;
+        for place in 0..height.size {
+            let position = height.position(slot, place);
+            let pixels = plane.zip(position).and_then(|(plane, h)| plane.select::<2>(1, h).ok());
+            for slot in 0..width.slots {
+                let inside = width.inside(slot);
+                let column = width.position(slot, inside.start).unwrap_or(0);
+                let run = Run { inside, column, step: width.stride };
+                let to = &mut to[slot * self.volume + place * width.size..];
+                let pixels = pixels.map(TensorView::transpose);
+                run.turn(simd, pixels, to, self.channel(), width.size, self.channels);
+            }
+        }
+    }
+}
+
+/// Elements of the longest row that is split in residues at once.
+const ROW: usize = 512;
+
+/// A row with zeros around it, whose first element is at `start`, as `slots` rows, `volume` apart: element `i` of slot `j` is
+/// `i · P + j`. `padded` has zeros around the row, which lies at the same place each time.
+#[inline(always)]
+fn split<T: Element, S: Simd<T>, const P: usize>(
+    simd: S,
+    padded: &mut [T; ROW],
+    row: &[T],
+    start: isize,
+    len: usize,
+    slots: usize,
+    to: &mut [T],
+    volume: usize,
+) {
+    let padded = &mut padded[..len.next_multiple_of(S::LANES) * P + slots];
+    let low = usize::try_from(-start).unwrap_or(0).min(padded.len());
+    let from = &row[usize::try_from(start).unwrap_or(0).min(row.len())..];
+    copy(simd, &from[..from.len().min(padded.len() - low)], &mut padded[low..]);
+    // Whole vectors: what they have too much, the next row overwrites, or it ends in the gap between residues.
+    for slot in 0..slots {
+        for at in (0..len).step_by(S::LANES) {
+            let from = &padded[at * P + slot..][..S::LANES * P];
+            let to = &mut to[slot * volume + at..][..S::LANES];
+            for i in 0..S::LANES {
+                to[i] = from[i * P];
+            }
+        }
+    }
+}
+
+/// Copies `from` to the front of `to`, inline: rows are short.
+#[inline(always)]
+pub(super) fn copy<T: Element, S: Simd<T>>(simd: S, from: &[T], to: &mut [T]) {
+    let to = &mut to[..from.len()];
+    let whole = from.len() / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        simd.store(simd.load(&from[at..]), &mut to[at..]);
+    }
+    if whole < from.len() {
+        simd.store_partial(simd.load_partial(&from[whole..]), &mut to[whole..]);
+    }
 }
 
 #[inline(always)]
 fn fill_zero<T: Element, S: Simd<T>>(simd: S, to: &mut [T]) {
-    for to in to.chunks_mut(S::LANES) {
-        simd.store_partial(simd.splat(T::ZERO), to);
+    let whole = to.len() / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        simd.store(simd.splat(T::ZERO), &mut to[at..]);
     }
+    simd.store_partial(simd.splat(T::ZERO), &mut to[whole..]);
 }
 
 /// Every `step`-th element of a row from `column` on.
@@ -230,16 +336,7 @@ fn copy_row<T: Element, S: Simd<T>>(
     to: &mut [T],
 ) {
     match image.row(row) {
-        Some(from) if step == 1 => {
-            let from = &from[column..][..to.len()];
-            for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
-                if to.len() == S::LANES {
-                    simd.store(simd.load(from), to);
-                } else {
-                    simd.store_partial(simd.load_partial(from), to);
-                }
-            }
-        }
+        Some(from) if step == 1 => copy(simd, &from[column..][..to.len()], to),
         Some(from) if step == 2 => {
             let pairs = from[column.min(from.len())..].chunks(2);
             for (to, pair) in to.iter_mut().zip(pairs) {
@@ -356,17 +453,21 @@ mod tests {
                     ([2, 3, 3], [1, 1, 1], [1, 1, 1]),
                     ([1, 3, 3], [1, 2, 2], [1, 1, 1]),
                     ([1, 2, 3], [2, 3, 4], [1, 2, 2]),
+                    ([1, 6, 6], [1, 4, 4], [1, 1, 1]),
                     ([1, 2, 5], [1, 1, 6], [1, 1, 4]),
                     ([3, 1, 2], [3, 5, 7], [1, 3, 2]),
                 ] {
                     for start in [[0, 0, 0], [-1, -2, -3], [1, 0, 2], [-9, 0, 4]] {
                         let outputs = [2, 3, 4];
-                        let geometry =
-                            Geometry { kernel, stride, dilation, start, outputs, image: [d, h, w] };
-                        let halo = Halo::new(&geometry, c, n);
-                        let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
-                        f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
-                        check(&halo, &geometry, x, &to);
+                        for apart in [false, true] {
+                            let image = [d, h, w];
+                            let geometry =
+                                Geometry { kernel, stride, dilation, start, outputs, image, apart };
+                            let halo = Halo::new(&geometry, c, n);
+                            let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
+                            f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
+                            check(&halo, &geometry, x, &to);
+                        }
                     }
                 }
             }

@@ -193,12 +193,12 @@ impl<T: Element> Correlation<'_, T> {
         });
         let [images, outputs @ ..] = sizes;
         let Self { kernel, stride, dilation, .. } = *self;
-        let geometry = Geometry { kernel, stride, dilation, start, outputs, image };
+        let geometry = Geometry { kernel, stride, dilation, start, outputs, image, apart: false };
         Halo::new(&geometry, channels / self.weights.cut.groups, images)
     }
 
     /// Finished sums of some channels of the part at `at` to a box of it.
-    fn emit(
+    pub(super) fn emit(
         &self,
         sums: &[T],
         pitch: usize,

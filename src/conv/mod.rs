@@ -30,6 +30,8 @@
 //! | --- | --- |
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 400 pixels | a batched GEMM, in place |
+//! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
+//! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
 //! | `backward_input`, transposed convolution | the same paths, once for each residue of the stride |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
@@ -37,7 +39,7 @@
 //! # Memory
 //!
 //! The patch matrix of im2col is never there. A thread has a copy of the input of one box of outputs and the patches of
-//! some hundred of them, in its L2. [`im2col`] makes the whole matrix, for those who want it.
+//! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it.
 #![forbid(unsafe_code)]
 
 mod backward;
@@ -46,13 +48,16 @@ mod correlation;
 mod emit;
 mod geometry;
 mod halo;
+mod im2col;
 mod implicit;
 mod packed;
 mod transpose;
 mod weight_gradient;
 mod weights;
+mod winograd;
 
 pub use backward::ConvolutionGradients;
+pub use im2col::{Im2col, PatchOrder};
 pub use packed::PackedConvolution;
 pub use transpose::ConvolutionTranspose;
 
@@ -83,6 +88,22 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 pub struct Convolution<const S: usize> {
     geometry: Geometry<S>,
     activation: Activation,
+    algorithm: Algorithm,
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// The fastest whose error is at most 4 times that of the implicit GEMM: [`Winograd2`](Self::Winograd2) where it pays.
+    #[default]
+    Auto,
+    /// Patches into panels, for any geometry.
+    ImplicitGemm,
+    /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
+    Winograd2,
+    /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM.
+    Winograd4,
 }
 
 /// Weights of a call: a view `[c_out, c_in / groups, kernel…]`, or packed by [`Convolution::pack`].
@@ -125,7 +146,7 @@ impl<const S: usize> Default for Convolution<S> {
 impl<const S: usize> Convolution<S> {
     /// Stride and dilation 1, no padding, one group, no activation.
     pub fn new() -> Self {
-        Self { geometry: Geometry::new(), activation: Activation::Identity }
+        Self { geometry: Geometry::new(), activation: Activation::Identity, algorithm: Algorithm::Auto }
     }
 
     /// Steps between neighbouring windows.
@@ -179,6 +200,11 @@ impl<const S: usize> Convolution<S> {
     /// Applied to each element of the sum.
     pub fn activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
+    }
+
+    /// How it is computed; a choice that does not fit the geometry is the implicit GEMM.
+    pub fn algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
     }
 
     /// The shape of Y.
@@ -277,8 +303,10 @@ impl<const S: usize> Convolution<S> {
         let sizes = self.geometry.forward(op, x.shape(), w.shape(), bias.map(|bias| bias.len()))?;
         let isa = machine::isa()?;
         let groups = self.geometry.groups;
+        let sliding = sizes.sliding;
         if let Weight::Packed(packed) = w {
-            packed.check(op, isa, groups, self.geometry.flipped)?;
+            let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
+            packed.check(op, isa, groups, self.geometry.flipped, plain)?;
         }
         let expected = sizes.output;
         for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
@@ -291,7 +319,6 @@ impl<const S: usize> Convolution<S> {
             Weight::Packed(packed) => Operand::Packed(packed),
         };
         let finish = Finish { bias, residual, activation: self.activation };
-        let sliding = sizes.sliding;
         Call {
             op,
             isa,
@@ -303,6 +330,7 @@ impl<const S: usize> Convolution<S> {
             dilation: sliding.dilation,
             start: sliding.padding.map(|[before, _]| -(before as isize)),
             finish,
+            algorithm: self.algorithm,
         }
         .run(y)
     }
@@ -329,7 +357,13 @@ impl<const S: usize> Convolution<S> {
         let op = "Convolution::pack";
         let w = w.lift();
         self.geometry.check_groups(op, "c_out", w.shape()[0])?;
-        self.geometry.sliding(op, [w.shape()[2], w.shape()[3], w.shape()[4]])?;
-        PackedConvolution::new(op, w, self.geometry.groups, self.geometry.flipped)
+        let [rows, channels, kernel @ ..] = w.shape();
+        let sliding = self.geometry.sliding(op, kernel)?;
+        let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
+        let groups = self.geometry.groups;
+        let [d, h, width] = kernel;
+        let winograd =
+            correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
+        PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd)
     }
 }

@@ -24,11 +24,12 @@ impl<T: Element> PackedConvolution<T> {
         w: TensorView<'_, T, 5>,
         groups: usize,
         flipped: bool,
+        winograd: usize,
     ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
         let filter = Filter { view, transposed: false };
-        let cut = Cut::new::<T>(isa, groups, filter.sizes(groups));
+        let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
         let len = cut.len(op)?;
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
@@ -46,11 +47,20 @@ impl<T: Element> PackedConvolution<T> {
         self.weights.data.len() * size_of::<T>()
     }
 
-    pub(super) fn check(&self, op: &'static str, isa: Isa, groups: usize, flipped: bool) -> Result<()> {
-        let current = Cut::new::<T>(isa, groups, {
-            let [rows, channels, d, h, w] = self.shape;
-            [rows / groups.max(1), channels, d, h, w]
-        });
+    /// `plain`: stride and dilation are 1.
+    pub(super) fn check(
+        &self,
+        op: &'static str,
+        isa: Isa,
+        groups: usize,
+        flipped: bool,
+        plain: bool,
+    ) -> Result<()> {
+        let [rows, channels, d, h, w] = self.shape;
+        let sizes = [rows / groups.max(1), channels, d, h, w];
+        // The algorithm is the one that was chosen when they were packed, unless it cannot do this.
+        let winograd = if plain { self.weights.cut.winograd } else { 0 };
+        let current = Cut::new::<T>(isa, groups, sizes, winograd);
         let found = &self.weights.cut;
         if *found == current && self.flipped == flipped {
             return Ok(());

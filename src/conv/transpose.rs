@@ -6,6 +6,7 @@
 //! correlation with stride 1 of z with every (s / gcd)-th tap in reverse order.
 #![forbid(unsafe_code)]
 
+use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
 use super::geometry::{self, Geometry, Padding, flip};
@@ -64,6 +65,7 @@ pub(super) fn scatter<T: Element>(
     groups: usize,
     sliding: &Sliding,
     finish: Finish<'_, T>,
+    algorithm: Algorithm,
     mut y: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
     let [_, _, depth, height, width] = y.shape();
@@ -102,6 +104,7 @@ pub(super) fn scatter<T: Element>(
                     dilation: axes.map(|residue| residue.dilation),
                     start: axes.map(|residue| residue.start),
                     finish,
+                    algorithm,
                 }
                 .run(y)?;
             }
@@ -130,6 +133,7 @@ pub struct ConvolutionTranspose<const S: usize> {
     geometry: Geometry<S>,
     output_padding: [usize; S],
     activation: Activation,
+    algorithm: Algorithm,
 }
 
 impl<const S: usize> Default for ConvolutionTranspose<S> {
@@ -141,7 +145,12 @@ impl<const S: usize> Default for ConvolutionTranspose<S> {
 impl<const S: usize> ConvolutionTranspose<S> {
     /// Stride and dilation 1, no padding, one group, no activation.
     pub fn new() -> Self {
-        Self { geometry: Geometry::new(), output_padding: [0; S], activation: Activation::Identity }
+        Self {
+            geometry: Geometry::new(),
+            output_padding: [0; S],
+            activation: Activation::Identity,
+            algorithm: Algorithm::Auto,
+        }
     }
 
     /// Steps in Y between neighbours in X.
@@ -187,6 +196,11 @@ impl<const S: usize> ConvolutionTranspose<S> {
     /// Applied to each element of the sum.
     pub fn activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
+    }
+
+    /// How it is computed; a choice that does not fit is the implicit GEMM.
+    pub fn algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
     }
 
     /// The shape of Y.
@@ -306,6 +320,6 @@ impl<const S: usize> ConvolutionTranspose<S> {
         geometry::expect(op, "y", S, y.shape(), shape)?;
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
-        scatter(op, machine::isa()?, x, w, self.geometry.groups, &sliding, finish, y)
+        scatter(op, machine::isa()?, x, w, self.geometry.groups, &sliding, finish, self.algorithm, y)
     }
 }

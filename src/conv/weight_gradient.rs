@@ -1,15 +1,15 @@
-//! The gradient for the weights: dWᵀ = Pᵀ · dZ, P the patches, all positions of all images its depth.
+//! The gradient for the weights: dW = dZ · P, P the patches, all positions of all images the depth.
 //!
 //! ```text
 //! for each box of positions                                 its depth; fixed, whoever computes it
 //!     input → planes with zeros around (halo.rs)
-//!     dZ → panels of columns, one for each output channel
-//!     for each panel of rows, one for each channel and tap  planes → panel
-//!         sums += panel · panels
-//! sums, transposed → dW
+//!     dZ → panels of rows, one for each output channel
+//!     for each panel of columns, one for each channel and tap
+//!         planes → panel
+//!         dW += panels · panel
 //! ```
 //!
-//! Tasks are parts of the sums, so each is added up in the order of the boxes.
+//! Tasks are parts of dW, so each element is added up in the order of the boxes.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -44,7 +44,7 @@ pub(super) fn run<T: Element>(
     let caches = machine::caches();
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
-    let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.columns);
+    let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
     let columns = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
     let mut sizes = [1; 4];
     let mut unit = 1;
@@ -114,22 +114,31 @@ impl<T: Element> Gradient<'_, T> {
         let group = at[0] / (of_z / self.groups);
         let first_input = group * (self.x.shape()[1] / self.groups) + at[1];
         let taps: usize = kernel.iter().product();
-        let rows = inputs * taps;
-        let tile_rows = tile_rows(self.tile, rows);
-        let (lanes, columns) = (self.tile.lanes, outputs.next_multiple_of(self.tile.lanes));
+        let columns = inputs * taps;
+        let (tile, tile_rows) = (self.tile, tile_rows(self.tile, outputs));
         let none = || Error::Alloc { op: self.op, bytes: usize::MAX };
 
+        // All memory first: where it is lacking, nothing has been written.
         let positions: usize = self.sizes.iter().product();
         let largest = self.halo([0; 4], self.sizes, inputs);
-        let mut planes = workspace::scratch(self.op, largest.len().ok_or_else(none)?.saturating_add(lanes))?;
-        let z_panels = packed_len(outputs, self.tile.columns, positions).ok_or_else(none)?;
-        let mut z_panels = workspace::scratch(self.op, z_panels)?;
-        let mut panel = workspace::scratch(self.op, tile_rows.saturating_mul(positions + lanes))?;
-        let mut sums = workspace::scratch(self.op, rows.checked_mul(columns).ok_or_else(none)?)?;
+        let planes = largest.len().ok_or_else(none)?;
+        let mut planes = workspace::scratch(self.op, planes.saturating_add(tile.lanes))?;
+        // Vectors of positions end up to a vector behind the last one.
+        let z_len = packed_len(outputs, tile_rows, positions).ok_or_else(none)?;
+        let mut z_panels = workspace::scratch(self.op, z_len.saturating_add(tile_rows * tile.lanes))?;
+        let mut panel = workspace::scratch(self.op, tile.columns * (positions + tile.lanes))?;
         let mut offsets = workspace::scratch::<usize>(self.op, taps)?;
+        let flat = dw.view().reshape::<2>([outputs, columns]).is_ok_and(|dw| dw.strides()[1] == 1);
+        let len = if flat { 0 } else { outputs.checked_mul(columns).ok_or_else(none)? };
+        let mut sums = workspace::scratch(self.op, len)?;
+        let mut c = if flat {
+            dw.view_mut().reshape([outputs, columns])?
+        } else {
+            TensorViewMut::from_slice(&mut sums[..], [outputs, columns])?
+        };
+
         let mut first = true;
-        let output = [images, depth, height, width];
-        for part in super::implicit::boxes(output, self.sizes) {
+        for part in super::implicit::boxes([images, depth, height, width], self.sizes) {
             let sizes = part.clone().map(|range| range.len());
             let halo = self.halo(part.clone().map(|range| range.start), sizes, inputs);
             halo.taps(kernel, &mut offsets);
@@ -138,19 +147,18 @@ impl<T: Element> Gradient<'_, T> {
             let [n, d, h, w] = part.clone();
             let dz = self.dz.slice(0, n, 1)?.slice(1, at[0]..at[0] + outputs, 1)?;
             let dz = dz.slice(2, d, 1)?.slice(3, h, 1)?.slice(4, w, 1)?;
+            T::dispatch(self.isa, PackOutputs { dz, width: tile_rows, panels: &mut z_panels });
             let depth: usize = sizes.iter().product();
-            let padded = outputs.next_multiple_of(self.tile.columns);
-            T::dispatch(self.isa, PackColumns { dz, width: self.tile.columns, panels: &mut z_panels });
-            for lines in blocks(0..rows, tile_rows) {
-                let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], tile_rows);
+            for lines in blocks(0..columns, tile.columns) {
+                let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], tile.columns);
                 let panel = &mut panel[..];
                 T::dispatch(
                     self.isa,
-                    PackRows { halo, planes, offsets, sizes, lines: lines.clone(), width, panel },
+                    PackPatches { halo, planes, offsets, sizes, lines: lines.clone(), width, panel },
                 );
                 let mut block = Block {
-                    a: Panels::Packed { data: &panel[..tile_rows * depth], width, depth },
-                    b: Panels::Packed { data: &z_panels[..padded * depth], width: self.tile.columns, depth },
+                    a: Panels::Packed { data: &z_panels[..z_len], width: tile_rows, depth },
+                    b: Panels::Packed { data: &panel[..width * depth], width, depth },
                     tile_rows,
                     depth,
                     alpha: T::ONE,
@@ -159,18 +167,19 @@ impl<T: Element> Gradient<'_, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
-                    c: TensorViewMut::matrix(&mut sums[lines.start * columns..], [lines.len(), columns]),
+                    c: c.tile_mut([0, lines.start], [outputs, lines.len()]),
                 };
                 T::block(self.isa, &mut block);
             }
             first = false;
         }
         if first {
-            sums.fill(T::ZERO);
+            c.fill(T::ZERO);
         }
-        let [kd, kh, kw] = kernel;
-        let sums = TensorView::from_slice(&sums[..rows * columns], [inputs, kd, kh, kw, columns])?;
-        dw.copy_from(sums.slice(4, ..outputs, 1)?.permute([4, 0, 1, 2, 3])?);
+        if !flat {
+            let [kd, kh, kw] = kernel;
+            dw.copy_from(TensorView::from_slice(&sums[..], [outputs, inputs, kd, kh, kw])?);
+        }
         Ok(())
     }
 
@@ -179,84 +188,90 @@ impl<T: Element> Gradient<'_, T> {
         let start = [0, 1, 2].map(|a| (first[1 + a] * stride[a]) as isize - padding[a][0] as isize);
         let [_, _, image @ ..] = self.x.shape();
         let [images, outputs @ ..] = sizes;
-        Halo::new(&halo::Geometry { kernel, stride, dilation, start, outputs, image }, channels, images)
+        Halo::new(
+            &halo::Geometry { kernel, stride, dilation, start, outputs, image, apart: false },
+            channels,
+            images,
+        )
     }
 }
 
 /// dZ of a box, `[images, channels, depth, height, width]`, to panels of channels, position by position.
-struct PackColumns<'a, T> {
+struct PackOutputs<'a, T> {
     dz: TensorView<'a, T, 5>,
     /// Channels of a panel.
     width: usize,
     panels: &'a mut [T],
 }
 
-impl<T: Element> SimdOp<T> for PackColumns<'_, T> {
+impl<T: Element> SimdOp<T> for PackOutputs<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd<T>>(mut self, simd: S) {
-        let [images, channels, depth, height, width] = self.dz.shape();
-        for at in 0..images * depth {
-            let volume = self.dz.select::<4>(0, at / depth).and_then(|z| z.select::<3>(1, at % depth));
-            let Ok(volume) = volume else { return };
-            let first = at * height * width;
-            if let Ok(pixels) = volume.reshape([channels, height * width]) {
-                self.lines(simd, pixels, first);
-                continue;
-            }
-            for h in 0..height {
-                let Ok(pixels) = volume.select::<2>(1, h) else { return };
-                self.lines(simd, pixels, first + h * width);
-            }
-        }
-    }
-}
-
-impl<T: Element> PackColumns<'_, T> {
-    /// `pixels`, `[channels, positions]`, from position `first` on.
-    #[inline(always)]
-    fn lines<S: Simd<T>>(&mut self, simd: S, pixels: TensorView<'_, T, 2>, first: usize) {
-        let [channels, count] = pixels.shape();
-        let (width, positions) = (self.width, self.dz.len() / channels);
-        // Element (channel c, position p).
-        let place = |p: usize, c: usize| c / width * width * positions + p * width + c % width;
-        let panels = &mut *self.panels;
-        let neighbours = pixels.transpose();
-        for c in (0..channels).step_by(4) {
-            let lines = [0, 1, 2, 3].map(|i| if c + i < channels { pixels.row(c + i) } else { None });
-            let mut p = 0;
-            if let [Some(one), Some(two), Some(three), Some(four)] = lines {
-                // What a last vector has too much, the next positions overwrite.
-                while p < count && first + p + S::LANES <= positions {
-                    let end = count.min(p + S::LANES);
-                    let vectors = [one, two, three, four].map(|line| {
-                        if end - p == S::LANES {
-                            simd.load(&line[p..])
-                        } else {
-                            simd.load_partial(&line[p..end])
-                        }
-                    });
-                    simd.store_transposed(vectors, &mut panels[place(first + p, c)..], width);
-                    p = end;
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { dz, width, panels } = self;
+        let [images, channels, depth, height, row] = dz.shape();
+        let positions = images * depth * height * row;
+        for first in (0..channels).step_by(width) {
+            let panel = &mut panels[first * positions..];
+            let count = width.min(channels - first);
+            for at in 0..images * depth {
+                let volume = dz.select::<4>(0, at / depth).and_then(|z| z.select::<3>(1, at % depth));
+                let Ok(volume) = volume else { return };
+                let from = at * height * row;
+                if let Ok(pixels) = volume.reshape([channels, height * row]) {
+                    outputs(simd, pixels, first..first + count, &mut panel[from * width..], width);
+                    continue;
                 }
-            }
-            for p in p..count {
-                let to = &mut panels[place(first + p, c)..][..4.min(channels - c)];
-                match neighbours.row(p) {
-                    Some(from) => to.copy_from_slice(&from[c..c + to.len()]),
-                    None => {
-                        for (i, to) in to.iter_mut().enumerate() {
-                            *to = pixels.get([c + i, p]).copied().unwrap_or(T::ZERO);
-                        }
-                    }
+                for h in 0..height {
+                    let Ok(pixels) = volume.select::<2>(1, h) else { return };
+                    outputs(
+                        simd,
+                        pixels,
+                        first..first + count,
+                        &mut panel[(from + h * row) * width..],
+                        width,
+                    );
                 }
             }
         }
     }
 }
 
-/// Patches of a box as a panel: rows are channels and taps, steps are positions.
-struct PackRows<'a, T> {
+/// Some channels of `pixels`, `[channels, positions]`.
+#[inline(always)]
+fn outputs<T: Element, S: Simd<T>>(
+    simd: S,
+    pixels: TensorView<'_, T, 2>,
+    channels: Range<usize>,
+    panel: &mut [T],
+    width: usize,
+) {
+    let positions = pixels.shape()[1];
+    if pixels.row(0).is_some() {
+        return turn(
+            simd,
+            |i| pixels.row(channels.start + i).unwrap_or(&[]),
+            channels.len(),
+            positions,
+            panel,
+            width,
+        );
+    }
+    let neighbours = pixels.transpose();
+    for (p, to) in panel.chunks_exact_mut(width).enumerate().take(positions) {
+        match neighbours.row(p) {
+            Some(from) => to[..channels.len()].copy_from_slice(&from[channels.clone()]),
+            None => {
+                for (to, c) in to.iter_mut().zip(channels.clone()) {
+                    *to = pixels.get([c, p]).copied().unwrap_or(T::ZERO);
+                }
+            }
+        }
+    }
+}
+
+/// Patches of a box as a panel: lines are channels and taps, steps are positions.
+struct PackPatches<'a, T> {
     halo: &'a Halo,
     planes: &'a [T],
     offsets: &'a [usize],
@@ -266,32 +281,56 @@ struct PackRows<'a, T> {
     panel: &'a mut [T],
 }
 
-impl<T: Element> SimdOp<T> for PackRows<'_, T> {
+impl<T: Element> SimdOp<T> for PackPatches<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { halo, planes, offsets, sizes, lines, width, panel } = self;
         let [images, depth, height, row] = sizes;
         let (taps, channel) = (offsets.len(), halo.channel());
-        let base = |line: usize| line / taps * channel + offsets[line % taps];
         for at in 0..images * depth * height {
             let from = halo.output(at / height / depth, [at / height % depth, at % height, 0]);
-            let panel = &mut panel[at * row * width..];
-            let fours = if lines.len() < 4 { 0 } else { lines.len() };
-            for i in (0..fours).step_by(4) {
-                // The last four overlap those before: the next step begins behind them.
-                let i = i.min(lines.len() - 4);
-                let lines = [0, 1, 2, 3].map(|j| &planes[base(lines.start + i + j) + from..]);
-                // What a row's last vector has too much, the next row overwrites.
-                for p in (0..row).step_by(S::LANES) {
-                    let vectors = lines.map(|line| simd.load(&line[p..]));
-                    simd.store_transposed(vectors, &mut panel[p * width + i..], width);
-                }
-            }
-            for i in fours..lines.len() {
-                let line = &planes[base(lines.start + i) + from..][..row];
-                panel[i..].iter_mut().step_by(width).zip(line).for_each(|(to, &x)| *to = x);
-            }
+            let line = |i: usize| {
+                let line = lines.start + i;
+                &planes[line / taps * channel + offsets[line % taps] + from..][..row]
+            };
+            turn(simd, line, lines.len(), row, &mut panel[at * row * width..], width);
         }
+    }
+}
+
+/// Step `p` of `count` lines, each `len` long, to `panel[p · width ..]`. What the last vector of steps has too much, and the
+/// lines that a panel has too many, is overwritten later or never read.
+#[inline(always)]
+fn turn<'a, T: Element, S: Simd<T>>(
+    simd: S,
+    line: impl Fn(usize) -> &'a [T],
+    count: usize,
+    len: usize,
+    panel: &mut [T],
+    width: usize,
+) {
+    let fours = if count < 4 { 0 } else { count };
+    for i in (0..fours).step_by(4) {
+        // The last four overlap those before: behind them the next step begins.
+        let i = i.min(count - 4);
+        let lines = [line(i), line(i + 1), line(i + 2), line(i + 3)];
+        for p in (0..len).step_by(S::LANES) {
+            let [one, two, three, four] = lines;
+            let vectors = if p + S::LANES <= len {
+                [simd.load(&one[p..]), simd.load(&two[p..]), simd.load(&three[p..]), simd.load(&four[p..])]
+            } else {
+                [
+                    simd.load_partial(&one[p..len]),
+                    simd.load_partial(&two[p..len]),
+                    simd.load_partial(&three[p..len]),
+                    simd.load_partial(&four[p..len]),
+                ]
+            };
+            simd.store_transposed(vectors, &mut panel[p * width + i..], width);
+        }
+    }
+    for i in fours..count {
+        panel[i..].iter_mut().step_by(width).zip(&line(i)[..len]).for_each(|(to, &x)| *to = x);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::{Deref, Range};
 
+use super::winograd;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{Panels, depth_block, pack, packed_len, tile, tile_rows};
@@ -23,20 +24,40 @@ pub(super) struct Cut {
     pub width: usize,
     /// Steps of a block of depth.
     pub kc: usize,
+    /// Outputs along a side of a Winograd tile, 2 or 4; 0 for the implicit GEMM.
+    pub winograd: usize,
 }
 
 impl Cut {
     /// For weights of these sizes a group: rows, channels and taps along each axis.
-    pub(super) fn new<T: Element>(isa: Isa, groups: usize, [rows, channels, d, h, w]: [usize; 5]) -> Self {
+    pub(super) fn new<T: Element>(
+        isa: Isa,
+        groups: usize,
+        [rows, channels, d, h, w]: [usize; 5],
+        winograd: usize,
+    ) -> Self {
         let tile = tile::<T>(isa);
         let depth = channels * d * h * w;
         let kc = depth_block::<T>(tile, machine::caches(), depth);
-        Self { isa, groups, rows, depth, width: tile_rows(tile, rows), kc }
+        Self { isa, groups, rows, depth, width: tile_rows(tile, rows), kc, winograd }
+    }
+
+    /// Steps of depth as they are packed: channels times taps, or times the points of a tile.
+    fn steps(&self) -> usize {
+        match self.winograd {
+            0 => self.depth,
+            outputs => self.depth / 9 * (outputs + 2) * (outputs + 2),
+        }
+    }
+
+    /// Elements of the panels of a group, once [`len`](Self::len) has counted them.
+    pub(super) fn group_len(&self) -> usize {
+        self.padded() * self.steps()
     }
 
     /// Elements of all panels.
     pub(super) fn len(&self, op: &'static str) -> Result<usize> {
-        packed_len(self.rows, self.width, self.depth)
+        packed_len(self.rows, self.width, self.steps())
             .and_then(|len| len.checked_mul(self.groups))
             .ok_or(Error::Alloc { op, bytes: usize::MAX })
     }
@@ -58,7 +79,7 @@ impl<'a, T: Element> Weights<&'a [T]> {
     /// The panels of a group from row `first` on, over a block of depth.
     pub(super) fn panels(&self, group: usize, first: usize, steps: &Range<usize>) -> Panels<'a, T> {
         let padded = self.cut.padded();
-        let start = (group * self.cut.depth + steps.start) * padded;
+        let start = group * self.cut.group_len() + steps.start * padded;
         let data = &self.data[start..][..steps.len() * padded];
         Panels::Packed { data, width: self.cut.width, depth: steps.len() }.from(first)
     }
@@ -97,16 +118,17 @@ impl<'a, T: Element> Filter<'a, T> {
 
     /// Packs the weights into `data`.
     pub(super) fn pack(&self, op: &'static str, cut: &Cut, data: &mut [T]) -> Result<()> {
-        let Cut { isa, groups, rows, depth, width, kc } = *cut;
+        let Cut { isa, groups, rows, depth, width, kc, winograd } = *cut;
         if rows == 0 || depth == 0 {
             return Ok(());
         }
         let (padded, mut scratch) = (cut.padded(), None);
         for group in 0..groups {
             let part = self.group(groups, group)?;
-            let matrix = match part.reshape([rows, depth]) {
-                Ok(matrix) => matrix,
-                Err(_) => {
+            let merged = if merges(&part) { Some(part.reshape([rows, depth])?) } else { None };
+            let matrix = match merged {
+                Some(matrix) if matrix.strides()[1] == 1 || winograd == 0 => matrix,
+                _ => {
                     // No strides say it: rows and depth in the order of memory first.
                     if scratch.is_none() {
                         scratch = Some(workspace::scratch(op, rows * depth)?);
@@ -116,7 +138,11 @@ impl<'a, T: Element> Filter<'a, T> {
                     TensorView::from_slice(&scratch[..], [rows, depth])?
                 }
             };
-            let data = &mut data[group * depth * padded..][..depth * padded];
+            let data = &mut data[group * cut.group_len()..][..cut.group_len()];
+            if winograd > 0 {
+                winograd::pack(cut, winograd, matrix, data);
+                continue;
+            }
             for first in (0..depth).step_by(kc) {
                 let steps = first..depth.min(first + kc);
                 let block = &mut data[first * padded..steps.end * padded];
@@ -125,4 +151,17 @@ impl<'a, T: Element> Filter<'a, T> {
         }
         Ok(())
     }
+}
+
+/// True where strides say all axes but the first as one. To try and fail would allocate an error.
+fn merges<T>(part: &TensorView<'_, T, 5>) -> bool {
+    let (shape, strides) = (part.shape(), part.strides());
+    let mut expected = None;
+    for axis in (1..5).rev().filter(|&axis| shape[axis] > 1) {
+        if expected.is_some_and(|expected| Some(strides[axis]) != expected) {
+            return false;
+        }
+        expected = Some(strides[axis].checked_mul(shape[axis] as isize));
+    }
+    true
 }

@@ -7,6 +7,7 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 use super::epilogue::Epilogue;
 use super::panel::Panels;
+use super::series::Series;
 use super::sweep::{Merge, Sweep};
 use super::vector::Piece;
 
@@ -42,6 +43,9 @@ pub trait Kernels: Sized {
     /// Computes a block with the kernels of `isa`.
     fn block(isa: Isa, block: &mut Block<'_, Self>);
 
+    /// Computes a series of tiles with the kernels of `isa`.
+    fn series(isa: Isa, series: &mut Series<'_, Self>);
+
     /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
     fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>);
 
@@ -57,6 +61,10 @@ macro_rules! kernels {
         impl Kernels for $T {
             fn block(isa: Isa, block: &mut Block<'_, Self>) {
                 Self::dispatch(isa, block);
+            }
+
+            fn series(isa: Isa, series: &mut Series<'_, Self>) {
+                Self::dispatch(isa, series);
             }
 
             fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>) {
@@ -185,7 +193,7 @@ pub(super) fn finish<T: Element, S: Simd<T>>(
 /// Some lines of A over a block of depth: element (i, p) lies at `ptr + i · line + p · step`.
 // Invariant: `height` lines of `depth` steps can be read.
 #[derive(Clone, Copy)]
-struct Lhs<'a, T> {
+pub(super) struct Lhs<'a, T> {
     ptr: *const T,
     line: isize,
     step: isize,
@@ -196,7 +204,7 @@ struct Lhs<'a, T> {
 /// Some columns of B over a block of depth: element (p, j) lies at `ptr + p · step + j`.
 // Invariant: `depth` steps of as many whole vectors as `width` needs can be read.
 #[derive(Clone, Copy)]
-struct Rhs<'a, T> {
+pub(super) struct Rhs<'a, T> {
     ptr: *const T,
     step: isize,
     /// How far ahead of a step its cache lines are asked for.
@@ -208,7 +216,13 @@ struct Rhs<'a, T> {
 impl<'a, T: Element> Lhs<'a, T> {
     /// `height` lines of a panel of `width`, from line `first` on.
     #[inline(always)]
-    fn panel(panels: Panels<'a, T>, first: usize, height: usize, width: usize, depth: usize) -> Self {
+    pub(super) fn panel(
+        panels: Panels<'a, T>,
+        first: usize,
+        height: usize,
+        width: usize,
+        depth: usize,
+    ) -> Self {
         let (ptr, line, step, packed) = match panels {
             Panels::Packed { data, .. } => {
                 let panel = &data[first * depth..][..width * depth];
@@ -227,7 +241,7 @@ impl<'a, T: Element> Lhs<'a, T> {
 impl<'a, T: Element> Rhs<'a, T> {
     /// `width` columns of a panel of `tile_columns`, from column `first` on.
     #[inline(always)]
-    fn panel<S: Simd<T>>(panels: Panels<'a, T>, first: usize, width: usize, depth: usize) -> Self {
+    pub(super) fn panel<S: Simd<T>>(panels: Panels<'a, T>, first: usize, width: usize, depth: usize) -> Self {
         let tile_columns = S::TILE_VECTORS * S::LANES;
         let (ptr, step, ahead) = match panels {
             Panels::Packed { data, .. } => {
@@ -249,22 +263,22 @@ impl<'a, T: Element> Rhs<'a, T> {
 }
 
 /// One tile of C in registers.
-struct Tile<'t, T> {
-    a: Lhs<'t, T>,
-    b: Rhs<'t, T>,
-    depth: usize,
-    alpha: T,
-    beta: Option<T>,
-    stream: bool,
+pub(super) struct Tile<'t, T> {
+    pub(super) a: Lhs<'t, T>,
+    pub(super) b: Rhs<'t, T>,
+    pub(super) depth: usize,
+    pub(super) alpha: T,
+    pub(super) beta: Option<T>,
+    pub(super) stream: bool,
     /// Contiguous rows.
-    c: TensorViewMut<'t, T, 2>,
+    pub(super) c: TensorViewMut<'t, T, 2>,
 }
 
 impl<'t, T: Element> Tile<'t, T> {
     /// Chooses the kernel for the tile's rows, vectors and kind of A. The order in which an element's
     /// products are added is the same in all of them.
     #[inline(always)]
-    fn run<S: Simd<T>>(mut self, simd: S) {
+    pub(super) fn run<S: Simd<T>>(mut self, simd: S) {
         macro_rules! kernels {
             ($($rows:literal)*) => {
                 match self.c.shape()[0] {

@@ -4,6 +4,8 @@
 //! contiguous tensor of any rank, and two tensors permuted alike, are one run. A kernel sees only slices:
 //! where an operand's innermost stride is not 1, its elements pass through a small buffer.
 
+use std::ops::Range;
+
 use super::{TensorView, TensorViewMut};
 use crate::element::Element;
 use crate::error::Result;
@@ -90,10 +92,40 @@ pub(super) fn for_each_mut<T, const N: usize>(mut dst: TensorViewMut<'_, T, N>, 
     });
 }
 
+/// Side of the squares in which a transposed copy goes: as many cache lines of both stay in L1.
+const SQUARE: usize = 16;
+
 /// Copies `src` to `dst`, which have one shape.
 pub(super) fn copy<T: Copy, const N: usize>(src: TensorView<'_, T, N>, mut dst: TensorViewMut<'_, T, N>) {
     assert_eq!(src.shape(), dst.shape(), "the caller compares shapes");
     let (from, to) = (src.as_ptr(), dst.as_mut_ptr());
+    // Where each has neighbours along another axis, one of the two would be walked in strides.
+    let neighbours =
+        |strides: [isize; N]| (0..N).find(|&axis| strides[axis] == 1 && src.shape()[axis] >= SQUARE);
+    if let (Some(row), Some(column)) = (neighbours(src.strides()), neighbours(dst.strides()))
+        && row != column
+    {
+        let (mut rest, size) = (src.shape(), [src.shape()[row], src.shape()[column]]);
+        (rest[row], rest[column]) = (1, 1);
+        let (to_row, from_column) = (dst.strides()[row], src.strides()[column]);
+        for_each_run(rest, [dst.strides(), src.strides()], |[to_at, from_at], n, [to_step, from_step]| {
+            for i in 0..n as isize {
+                for (r, c) in squares(size) {
+                    for x in r.clone() {
+                        for y in c.clone() {
+                            let (x, y) = (x as isize, y as isize);
+                            // SAFETY: both indices lie inside their axes, the others too.
+                            unsafe {
+                                *to.offset(to_at + i * to_step + x * to_row + y) =
+                                    *from.offset(from_at + i * from_step + x + y * from_column);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        return;
+    }
     for_each_run(dst.shape(), [dst.strides(), src.strides()], |[to_at, from_at], n, [to_step, from_step]| {
         // SAFETY: runs lead only to elements of the two views, which cannot overlap.
         unsafe {
@@ -106,6 +138,12 @@ pub(super) fn copy<T: Copy, const N: usize>(src: TensorView<'_, T, N>, mut dst: 
             }
         }
     });
+}
+
+/// Squares that make up a matrix of this size.
+fn squares([rows, columns]: [usize; 2]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let cut = |size: usize| (0..size).step_by(SQUARE).map(move |at| at..size.min(at + SQUARE));
+    cut(rows).flat_map(move |row| cut(columns).map(move |column| (row.clone(), column)))
 }
 
 /// `kernel` over runs of the sources and `dst`, all of one shape, in parallel where there is enough work.

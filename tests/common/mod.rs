@@ -1,6 +1,8 @@
 //! What the tests share: awkward sizes, strided buffers with canaries around every element, thread pools.
 #![allow(dead_code)] // each test uses its part
 
+pub mod geometry;
+
 use quickcheck::{Arbitrary, Gen};
 use tilewise::{Element, TensorView, TensorViewMut};
 
@@ -28,7 +30,7 @@ pub fn value<T: Element>(g: &mut Gen) -> T {
 pub const CANARY: f64 = -7.25e11;
 
 /// Elements around a strided view that nothing may touch.
-const MARGIN: usize = 40;
+pub const MARGIN: usize = 40;
 
 /// A buffer with a view of rank `N` of random axis order, gaps and directions inside it.
 #[derive(Clone, Debug)]

@@ -1,0 +1,475 @@
+//! Convolutions with any numbers for options, over views of any strides, on every instruction set, against the scalar
+//! twins.
+//!
+//! Buffers end exactly where the views do, so that AddressSanitizer sees one element too many; gaps between the elements
+//! of outputs hold canaries.
+#![no_main]
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use tilewise::activation::Activation;
+use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col, PatchOrder};
+use tilewise::reference::conv::{self, Geometry, columns};
+use tilewise::{Element, Error, ImageRank, Spatial, Tensor, TensorView, TensorViewMut, machine};
+
+const CANARY: f64 = -7.25e11;
+
+/// Terms of all sums of a call that are worth a comparison.
+const WORK: usize = 60_000;
+
+/// A small number, or one that breaks arithmetic.
+#[derive(Clone, Copy, Debug)]
+struct Number(usize);
+
+impl<'a> Arbitrary<'a> for Number {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let max = isize::MAX as usize;
+        Ok(Self(match u8::arbitrary(u)? {
+            tag @ 0..=239 => [1, 1, 2, 3, 0, 1, 4, 2][usize::from(tag % 8)],
+            240 => usize::MAX,
+            241 => usize::MAX - 1,
+            242 => max,
+            243 => max / 2 + 1,
+            244 => max / 3,
+            245 => 1 << 31,
+            246 => (1 << 32) + 1,
+            247 => 1 << 16,
+            tag => usize::from(tag) - 241,
+        }))
+    }
+}
+
+/// A size: a few, sometimes more than a vector.
+#[derive(Clone, Copy, Debug)]
+struct Few(usize);
+
+impl<'a> Arbitrary<'a> for Few {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let tag = usize::from(u8::arbitrary(u)?);
+        Ok(Self(if tag < 200 { tag % 8 } else { tag % 40 }))
+    }
+}
+
+/// How a tensor lies in memory: an order of the axes, directions, gaps; what is only read may overlap itself.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Lie {
+    /// Channels are neighbours.
+    last: bool,
+    back: [bool; 5],
+    gaps: [u8; 5],
+    strides: Option<[i8; 5]>,
+}
+
+#[derive(Arbitrary, Clone, Debug)]
+struct Input {
+    axes: u8,
+    double: bool,
+    isa: u8,
+    batch: u8,
+    /// Channels of a group.
+    inputs: Few,
+    outputs: Few,
+    image: [Few; 3],
+    kernel: [Number; 3],
+    stride: [Number; 3],
+    dilation: [Number; 3],
+    padding: [[Number; 2]; 3],
+    output_padding: [Number; 3],
+    mode: Option<bool>,
+    groups: Number,
+    flipped: bool,
+    relu: bool,
+    bias: bool,
+    residual: bool,
+    packed: bool,
+    order: bool,
+    algorithm: u8,
+    lies: [Lie; 4],
+    wrong: Option<(u8, Number)>,
+    seed: u32,
+}
+
+fuzz_target!(|input: Input| {
+    match (input.axes % 3, input.double) {
+        (0, false) => run::<f32, 1, 3>(&input),
+        (1, false) => run::<f32, 2, 4>(&input),
+        (2, false) => run::<f32, 3, 5>(&input),
+        (0, true) => run::<f64, 1, 3>(&input),
+        (1, true) => run::<f64, 2, 4>(&input),
+        _ => run::<f64, 3, 5>(&input),
+    }
+});
+
+/// Random numbers with all their mantissa in use, at most 2 in size.
+struct Values(u64);
+
+impl Values {
+    fn next<T: Element>(&mut self) -> T {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        T::from_f64((self.0 >> 11) as f64 / (1u64 << 51) as f64 - 2.0)
+    }
+}
+
+/// A buffer of exactly the length that its view needs.
+#[derive(Clone)]
+struct Stored<T, const N: usize> {
+    data: Vec<T>,
+    offset: usize,
+    shape: [usize; N],
+    strides: [isize; N],
+}
+
+impl<T: Element, const N: usize> Stored<T, N> {
+    fn new(shape: [usize; N], strides: [isize; N], mut element: impl FnMut() -> T) -> Self {
+        let (mut offset, mut len) = (0, usize::from(!shape.contains(&0)));
+        if len > 0 {
+            for axis in 0..N {
+                let reach = (shape[axis] - 1) * strides[axis].unsigned_abs();
+                len += reach;
+                offset += if strides[axis] < 0 { reach } else { 0 };
+            }
+        }
+        // A vector's capacity might be larger than its length, and AddressSanitizer would not see the end.
+        let data = (0..len).map(|_| element()).collect::<Vec<T>>().into_boxed_slice().into_vec();
+        Self { data, offset, shape, strides }
+    }
+
+    fn nested(shape: [usize; N], lie: Lie) -> [isize; N] {
+        let (mut strides, mut next) = ([0; N], 1);
+        let last = lie.last && N > 1;
+        let order = (1..2).filter(|_| last).chain((0..N).rev().filter(|&axis| axis != 1 || !last));
+        for axis in order {
+            strides[axis] = if lie.back[axis] { -next } else { next };
+            next = next * shape[axis].max(1) as isize + isize::from(lie.gaps[axis] % 3);
+        }
+        strides
+    }
+
+    fn read(shape: [usize; N], lie: Lie, values: &mut Values) -> Self {
+        let strides = match lie.strides {
+            Some(strides) => std::array::from_fn(|axis| isize::from(strides[axis] % 20)),
+            None => Self::nested(shape, lie),
+        };
+        Self::new(shape, strides, || values.next())
+    }
+
+    /// Not numbers where the view reaches, canaries elsewhere.
+    fn written(shape: [usize; N], lie: Lie) -> Self {
+        let mut stored = Self::new(shape, Self::nested(shape, lie), || T::from_f64(CANARY));
+        stored.view_mut().fill(T::NAN);
+        stored
+    }
+
+    fn view(&self) -> TensorView<'_, T, N> {
+        TensorView::as_strided_at(&self.data, self.offset, self.shape, self.strides).expect("fits")
+    }
+
+    fn view_mut(&mut self) -> TensorViewMut<'_, T, N> {
+        TensorViewMut::as_strided_at(&mut self.data, self.offset, self.shape, self.strides).expect("nested")
+    }
+
+    /// True where every element outside the view is a canary.
+    fn canaries_live(&self) -> bool {
+        let mut outside = self.clone();
+        outside.view_mut().fill(T::from_f64(CANARY));
+        outside.data.iter().all(|&element| element == T::from_f64(CANARY))
+    }
+
+    /// True where nothing was written since [`written`](Self::written).
+    fn untouched(&self) -> bool {
+        self.view().iter().all(|x| x.is_nan()) && self.canaries_live()
+    }
+}
+
+/// Sums are of at most `terms` products, each of at most 4 in size, and of bias and residual.
+fn near<T: Element, const N: usize>(
+    what: &str,
+    found: TensorView<'_, T, N>,
+    expected: &Tensor<f64, N>,
+    terms: usize,
+) {
+    assert_eq!(found.shape(), expected.shape(), "{what}");
+    // The transforms of Winograd's tiles of 4 have factors up to 8, and their sums cancel.
+    let bound = 100.0 * T::EPSILON.to_f64() * (terms as f64 + 5.0) * (4.0 * terms as f64 + 4.0);
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found.to_f64() - expected).abs();
+        assert!(error <= bound, "{what}: {found} instead of {expected}, within {bound:e}");
+    }
+}
+
+fn join<const S: usize, const N: usize>(first: usize, second: usize, sizes: [usize; S]) -> [usize; N] {
+    std::array::from_fn(|axis| [first, second].get(axis).copied().unwrap_or_else(|| sizes[axis - 2]))
+}
+
+fn product(sizes: &[usize]) -> Option<usize> {
+    sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size))
+}
+
+/// True where an error says what no reference can: that numbers are too large for this machine.
+fn too_large(error: &Error) -> bool {
+    matches!(error, Error::Overflow { .. } | Error::Alloc { .. })
+}
+
+fn run<T: Element, const S: usize, const N: usize>(input: &Input)
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let isa = machine::supported()[usize::from(input.isa) % machine::supported().len()];
+    machine::with_isa(isa, || check::<T, S, N>(input)).expect("supported");
+}
+
+fn check<T: Element, const S: usize, const N: usize>(input: &Input)
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let values = &mut Values(u64::from(input.seed) << 1 | 1);
+    let take = |numbers: [Number; 3]| std::array::from_fn::<_, S, _>(|axis| numbers[axis].0);
+    let (kernel, image) = (take(input.kernel), std::array::from_fn(|axis| input.image[axis].0));
+    let geometry = Geometry {
+        stride: take(input.stride),
+        padding: std::array::from_fn(|axis| input.padding[axis].map(|side| side.0)),
+        dilation: take(input.dilation),
+        groups: input.groups.0,
+        flipped: input.flipped,
+    };
+    // Groups that no channels have are for the errors.
+    let groups = if input.groups.0 <= 4 { input.groups.0 } else { 1 };
+    let (Few(per_input), Few(per_output)) = (input.inputs, input.outputs);
+    let mut x_shape = join::<S, N>(usize::from(input.batch % 4), groups * per_input, image);
+    let mut w_shape = join::<S, N>(groups * per_output, per_input, kernel);
+    if let Some((which, Number(size))) = input.wrong {
+        let shape = if which & 1 == 0 { &mut x_shape } else { &mut w_shape };
+        shape[usize::from(which >> 1) % N] = size;
+    }
+    let small = |shape: &[usize]| product(shape).is_some_and(|len| len <= WORK);
+    // Large kernels stand in views of one element, or of none.
+    let (Ok(x), Ok(w)) = (stored(x_shape, input.lies[0], values), stored(w_shape, input.lies[1], values))
+    else {
+        return;
+    };
+
+    let mut conv = Convolution::<S>::new().stride(geometry.stride).dilation(geometry.dilation);
+    conv = conv.padding_sides(geometry.padding).groups(geometry.groups).flipped(geometry.flipped);
+    conv = conv.algorithm(
+        [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Winograd2, Algorithm::Winograd4]
+            [usize::from(input.algorithm % 4)],
+    );
+    patches::<T, S, N>(input, &geometry, &x, kernel, values);
+    transposed::<T, S, N>(input, &geometry, &x, kernel, values);
+    let shape = conv.output_shape(x_shape, w_shape);
+    let y_shape = match shape {
+        Ok(shape) => shape,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            let again = conv.forward(x.view(), w.view(), None).err().expect("its shape was refused");
+            assert!(again.to_string().contains("Convolution::forward"));
+            if !too_large(&error) && small(&x_shape) && small(&w_shape) {
+                let reference = conv::forward(&geometry, x.view(), w.view(), None);
+                assert!(reference.is_err(), "{error}, but the reference takes it");
+            }
+            // Other padding may fit.
+            if let Some(full) = input.mode {
+                let _ = if full { conv.full() } else { conv.same() }.output_shape(x_shape, w_shape);
+            }
+            return;
+        }
+    };
+    let terms = product(&w_shape[1..]).unwrap_or(usize::MAX);
+    let work = product(&y_shape).and_then(|len| len.checked_mul(terms.max(1)));
+    if work.is_none_or(|work| work > WORK) || !small(&x_shape) || !small(&w_shape) || !small(&y_shape) {
+        return;
+    }
+    let bias = Stored::<T, 1>::read([w_shape[0]], input.lies[2], values);
+    let bias = input.bias.then(|| bias.view());
+    let residual = Stored::<T, N>::read(y_shape, input.lies[2], values);
+    let mut y = Stored::<T, N>::written(y_shape, input.lies[3]);
+    let mut expected = conv::forward(&geometry, x.view(), w.view(), bias).expect("the library takes it");
+    let plain = conv;
+    if input.relu {
+        conv = conv.activation(Activation::Relu);
+    }
+    let packed = input.packed.then(|| conv.pack(w.view()).expect("its shape is right"));
+    let result = match (&packed, input.residual) {
+        (Some(packed), false) => conv.forward_into(x.view(), packed, bias, y.view_mut()),
+        (None, false) => conv.forward_into(x.view(), w.view(), bias, y.view_mut()),
+        (Some(packed), true) => conv.forward_add_into(x.view(), packed, bias, residual.view(), y.view_mut()),
+        (None, true) => conv.forward_add_into(x.view(), w.view(), bias, residual.view(), y.view_mut()),
+    };
+    if let Err(error) = result {
+        // Boxes of windows that lie far apart may be larger than memory.
+        assert!(too_large(&error), "{error}");
+        assert!(y.untouched(), "a refused call wrote");
+        return;
+    }
+    if input.residual {
+        let residual = residual.view();
+        expected.as_mut_slice().iter_mut().zip(residual.iter()).for_each(|(y, r)| *y += r.to_f64());
+    }
+    if input.relu {
+        expected.as_mut_slice().iter_mut().for_each(|y| *y = y.max(0.0));
+    }
+    near("y", y.view(), &expected, terms + 1);
+    assert!(y.canaries_live(), "a gap of y was written");
+    modes(input, conv, &geometry, &x, &w);
+
+    // The way back, from the residual: a shape is all that it has to have.
+    let dz = residual;
+    let mut dx = Stored::<T, N>::written(x_shape, input.lies[3]);
+    let mut dw = Stored::<T, N>::written(w_shape, input.lies[2]);
+    let input_gradient = plain.backward_input_into(dz.view(), w.view(), dx.view_mut());
+    let weight_gradient = plain.backward_weight_into(x.view(), dz.view(), dw.view_mut());
+    let (want_dx, want_dw, want_db) =
+        columns::backward(&geometry, x.view(), w.view(), dz.view()).expect("it fits");
+    let windows = product(&y_shape[2..]).unwrap_or(0) * y_shape[0];
+    let taps = product(&w_shape[2..]).unwrap_or(0);
+    match input_gradient {
+        Ok(()) => near("dx", dx.view(), &want_dx, per_output * taps),
+        Err(error) => assert!(too_large(&error) && dx.untouched(), "{error}"),
+    }
+    match weight_gradient {
+        Ok(()) => near("dw", dw.view(), &want_dw, windows),
+        Err(error) => assert!(too_large(&error) && dw.untouched(), "{error}"),
+    }
+    near("db", plain.backward_bias(dz.view()).expect("memory").view(), &want_db, windows);
+    assert!(dx.canaries_live() && dw.canaries_live(), "a gap of a gradient was written");
+}
+
+/// A view with these sizes: where they are large, of one element again and again.
+fn stored<T: Element, const N: usize>(
+    shape: [usize; N],
+    lie: Lie,
+    values: &mut Values,
+) -> tilewise::Result<Stored<T, N>> {
+    if product(&shape).is_some_and(|len| len <= WORK) && !shape.iter().any(|&size| size > WORK) {
+        return Ok(Stored::read(shape, lie, values));
+    }
+    let stored = Stored { data: vec![values.next()], offset: 0, shape, strides: [0; N] };
+    TensorView::as_strided(&stored.data, shape, stored.strides)?;
+    Ok(stored)
+}
+
+/// "Same" and "full" are paddings like others.
+fn modes<T: Element, const S: usize, const N: usize>(
+    input: &Input,
+    conv: Convolution<S>,
+    geometry: &Geometry<S>,
+    x: &Stored<T, N>,
+    w: &Stored<T, N>,
+) where
+    Spatial<S>: ImageRank<N>,
+{
+    let Some(full) = input.mode else { return };
+    let conv = if full { conv.full() } else { conv.same() };
+    let Ok(shape) = conv.output_shape(x.shape, w.shape) else { return };
+    let mut padding = [[0, 0]; S];
+    for axis in 0..S {
+        let (size, stride) = (x.shape[2 + axis], geometry.stride[axis]);
+        let reach = geometry.dilation[axis] * (w.shape[2 + axis] - 1);
+        if full {
+            padding[axis] = [reach, reach];
+        } else {
+            assert_eq!(shape[2 + axis], size.div_ceil(stride).max(1));
+            let all = ((shape[2 + axis] - 1) * stride + reach + 1).saturating_sub(size);
+            padding[axis] =
+                if geometry.flipped { [all - all / 2, all / 2] } else { [all / 2, all - all / 2] };
+        }
+    }
+    if product(&shape).is_none_or(|len| len > 4 * WORK) {
+        return;
+    }
+    let by_mode = conv.forward(x.view(), w.view(), None);
+    let by_sides = conv.padding_sides(padding).forward(x.view(), w.view(), None);
+    assert!(by_mode == by_sides, "a mode is not its padding");
+}
+
+fn transposed<T: Element, const S: usize, const N: usize>(
+    input: &Input,
+    geometry: &Geometry<S>,
+    x: &Stored<T, N>,
+    kernel: [usize; S],
+    values: &mut Values,
+) where
+    Spatial<S>: ImageRank<N>,
+{
+    let output_padding = std::array::from_fn(|axis| input.output_padding[axis].0);
+    let conv = ConvolutionTranspose::<S>::new().stride(geometry.stride).dilation(geometry.dilation);
+    let conv = conv.padding_sides(geometry.padding).groups(geometry.groups).flipped(geometry.flipped);
+    let conv = conv.output_padding(output_padding);
+    let w_shape = join::<S, N>(x.shape[1], input.outputs.0, kernel);
+    let Ok(w) = stored::<T, N>(w_shape, input.lies[1], values) else { return };
+    let shape = match conv.output_shape(x.shape, w_shape) {
+        Ok(shape) => shape,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            assert!(conv.forward(x.view(), w.view(), None).is_err(), "its shape was refused");
+            return;
+        }
+    };
+    let terms = product(&w_shape[2..]).and_then(|taps| taps.checked_mul(w_shape[0]));
+    let work = product(&x.shape).and_then(|len| len.checked_mul(product(&w_shape[1..])?));
+    if work.is_none_or(|work| work > WORK) || product(&shape).is_none_or(|len| len > WORK) {
+        return;
+    }
+    let mut y = Stored::<T, N>::written(shape, input.lies[3]);
+    if let Err(error) = conv.forward_into(x.view(), w.view(), None, y.view_mut()) {
+        assert!(too_large(&error), "{error}");
+        assert!(y.untouched(), "a refused call wrote");
+        return;
+    }
+    let expected = conv::transposed(geometry, output_padding, x.view(), w.view(), None);
+    near("transposed", y.view(), &expected.expect("the library takes it"), terms.unwrap_or(0));
+    assert!(y.canaries_live(), "a gap of a transposed convolution's output was written");
+}
+
+fn patches<T: Element, const S: usize, const N: usize>(
+    input: &Input,
+    geometry: &Geometry<S>,
+    x: &Stored<T, N>,
+    kernel: [usize; S],
+    values: &mut Values,
+) where
+    Spatial<S>: ImageRank<N>,
+{
+    let patches = Im2col::<S>::new(kernel).stride(geometry.stride).dilation(geometry.dilation);
+    let patches = patches.padding_sides(geometry.padding);
+    let order = if input.order { PatchOrder::ChannelsLast } else { PatchOrder::ChannelsFirst };
+    let patches = patches.order(order);
+    let shape = match patches.shape(x.shape) {
+        Ok(shape) => shape,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            assert!(patches.im2col(x.view()).is_err(), "its shape was refused");
+            return;
+        }
+    };
+    if product(&shape).is_none_or(|len| len > WORK) || product(&x.shape).is_none_or(|len| len > WORK) {
+        return;
+    }
+    let (channels, taps) = (x.shape[1], product(&kernel).expect("the matrix has them"));
+    let natural =
+        |column: usize| if input.order { column % channels * taps + column / channels } else { column };
+    let mut matrix = Stored::<T, 2>::written(shape, input.lies[3]);
+    patches.im2col_into(x.view(), matrix.view_mut()).expect("its shape is right");
+    let expected = columns::im2col(geometry, x.view(), kernel).expect("the library takes it");
+    let expected =
+        Tensor::from_fn(shape, |[row, column]| expected.view().get([row, natural(column)]).copied());
+    let expected = expected.expect("memory");
+    assert!(matrix.view().iter().map(|x| Some(x.to_f64())).eq(expected.iter().copied()), "im2col");
+    assert!(matrix.canaries_live(), "a gap of a matrix was written");
+
+    let matrix = Stored::<T, 2>::read(shape, input.lies[2], values);
+    let mut sums = Stored::<T, N>::written(x.shape, input.lies[3]);
+    patches.col2im_into(matrix.view(), sums.view_mut()).expect("its shape is right");
+    let mut ordered = Tensor::<T, 2>::zeros(shape).expect("memory");
+    for row in 0..shape[0] {
+        for column in 0..shape[1] {
+            let value = matrix.view().get([row, column]).copied();
+            ordered.get_mut([row, natural(column)]).into_iter().for_each(|x| *x = value.unwrap_or(T::NAN));
+        }
+    }
+    let expected = columns::col2im(geometry, ordered.view(), x.shape, kernel).expect("the library takes it");
+    near("col2im", sums.view(), &expected, taps);
+    assert!(sums.canaries_live(), "a gap of an image was written");
+}

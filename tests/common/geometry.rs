@@ -1,0 +1,112 @@
+//! Random convolutions: sizes that fit, with every option awkward at times.
+
+use quickcheck::{Arbitrary, Gen};
+use tilewise::Element;
+use tilewise::reference::conv::Geometry;
+
+use super::{Strided, within};
+
+/// The sizes of a convolution over `S` spatial axes, images of rank `N`. The kernel always fits the padded image.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem<const S: usize, const N: usize> {
+    pub geometry: Geometry<S>,
+    pub batch: usize,
+    pub c_in: usize,
+    pub c_out: usize,
+    pub image: [usize; S],
+    pub kernel: [usize; S],
+    pub output: [usize; S],
+}
+
+impl<const S: usize, const N: usize> Problem<S, N> {
+    pub fn x(&self) -> [usize; N] {
+        join(self.batch, self.c_in, self.image)
+    }
+
+    pub fn weight(&self) -> [usize; N] {
+        join(self.c_out, self.c_in / self.geometry.groups, self.kernel)
+    }
+
+    pub fn y(&self) -> [usize; N] {
+        join(self.batch, self.c_out, self.output)
+    }
+
+    /// Terms of the sums that give an element of Y, dX, dW and db.
+    pub fn terms(&self) -> [usize; 4] {
+        let count = |sizes: [usize; S]| sizes.iter().product::<usize>();
+        let (taps, windows, groups) = (count(self.kernel), count(self.output), self.geometry.groups);
+        let windows = self.batch * windows;
+        [self.c_in / groups * taps, self.c_out / groups * taps, windows, windows]
+    }
+}
+
+fn join<const S: usize, const N: usize>(first: usize, second: usize, sizes: [usize; S]) -> [usize; N] {
+    std::array::from_fn(|axis| [first, second].get(axis).copied().unwrap_or_else(|| sizes[axis - 2]))
+}
+
+/// One of the first with odds of three quarters, else one of the others.
+fn mostly(g: &mut Gen, usual: &[usize], others: &[usize]) -> usize {
+    let list = if within(g, 0..4) > 0 { usual } else { others };
+    *g.choose(list).expect("not empty")
+}
+
+impl<const S: usize, const N: usize> Arbitrary for Problem<S, N> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let groups = mostly(g, &[1, 1, 2], &[3, 4, 17]);
+        let (per_input, per_output) = match within(g, 0..4) {
+            0 => (1, mostly(g, &[1], &[2, 3])),
+            _ => (mostly(g, &[1, 2, 3, 5], &[0, 8, 16]), mostly(g, &[1, 2, 4, 7], &[0, 12, 13, 33])),
+        };
+        let small = groups > 4;
+        let (per_input, per_output) =
+            if small { (per_input.min(2), per_output.min(2)) } else { (per_input, per_output) };
+        let mut geometry = Geometry { groups, flipped: within(g, 0..4) == 0, ..Geometry::new() };
+        let (mut image, mut kernel, mut output) = ([0; S], [0; S], [0; S]);
+        // What most networks have is tried as often as all that they have not.
+        let usual = within(g, 0..3) == 0;
+        for axis in 0..S {
+            let last = axis + 1 == S;
+            kernel[axis] = if usual { 3 } else { mostly(g, &[1, 2, 3], &[4, 5, 7]) };
+            let (mut stride, mut dilation, mut padding) = (1, 1, [1, 1]);
+            if !usual {
+                stride = mostly(g, &[1, 1, 2], &[3, 5]);
+                dilation = mostly(g, &[1], &[2, 3]);
+                padding = [mostly(g, &[0, 1, 2], &[4, 9]), mostly(g, &[0, 1, 2], &[4, 9])];
+            }
+            let extent = dilation * (kernel[axis] - 1) + 1;
+            let windows = match (S, last) {
+                (3, _) => mostly(g, &[1, 2, 3], &[4, 5]),
+                (_, true) => mostly(g, &[1, 4, 7, 8, 14, 16, 17], &[15, 31, 33, 40]),
+                _ => mostly(g, &[1, 2, 3, 4], &[6, 7, 8]),
+            };
+            let padded = (windows - 1) * stride + extent + within(g, 0..stride);
+            let pads = padding[0] + padding[1];
+            // A window over padding alone is legal.
+            image[axis] = padded.saturating_sub(pads);
+            output[axis] = (image[axis] + pads - extent) / stride + 1;
+            (geometry.stride[axis], geometry.dilation[axis], geometry.padding[axis]) =
+                (stride, dilation, padding);
+        }
+        let batch = mostly(g, &[1, 2], &[0, 3, 5]);
+        Self { geometry, batch, c_in: groups * per_input, c_out: groups * per_output, image, kernel, output }
+    }
+}
+
+/// An image with random strides, or stored as NHWC.
+pub fn image<T: Element, const N: usize>(g: &mut Gen, shape: [usize; N]) -> Strided<T, N> {
+    let mut stored = Strided::random(g, shape);
+    if within(g, 0..3) > 0 {
+        return stored;
+    }
+    let (mut next, mut strides) = (1, [0; N]);
+    for axis in [1].into_iter().chain((2..N).rev()).chain([0]) {
+        strides[axis] = next as isize;
+        next *= shape[axis].max(1);
+    }
+    let values: Vec<T> = stored.view().iter().copied().collect();
+    stored.data = vec![T::from_f64(super::CANARY); next + 2 * super::MARGIN];
+    (stored.strides, stored.offset) = (strides, super::MARGIN);
+    let values = tilewise::TensorView::from_slice(&values, shape).expect("as many");
+    stored.view_mut().assign(values).expect("one shape");
+    stored
+}

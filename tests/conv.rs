@@ -1,0 +1,260 @@
+//! Convolution and its gradients against their scalar twins, on every instruction set of this machine.
+
+mod common;
+
+use common::geometry::{Problem, image};
+use common::{Strided, quickcheck};
+use quickcheck::{Arbitrary, Gen};
+use tilewise::activation::Activation;
+use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose};
+use tilewise::machine::{self, Isa};
+use tilewise::reference::conv::{self, columns, naive};
+use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
+
+const ALGORITHMS: [Algorithm; 4] =
+    [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Winograd2, Algorithm::Winograd4];
+
+#[derive(Clone, Debug)]
+struct Case<T, const S: usize, const N: usize> {
+    isa: Isa,
+    algorithm: Algorithm,
+    problem: Problem<S, N>,
+    x: Strided<T, N>,
+    weight: Strided<T, N>,
+    bias: Option<Strided<T, 1>>,
+    residual: Option<Strided<T, N>>,
+    relu: bool,
+    dz: Strided<T, N>,
+    y: Strided<T, N>,
+    dx: Strided<T, N>,
+    dw: Strided<T, N>,
+    db: Strided<T, 1>,
+}
+
+impl<T: Element, const S: usize, const N: usize> Arbitrary for Case<T, S, N> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let problem = Problem::<S, N>::arbitrary(g);
+        Case {
+            isa: *g.choose(machine::supported()).expect("there is a baseline"),
+            algorithm: *g.choose(&ALGORITHMS).expect("there are some"),
+            problem,
+            x: image(g, problem.x()),
+            weight: Strided::random(g, problem.weight()),
+            bias: bool::arbitrary(g).then(|| Strided::random(g, [problem.c_out])),
+            residual: bool::arbitrary(g).then(|| image(g, problem.y())),
+            relu: bool::arbitrary(g),
+            dz: image(g, problem.y()),
+            y: image(g, problem.y()),
+            dx: image(g, problem.x()),
+            dw: Strided::random(g, problem.weight()),
+            db: Strided::random(g, [problem.c_out]),
+        }
+    }
+}
+
+/// |found − expected| ≤ 2 ε (terms + 4) · magnitude for each element.
+fn near<T: Element, const N: usize>(
+    what: &str,
+    found: TensorView<'_, T, N>,
+    expected: &Tensor<f64, N>,
+    magnitude: &Tensor<f64, N>,
+    terms: usize,
+    algorithm: Algorithm,
+) {
+    assert_eq!(found.shape(), expected.shape(), "{what}");
+    // Winograd's tiles mix the pixels of several outputs, those of 4 with factors up to 8.
+    let (factor, mixed) = match algorithm {
+        Algorithm::Winograd4 => (100.0, true),
+        Algorithm::ImplicitGemm => (2.0, false),
+        _ => (8.0, true),
+    };
+    let most = magnitude.iter().copied().fold(0.0, f64::max);
+    let bound = factor * T::EPSILON.to_f64() * (terms as f64 + 4.0);
+    for (at, ((found, expected), &size)) in found.iter().zip(expected).zip(magnitude).enumerate() {
+        let size = if mixed { most } else { size };
+        let error = (found.to_f64() - expected).abs();
+        assert!(error <= bound * size, "{what}, element {at}: {found} {expected} ± {}", bound * size);
+    }
+}
+
+fn abs<T: Element, const N: usize>(view: TensorView<'_, T, N>) -> Tensor<T, N> {
+    Tensor::from_fn(view.shape(), |at| view.get(at).expect("inside").abs()).expect("memory")
+}
+
+/// `f(a)` or `f(a, b)` for each element.
+fn map<const N: usize>(
+    a: &mut Tensor<f64, N>,
+    b: Option<TensorView<'_, f64, N>>,
+    f: impl Fn(f64, f64) -> f64,
+) {
+    let zeros = std::iter::repeat(&0.0);
+    match b {
+        Some(b) => a.as_mut_slice().iter_mut().zip(b.iter()).for_each(|(a, &b)| *a = f(*a, b)),
+        None => a.as_mut_slice().iter_mut().zip(zeros).for_each(|(a, &b)| *a = f(*a, b)),
+    }
+}
+
+fn wide<T: Element, const N: usize>(view: TensorView<'_, T, N>) -> Tensor<f64, N> {
+    Tensor::from_fn(view.shape(), |at| view.get(at).expect("inside").to_f64()).expect("memory")
+}
+
+fn descriptor<const S: usize, const N: usize>(
+    problem: &Problem<S, N>,
+    algorithm: Algorithm,
+) -> Convolution<S> {
+    let g = problem.geometry;
+    let conv = Convolution::new().stride(g.stride).padding_sides(g.padding).dilation(g.dilation);
+    conv.groups(g.groups).flipped(g.flipped).algorithm(algorithm)
+}
+
+fn check<T: Element, const S: usize, const N: usize>(case: Case<T, S, N>) -> bool
+where
+    Spatial<S>: ImageRank<N>,
+{
+    machine::with_isa(case.isa, || {
+        let mut case = case;
+        forward(&mut case);
+        backward(&mut case);
+        transposed(&mut case);
+        case.y.canaries_live()
+            && case.dx.canaries_live()
+            && case.dw.canaries_live()
+            && case.db.canaries_live()
+    })
+    .expect("supported")
+}
+
+fn forward<T: Element, const S: usize, const N: usize>(case: &mut Case<T, S, N>)
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let (g, terms) = (&case.problem.geometry, case.problem.terms()[0]);
+    let (x, weight) = (case.x.view(), case.weight.view());
+    let bias = case.bias.as_ref().map(Strided::view);
+    let mut conv = descriptor(&case.problem, case.algorithm);
+    assert_eq!(conv.output_shape(x.shape(), weight.shape()), Ok(case.problem.y()));
+
+    let mut expected = conv::forward(g, x, weight, bias).unwrap();
+    let (abs_x, abs_weight, abs_bias) = (abs(x), abs(weight), bias.map(abs));
+    let abs_bias = abs_bias.as_ref().map(Tensor::view);
+    let mut size = conv::forward(g, abs_x.view(), abs_weight.view(), abs_bias).unwrap();
+    if case.relu {
+        conv = conv.activation(Activation::Relu);
+    }
+    let activation = |z: f64| if case.relu { z.max(0.0) } else { z };
+
+    let plain = wide(expected.view());
+    map(&mut expected, None, |z, _| activation(z));
+    case.y.view_mut().fill(T::NAN);
+    conv.forward_into(x, weight, bias, case.y.view_mut()).unwrap();
+    near("y", case.y.view(), &expected, &size, terms, case.algorithm);
+    let y = conv.forward(x, weight, bias).unwrap();
+    near("owned y", y.view(), &expected, &size, terms, case.algorithm);
+    let packed = conv.pack(weight).unwrap();
+    let y = conv.forward(x, &packed, bias).unwrap();
+    near("packed y", y.view(), &expected, &size, terms, case.algorithm);
+
+    let Some(residual) = &case.residual else { return };
+    let residual = wide(residual.view());
+    expected = plain;
+    map(&mut expected, Some(residual.view()), |z, r| activation(z + r));
+    map(&mut size, Some(residual.view()), |size, r| size + r.abs());
+    case.y.view_mut().fill(T::NAN);
+    let residual = case.residual.as_ref().expect("there is one").view();
+    conv.forward_add_into(x, weight, bias, residual, case.y.view_mut()).unwrap();
+    near("y with residual", case.y.view(), &expected, &size, terms + 1, case.algorithm);
+}
+
+fn backward<T: Element, const S: usize, const N: usize>(case: &mut Case<T, S, N>)
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let Problem { geometry: g, image, kernel, .. } = &case.problem;
+    let (x, weight, dz) = (case.x.view(), case.weight.view(), case.dz.view());
+    let conv = descriptor(&case.problem, case.algorithm).activation(Activation::Relu);
+    let (abs_x, abs_weight, abs_dz) = (abs(x), abs(weight), abs(dz));
+    let sizes = columns::backward(g, abs_x.view(), abs_weight.view(), abs_dz.view()).unwrap();
+    let [_, dx_terms, dw_terms, db_terms] = case.problem.terms();
+
+    case.dx.view_mut().fill(T::NAN);
+    case.dw.view_mut().fill(T::NAN);
+    case.db.view_mut().fill(T::NAN);
+    conv.backward_input_into(dz, weight, case.dx.view_mut()).unwrap();
+    conv.backward_weight_into(x, dz, case.dw.view_mut()).unwrap();
+    conv.backward_bias_into(dz, case.db.view_mut()).unwrap();
+
+    let by_columns = columns::backward(g, x, weight, dz).unwrap();
+    let by_zeros = (
+        naive::backward_input(g, dz, weight, *image).unwrap(),
+        naive::backward_weight(g, x, dz, *kernel).unwrap(),
+        naive::backward_bias(dz).unwrap(),
+    );
+    let all = conv.backward(x, weight, dz).unwrap();
+    for (dx, dw, db) in [by_columns, by_zeros] {
+        near("dx", case.dx.view(), &dx, &sizes.0, dx_terms, case.algorithm);
+        near("dw", case.dw.view(), &dw, &sizes.1, dw_terms, Algorithm::ImplicitGemm);
+        near("db", case.db.view(), &db, &sizes.2, db_terms, Algorithm::ImplicitGemm);
+        near("owned dx", all.input.view(), &dx, &sizes.0, dx_terms, case.algorithm);
+        near("owned dw", all.weight.view(), &dw, &sizes.1, dw_terms, Algorithm::ImplicitGemm);
+        near("owned db", all.bias.view(), &db, &sizes.2, db_terms, Algorithm::ImplicitGemm);
+    }
+    assert!(all.input == conv.backward_input(dz, weight, *image).unwrap(), "dx alone");
+    assert!(all.weight == conv.backward_weight(x, dz, *kernel).unwrap(), "dw alone");
+    assert!(all.bias == conv.backward_bias(dz).unwrap(), "db alone");
+}
+
+/// From dZ to an image of X's size, or of one nearby.
+fn transposed<T: Element, const S: usize, const N: usize>(case: &mut Case<T, S, N>)
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let g = &case.problem.geometry;
+    let (x, weight) = (case.dz.view(), case.weight.view());
+    let mut output_padding = [0; S];
+    for axis in 0..S {
+        let padded = case.problem.image[axis] + g.padding[axis][0] + g.padding[axis][1];
+        let extent = g.dilation[axis] * (case.problem.kernel[axis] - 1) + 1;
+        output_padding[axis] = (padded - extent) % g.stride[axis];
+    }
+    let conv = ConvolutionTranspose::new().stride(g.stride).padding_sides(g.padding).dilation(g.dilation);
+    let conv = conv.groups(g.groups).flipped(g.flipped).output_padding(output_padding);
+    assert_eq!(conv.output_shape(x.shape(), weight.shape()), Ok(case.problem.x()));
+
+    let c_in = case.problem.c_in;
+    let bias = Tensor::from_fn([c_in], |[c]| T::from_f64(c as f64 / 3.0 - 0.7)).unwrap();
+    let bias = case.bias.as_ref().map(|_| bias.view());
+    let mut expected = conv::transposed(g, output_padding, x, weight, bias).unwrap();
+    let (abs_x, abs_weight, abs_bias) = (abs(x), abs(weight), bias.map(abs));
+    let abs_bias = abs_bias.as_ref().map(Tensor::view);
+    let size = conv::transposed(g, output_padding, abs_x.view(), abs_weight.view(), abs_bias).unwrap();
+    let conv = if case.relu { conv.activation(Activation::Relu) } else { conv };
+    map(&mut expected, None, |z, _| if case.relu { z.max(0.0) } else { z });
+    let terms = case.problem.terms()[1];
+    case.dx.view_mut().fill(T::NAN);
+    conv.forward_into(x, weight, bias, case.dx.view_mut()).unwrap();
+    near("transposed", case.dx.view(), &expected, &size, terms, Algorithm::Auto);
+    let y = conv.forward(x, weight, bias).unwrap();
+    near("owned transposed", y.view(), &expected, &size, terms, Algorithm::Auto);
+}
+
+#[test]
+fn equals_the_reference_in_one_dimension() {
+    quickcheck(400, check::<f32, 1, 3> as fn(Case<f32, 1, 3>) -> bool);
+    quickcheck(100, check::<f64, 1, 3> as fn(Case<f64, 1, 3>) -> bool);
+}
+
+#[test]
+fn equals_the_reference_in_two_dimensions_in_f32() {
+    quickcheck(400, check::<f32, 2, 4> as fn(Case<f32, 2, 4>) -> bool);
+}
+
+#[test]
+fn equals_the_reference_in_two_dimensions_in_f64() {
+    quickcheck(150, check::<f64, 2, 4> as fn(Case<f64, 2, 4>) -> bool);
+}
+
+#[test]
+fn equals_the_reference_in_three_dimensions() {
+    quickcheck(80, check::<f32, 3, 5> as fn(Case<f32, 3, 5>) -> bool);
+    quickcheck(40, check::<f64, 3, 5> as fn(Case<f64, 3, 5>) -> bool);
+}

@@ -1,0 +1,511 @@
+//! What must hold of convolution whatever the sizes: gradients, adjoints, the algebra of true convolution, determinism.
+
+mod common;
+
+use common::geometry::Problem;
+use common::{bits, in_pools, quickcheck, within};
+use quickcheck::{Arbitrary, Gen};
+use tilewise::activation::Activation;
+use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
+use tilewise::gemm::gemm;
+use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView, machine};
+
+/// Values between −1 and 1 that a formula gives.
+fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
+    let mut t = phase;
+    Tensor::from_fn(shape, |_| {
+        t += 0.7;
+        T::from_f64((t * t).sin())
+    })
+    .unwrap()
+}
+
+/// Whole numbers between −4 and 4: sums of their products are exact.
+fn whole<const N: usize>(g: &mut Gen, shape: [usize; N]) -> Tensor<f32, N> {
+    Tensor::from_fn(shape, |_| within(g, 0..9) as f32 - 4.0).unwrap()
+}
+
+fn dot<const N: usize>(a: &Tensor<f64, N>, b: &Tensor<f64, N>) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn descriptor<const S: usize, const N: usize>(problem: &Problem<S, N>) -> Convolution<S> {
+    let g = problem.geometry;
+    let conv = Convolution::new().stride(g.stride).padding_sides(g.padding).dilation(g.dilation);
+    conv.groups(g.groups).flipped(g.flipped)
+}
+
+/// Central differences of L = Σ R ⊙ Y: L is linear in each argument, so that only rounding is left.
+fn differences<const S: usize, const N: usize>(problem: Problem<S, N>) -> bool
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let conv = descriptor(&problem);
+    let (mut x, mut w) = (wave::<f64, N>(problem.x(), 0.1), wave::<f64, N>(problem.weight(), 0.2));
+    let (mut b, r) = (wave::<f64, 1>([problem.c_out], 0.3), wave::<f64, N>(problem.y(), 0.4));
+    let loss = |x: &Tensor<f64, N>, w: &Tensor<f64, N>, b: &Tensor<f64, 1>| {
+        dot(&conv.forward(x.view(), w.view(), Some(b.view())).unwrap(), &r)
+    };
+    let gradients = conv.backward(x.view(), w.view(), r.view()).unwrap();
+    let h = 1e-3;
+    let scale = 1.0 + r.iter().map(|r| r.abs()).sum::<f64>() * problem.terms()[0] as f64;
+    let close = |[high, low]: [f64; 2], gradient: f64| {
+        let error = ((high - low) / (2.0 * h) - gradient).abs();
+        assert!(error < 1e-12 * scale / h, "{problem:?}: {error}");
+    };
+    // A dozen of each, spread.
+    let chosen = |len: usize| (0..len).step_by(len / 12 + 1);
+    for i in chosen(x.len()) {
+        let held = x.as_slice()[i];
+        let pair = [h, -h].map(|h| {
+            x.as_mut_slice()[i] = held + h;
+            loss(&x, &w, &b)
+        });
+        x.as_mut_slice()[i] = held;
+        close(pair, gradients.input.as_slice()[i]);
+    }
+    for i in chosen(w.len()) {
+        let held = w.as_slice()[i];
+        let pair = [h, -h].map(|h| {
+            w.as_mut_slice()[i] = held + h;
+            loss(&x, &w, &b)
+        });
+        w.as_mut_slice()[i] = held;
+        close(pair, gradients.weight.as_slice()[i]);
+    }
+    for i in chosen(b.len()) {
+        let held = b.as_slice()[i];
+        let pair = [h, -h].map(|h| {
+            b.as_mut_slice()[i] = held + h;
+            loss(&x, &w, &b)
+        });
+        b.as_mut_slice()[i] = held;
+        close(pair, gradients.bias.as_slice()[i]);
+    }
+    true
+}
+
+#[test]
+fn gradients_are_central_differences() {
+    quickcheck(40, differences::<1, 3> as fn(Problem<1, 3>) -> bool);
+    quickcheck(40, differences::<2, 4> as fn(Problem<2, 4>) -> bool);
+    quickcheck(20, differences::<3, 5> as fn(Problem<3, 5>) -> bool);
+}
+
+/// Layers of real networks: channels in and out, groups, size, kernel, stride, padding, dilation.
+const LAYERS: [[usize; 8]; 14] = [
+    [64, 64, 1, 56, 3, 1, 1, 1],
+    [96, 40, 1, 28, 3, 1, 1, 1],
+    [33, 70, 1, 14, 3, 1, 1, 1],
+    [128, 96, 1, 7, 3, 1, 1, 1],
+    [48, 65, 1, 29, 3, 2, 1, 1],
+    [3, 64, 1, 112, 7, 2, 3, 1],
+    [1, 20, 1, 28, 5, 1, 0, 1],
+    [100, 130, 1, 20, 1, 1, 0, 1],
+    [64, 100, 1, 28, 1, 2, 0, 1],
+    [64, 64, 64, 30, 3, 1, 1, 1],
+    [40, 80, 40, 31, 3, 2, 1, 1],
+    [64, 96, 8, 19, 3, 1, 1, 1],
+    [24, 36, 1, 33, 3, 1, 4, 4],
+    [16, 24, 2, 40, 4, 3, 2, 1],
+];
+
+/// Y, dX and dW as im2col, products for each image and group, and col2im, in f64.
+fn by_columns(
+    layer: [usize; 8],
+    x: &Tensor<f64, 4>,
+    w: &Tensor<f64, 4>,
+    dz: impl Fn([usize; 4]) -> f64,
+) -> [Tensor<f64, 4>; 3] {
+    let [c_in, c_out, groups, size, kernel, stride, padding, dilation] = layer;
+    let patches =
+        Im2col::<2>::new([kernel; 2]).stride([stride; 2]).padding([padding; 2]).dilation([dilation; 2]);
+    let matrix = patches.im2col(x.view()).unwrap();
+    let out = (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+    let (batch, rows, columns) = (x.shape()[0], out * out, c_in / groups * kernel * kernel);
+    let dz = Tensor::from_fn([batch, c_out, out, out], dz).unwrap();
+    let mut y = Tensor::<f64, 4>::zeros(dz.shape()).unwrap();
+    let (mut dw, mut dmatrix) = (Tensor::zeros(w.shape()).unwrap(), Tensor::zeros(matrix.shape()).unwrap());
+    for sample in 0..batch {
+        for group in 0..groups {
+            let (outputs, inputs) = (c_out / groups, group * columns..(group + 1) * columns);
+            let (channels, samples) =
+                (group * outputs..(group + 1) * outputs, sample * rows..(sample + 1) * rows);
+            let matrix =
+                matrix.view().slice(0, samples.clone(), 1).unwrap().slice(1, inputs.clone(), 1).unwrap();
+            let dmatrix = dmatrix.view_mut().slice(0, samples, 1).unwrap().slice(1, inputs, 1).unwrap();
+            let w = w.view().slice(0, channels.clone(), 1).unwrap().reshape([outputs, columns]).unwrap();
+            let dw =
+                dw.view_mut().slice(0, channels.clone(), 1).unwrap().reshape([outputs, columns]).unwrap();
+            let y = y.view_mut().select::<3>(0, sample).unwrap().slice(0, channels.clone(), 1).unwrap();
+            let dz = dz.view().select::<3>(0, sample).unwrap().slice(0, channels, 1).unwrap();
+            let dz = dz.reshape([outputs, rows]).unwrap();
+            gemm(1.0, w, matrix.transpose(), 0.0, y.reshape([outputs, rows]).unwrap()).unwrap();
+            gemm(1.0, dz.transpose(), w, 0.0, dmatrix).unwrap();
+            gemm(1.0, dz, matrix, 1.0, dw).unwrap();
+        }
+    }
+    [y, patches.col2im(dmatrix.view(), x.shape()).unwrap(), dw]
+}
+
+/// Sizes at which many blocks and tasks come together; the scalar twin would take minutes.
+fn layers<T: Element>() {
+    for (index, &layer) in LAYERS.iter().enumerate() {
+        let [c_in, c_out, groups, size, kernel, stride, padding, dilation] = layer;
+        let batch = 1 + index % 3;
+        let conv = Convolution::<2>::new().stride([stride; 2]).padding([padding; 2]);
+        let conv = conv.dilation([dilation; 2]).groups(groups);
+        let x = wave::<f64, 4>([batch, c_in, size, size], 0.1);
+        let w = wave::<f64, 4>([c_out, c_in / groups, kernel, kernel], 0.2);
+        // Rounded once, so that both begin with the same numbers.
+        let round = |t: Tensor<f64, 4>| {
+            let narrow = Tensor::from_fn(t.shape(), |at| T::from_f64(*t.get(at).unwrap())).unwrap();
+            let back = Tensor::from_fn(t.shape(), |at| narrow.get(at).unwrap().to_f64()).unwrap();
+            (narrow, back)
+        };
+        let ((x, wide_x), (w, wide_w)) = (round(x), round(w));
+        let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
+        let dz = wave::<T, 4>(shape, 0.5);
+        let [y, dx, dw] = by_columns(layer, &wide_x, &wide_w, |at| dz.get(at).unwrap().to_f64());
+        let taps = kernel * kernel;
+        let terms = [c_in / groups * taps, c_out / groups * taps, batch * shape[2] * shape[3]];
+        let near = |what: &str, found: TensorView<'_, T, 4>, expected: &Tensor<f64, 4>, terms: usize| {
+            // Neither factor is larger than 1: partial sums are near the root of their number of terms, and so is the
+            // number of roundings of one sign that are left. The worst case would let wrong elements through.
+            let bound = 8.0 * T::EPSILON.to_f64() * (terms as f64 + 4.0);
+            assert_eq!(found.shape(), expected.shape());
+            for (found, expected) in found.iter().zip(expected) {
+                let error = (found.to_f64() - expected).abs();
+                assert!(error <= bound, "{what} {layer:?}: {found} {expected} ± {bound}");
+            }
+        };
+        near("NCHW", conv.forward(x.view(), w.view(), None).unwrap().view(), &y, terms[0]);
+        near(
+            "packed",
+            conv.forward(x.view(), &conv.pack(w.view()).unwrap(), None).unwrap().view(),
+            &y,
+            terms[0],
+        );
+        let (last_x, last_dz) = (nhwc(&x), nhwc(&dz));
+        let nchw = [0, 3, 1, 2];
+        let (last_x, last_dz) = (last_x.view().permute(nchw).unwrap(), last_dz.view().permute(nchw).unwrap());
+        let [n, c, h, width] = shape;
+        let mut found = Tensor::<T, 4>::full([n, h, width, c], T::NAN).unwrap();
+        conv.forward_into(last_x, w.view(), None, found.view_mut().permute(nchw).unwrap()).unwrap();
+        near("NHWC", found.view().permute(nchw).unwrap(), &y, terms[0]);
+
+        for (x, dz) in [(x.view(), dz.view()), (last_x, last_dz)] {
+            let all = conv.backward(x, w.view(), dz).unwrap();
+            near("dX", all.input.view(), &dx, terms[1]);
+            near("dW", all.weight.view(), &dw, terms[2]);
+        }
+        let mut found = Tensor::<T, 4>::full([n, size, size, c_in], T::NAN).unwrap();
+        conv.backward_input_into(last_dz, w.view(), found.view_mut().permute(nchw).unwrap()).unwrap();
+        near("NHWC dX", found.view().permute(nchw).unwrap(), &dx, terms[1]);
+    }
+}
+
+fn nhwc<T: Element>(t: &Tensor<T, 4>) -> Tensor<T, 4> {
+    t.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
+}
+
+#[test]
+fn layers_of_networks_equal_im2col_and_a_product() {
+    for &isa in machine::supported() {
+        machine::with_isa(isa, layers::<f32>).unwrap();
+    }
+    layers::<f64>();
+}
+
+/// ⟨dZ, conv(X)⟩ = ⟨convᵀ(dZ), X⟩ in whole numbers, where it is exact.
+fn adjoint<const S: usize, const N: usize>(problem: Problem<S, N>, seed: u64) -> bool
+where
+    Spatial<S>: ImageRank<N>,
+{
+    let g = &mut Gen::from_size_and_seed(100, seed);
+    let (x, w, dz) = (whole(g, problem.x()), whole(g, problem.weight()), whole(g, problem.y()));
+    let y = descriptor(&problem).forward(x.view(), w.view(), None).unwrap();
+    let mut output_padding = [0; S];
+    let o = problem.geometry;
+    for axis in 0..S {
+        let padded = problem.image[axis] + o.padding[axis][0] + o.padding[axis][1];
+        output_padding[axis] = (padded - o.dilation[axis] * (problem.kernel[axis] - 1) - 1) % o.stride[axis];
+    }
+    let transpose =
+        ConvolutionTranspose::new().stride(o.stride).padding_sides(o.padding).dilation(o.dilation);
+    let transpose = transpose.groups(o.groups).flipped(o.flipped).output_padding(output_padding);
+    let back = transpose.forward(dz.view(), w.view(), None).unwrap();
+    let dx = descriptor(&problem).backward_input(dz.view(), w.view(), problem.image).unwrap();
+    let dw = descriptor(&problem).backward_weight(x.view(), dz.view(), problem.kernel).unwrap();
+    let inner = |a: &Tensor<f32, N>, b: &Tensor<f32, N>| {
+        assert_eq!(a.shape(), b.shape());
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+    };
+    let forward = inner(&dz, &y);
+    back == dx && forward == inner(&back, &x) && forward == inner(&dw, &w)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seeded<const S: usize, const N: usize>(Problem<S, N>, u64);
+
+impl<const S: usize, const N: usize> Arbitrary for Seeded<S, N> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        Self(Problem::arbitrary(g), u64::arbitrary(g))
+    }
+}
+
+#[test]
+fn the_transpose_is_the_adjoint() {
+    fn case<const S: usize, const N: usize>(Seeded(problem, seed): Seeded<S, N>) -> bool
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        adjoint(problem, seed)
+    }
+    quickcheck(200, case::<1, 3> as fn(Seeded<1, 3>) -> bool);
+    quickcheck(200, case::<2, 4> as fn(Seeded<2, 4>) -> bool);
+    quickcheck(50, case::<3, 5> as fn(Seeded<3, 5>) -> bool);
+}
+
+/// True convolution of two signals in full mode, which has no favourite among them.
+fn full<const S: usize, const N: usize>(f: &Tensor<f32, N>, g: &Tensor<f32, N>) -> Tensor<f32, N>
+where
+    Spatial<S>: ImageRank<N>,
+{
+    Convolution::<S>::new().flipped(true).full().forward(f.view(), g.view(), None).unwrap()
+}
+
+#[derive(Clone, Debug)]
+struct Signals {
+    lengths: [usize; 6],
+    seed: u64,
+}
+
+impl Arbitrary for Signals {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let lengths = std::array::from_fn(|_| within(g, 1..24));
+        Self { lengths, seed: u64::arbitrary(g) }
+    }
+}
+
+#[test]
+fn true_convolution_commutes_and_associates() {
+    fn check(Signals { lengths: [a, b, c, d, e, f], seed }: Signals) -> bool {
+        let g = &mut Gen::from_size_and_seed(100, seed);
+        let (x, y, z) = (whole(g, [1, 1, a]), whole(g, [1, 1, b]), whole(g, [1, 1, c]));
+        let plane = |g: &mut Gen, h, w| whole(g, [1, 1, h, w]);
+        let (p, q) = (plane(g, a, d), plane(g, e, f));
+        full::<1, 3>(&x, &y) == full::<1, 3>(&y, &x)
+            && full::<1, 3>(&full::<1, 3>(&x, &y), &z) == full::<1, 3>(&x, &full::<1, 3>(&y, &z))
+            && full::<2, 4>(&p, &q) == full::<2, 4>(&q, &p)
+    }
+    quickcheck(300, check as fn(Signals) -> bool);
+}
+
+/// D(f ∗ g) = (D f) ∗ g = f ∗ (D g), with D the differences of a sequence that is 0 outside.
+#[test]
+fn true_convolution_differentiates_either_factor() {
+    fn difference(f: &Tensor<f32, 3>) -> Tensor<f32, 3> {
+        let at = |i: usize| f.as_slice().get(i).copied().unwrap_or(0.0);
+        Tensor::from_fn([1, 1, f.len() + 1], |[_, _, i]| at(i) - if i == 0 { 0.0 } else { at(i - 1) })
+            .unwrap()
+    }
+    fn check(Signals { lengths: [a, b, ..], seed }: Signals) -> bool {
+        let g = &mut Gen::from_size_and_seed(100, seed);
+        let (f, k) = (whole(g, [1, 1, a]), whole(g, [1, 1, b]));
+        let whole = difference(&full::<1, 3>(&f, &k));
+        let step = Tensor::from_slice(&[1.0, -1.0], [1, 1, 2]).unwrap();
+        whole == full::<1, 3>(&difference(&f), &k)
+            && whole == full::<1, 3>(&f, &difference(&k))
+            && difference(&f) == full::<1, 3>(&f, &step)
+    }
+    quickcheck(300, check as fn(Signals) -> bool);
+}
+
+/// yₜ = Σₖ wₖ xₜ₋ₖ by hand; "same" and "valid" are the middle of "full".
+#[test]
+fn modes_of_true_convolution_are_parts_of_the_full_one() {
+    let x = TensorView::from_slice(&[1.0f32, 2.0, 3.0, 4.0], [1, 1, 4]).unwrap();
+    let w = TensorView::from_slice(&[1.0, 10.0, 100.0], [1, 1, 3]).unwrap();
+    let conv = Convolution::<1>::new().flipped(true);
+    let y = |conv: Convolution<1>| conv.forward(x, w, None).unwrap().as_slice().to_vec();
+    assert_eq!(y(conv.full()), [1.0, 12.0, 123.0, 234.0, 340.0, 400.0]);
+    assert_eq!(y(conv.same()), [12.0, 123.0, 234.0, 340.0]);
+    assert_eq!(y(conv), [123.0, 234.0]);
+    // Two taps: the middle is not symmetric, and the later sample is given, as signal processing has it.
+    let w = TensorView::from_slice(&[1.0, 10.0], [1, 1, 2]).unwrap();
+    let y = |conv: Convolution<1>| conv.forward(x, w, None).unwrap().as_slice().to_vec();
+    assert_eq!(y(conv.full()), [1.0, 12.0, 23.0, 34.0, 40.0]);
+    assert_eq!(y(conv.same()), [1.0, 12.0, 23.0, 34.0]);
+
+    fn check(Signals { lengths: [h, w, kh, kw, stride, dilation], seed }: Signals) -> bool {
+        let g = &mut Gen::from_size_and_seed(100, seed);
+        let (kh, kw, stride, dilation) = (kh % 6 + 1, kw % 6 + 1, stride % 3 + 1, dilation % 3 + 1);
+        let (x, k) = (whole(g, [2, 3, h, w]), whole(g, [4, 3, kh, kw]));
+        for flipped in [false, true] {
+            let conv = Convolution::<2>::new().flipped(flipped).dilation([dilation; 2]);
+            let (x, k) = (x.view(), k.view());
+            let extent = [dilation * (kh - 1), dilation * (kw - 1)];
+            let full = conv.full().forward(x, k, None).unwrap();
+            assert!(full == conv.padding(extent).forward(x, k, None).unwrap());
+            let same = conv.same().stride([stride; 2]).forward(x, k, None).unwrap();
+            assert_eq!(same.shape(), [2, 4, h.div_ceil(stride), w.div_ceil(stride)]);
+            if stride == 1 {
+                // All of full but what is cut at both ends, the odd one at the start or the end.
+                let cut = extent.map(|e| if flipped { e / 2 } else { e - e / 2 });
+                let middle = full.view().slice(2, cut[0]..cut[0] + h, 1).unwrap();
+                assert!(middle.slice(3, cut[1]..cut[1] + w, 1).unwrap() == same.view());
+            }
+        }
+        true
+    }
+    quickcheck(200, check as fn(Signals) -> bool);
+}
+
+#[test]
+fn a_turned_kernel_is_a_view_with_negative_strides() {
+    let (x, w) = (wave::<f32, 4>([2, 6, 17, 19], 0.1), wave::<f32, 4>([9, 3, 3, 4], 0.2));
+    let conv = Convolution::<2>::new().padding([1, 2]).stride([2, 1]).groups(2);
+    let turned = w.view().flip(2).unwrap().flip(3).unwrap();
+    let w9 = w.view().slice(0, ..8, 1).unwrap();
+    let turned = turned.slice(0, ..8, 1).unwrap();
+    let y = conv.flipped(true).forward(x.view(), w9, None).unwrap();
+    assert!(y == conv.forward(x.view(), turned, None).unwrap());
+    let dx = conv.flipped(true).backward_input(y.view(), w9, [17, 19]).unwrap();
+    assert!(dx == conv.backward_input(y.view(), turned, [17, 19]).unwrap());
+    let dw = conv.flipped(true).backward_weight(x.view(), y.view(), [3, 4]).unwrap();
+    let plain = conv.backward_weight(x.view(), y.view(), [3, 4]).unwrap();
+    assert!(dw.view() == plain.view().flip(2).unwrap().flip(3).unwrap());
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let cases = [
+        ([4, 32, 30, 29], [48, 32, 3, 3], 1, 1, 1),
+        ([1, 48, 56, 56], [64, 48, 3, 3], 1, 1, 1),
+        ([3, 3, 112, 112], [32, 3, 7, 7], 1, 2, 3),
+        ([2, 128, 14, 14], [256, 128, 1, 1], 1, 1, 0),
+        ([2, 96, 28, 28], [96, 1, 3, 3], 96, 2, 1),
+        ([5, 40, 20, 20], [80, 10, 3, 3], 4, 1, 1),
+        ([16, 64, 7, 7], [64, 64, 3, 3], 1, 1, 1),
+    ];
+    for (x, w, groups, stride, padding) in cases {
+        let (x, w, b) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>(w, 0.2), wave::<f32, 1>([w[0]], 0.3));
+        let conv = Convolution::<2>::new().groups(groups).stride([stride; 2]).padding([padding; 2]);
+        let dz = wave::<f32, 4>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.4);
+        for last in [false, true] {
+            let (x_last, dz_last) = (nhwc(&x), nhwc(&dz));
+            let back = [0, 3, 1, 2];
+            let x = if last { x_last.view().permute(back).unwrap() } else { x.view() };
+            let dz = if last { dz_last.view().permute(back).unwrap() } else { dz.view() };
+            let results = in_pools(|| {
+                let conv = conv.activation(Activation::Relu);
+                let y = conv.forward(x, w.view(), Some(b.view())).unwrap();
+                let all = conv.backward(x, w.view(), dz).unwrap();
+                let bias = all.bias.as_slice();
+                [y.as_slice(), all.input.as_slice(), all.weight.as_slice(), bias].map(bits)
+            });
+            assert!(results.iter().all(|result| *result == results[0]), "{:?} {last}", w.shape());
+        }
+    }
+}
+
+/// 0 times an infinite weight is not a number, also in the padding; and what is not a number stays so.
+#[test]
+fn not_a_number_is_never_lost() {
+    let sizes = [
+        ([1, 3, 9, 9], [4, 3, 3, 3], 1),
+        ([2, 8, 14, 14], [8, 1, 3, 3], 8),
+        ([1, 64, 28, 28], [32, 64, 3, 3], 1),
+    ];
+    for (x, w, groups) in sizes {
+        let (mut x, mut w) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>(w, 0.2));
+        for &isa in machine::supported() {
+            machine::with_isa(isa, || {
+                let conv = Convolution::<2>::new().padding([1, 1]).groups(groups);
+                let conv = conv.algorithm(Algorithm::ImplicitGemm);
+                for bad in [f32::INFINITY, f32::NAN] {
+                    // The first tap of the first output channel: the first row of outputs multiplies it with padding.
+                    w.as_mut_slice()[0] = bad;
+                    let y = conv.forward(x.view(), w.view(), None).unwrap();
+                    let first = y.view().select::<3>(0, 0).unwrap().select::<2>(0, 0).unwrap();
+                    assert!(
+                        first.select::<1>(0, 0).unwrap().iter().all(|y| y.is_nan()),
+                        "{bad} {isa} {groups}"
+                    );
+                    assert!(first.iter().all(|y| !y.is_finite()), "{bad} {isa} {groups}");
+                    assert!(
+                        y.view()
+                            .select::<3>(0, 0)
+                            .unwrap()
+                            .slice(0, 1.., 1)
+                            .unwrap()
+                            .iter()
+                            .all(|y| y.is_finite())
+                    );
+                    w.as_mut_slice()[0] = 0.5;
+                }
+                x.as_mut_slice()[0] = f32::NAN;
+                let y = conv.forward(x.view(), w.view(), None).unwrap();
+                let seen = |[_, c, i, j]: [usize; 4]| i < 2 && j < 2 && (groups == 1 || c == 0);
+                Tensor::from_fn(y.shape(), |at| {
+                    let bad = at[0] == 0 && seen(at);
+                    assert_eq!(y.get(at).unwrap().is_nan(), bad, "{at:?} {isa} {groups}");
+                })
+                .unwrap();
+                // Winograd's tiles share it, and lose it as little.
+                for algorithm in [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4] {
+                    let y = conv.algorithm(algorithm).forward(x.view(), w.view(), None).unwrap();
+                    Tensor::from_fn(y.shape(), |at| {
+                        let must = at[0] == 0 && seen(at);
+                        assert!(!must || y.get(at).unwrap().is_nan(), "{at:?} {isa} {groups} {algorithm:?}");
+                    })
+                    .unwrap();
+                }
+                x.as_mut_slice()[0] = 0.5;
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// What `Auto` may lose against the implicit GEMM, in the worst element of a layer: a factor of 4.
+#[test]
+fn auto_is_nearly_as_accurate_as_the_implicit_gemm() {
+    let mut rng = tilewise::random::Rng::seed(7);
+    for [c_in, c_out, size] in [[64, 64, 56], [128, 128, 28], [256, 256, 14], [512, 128, 7], [32, 48, 40]] {
+        let layer = [c_in, c_out, 1, size, 3, 1, 1, 1];
+        let mut draw = |shape: [usize; 4]| Tensor::from_fn(shape, |_| rng.normal(0.0f32, 1.0)).unwrap();
+        let (x, w) = (draw([1, c_in, size, size]), draw([c_out, c_in, 3, 3]));
+        let wide =
+            |t: &Tensor<f32, 4>| Tensor::from_fn(t.shape(), |at| f64::from(*t.get(at).unwrap())).unwrap();
+        let [y, dx, _] = by_columns(layer, &wide(&x), &wide(&w), |[_, c, i, j]| {
+            f64::from(*x.get([0, c % c_in, i, j]).unwrap())
+        });
+        let dz = Tensor::from_fn([1, c_out, size, size], |[_, c, i, j]| *x.get([0, c % c_in, i, j]).unwrap())
+            .unwrap();
+        let conv = Convolution::<2>::new().padding([1, 1]);
+        let errors = |algorithm| {
+            let conv = conv.algorithm(algorithm);
+            let worst = |found: &Tensor<f32, 4>, expected: &Tensor<f64, 4>| {
+                let errors =
+                    found.iter().zip(expected).map(|(&found, expected)| (f64::from(found) - expected).abs());
+                errors.fold(0.0, f64::max)
+            };
+            let found = conv.forward(x.view(), w.view(), None).unwrap();
+            let gradient = conv.backward_input(dz.view(), w.view(), [size; 2]).unwrap();
+            [worst(&found, &y), worst(&gradient, &dx)]
+        };
+        let plain = errors(Algorithm::ImplicitGemm);
+        let ratio = |algorithm| {
+            let errors = errors(algorithm);
+            [errors[0] / plain[0], errors[1] / plain[1]]
+        };
+        let (auto, two, four) =
+            (ratio(Algorithm::Auto), ratio(Algorithm::Winograd2), ratio(Algorithm::Winograd4));
+        println!("{c_in}-{c_out} at {size}: Auto {auto:.2?}, Winograd2 {two:.2?}, Winograd4 {four:.2?}");
+        assert!(auto.iter().all(|&ratio| ratio <= 4.0), "{layer:?}: {auto:?}");
+        assert!(four.iter().all(|&ratio| ratio <= 40.0), "{layer:?}: {four:?}");
+    }
+}
