@@ -11,6 +11,7 @@ pub mod loss;
 pub mod machine;
 mod parallel;
 pub mod perceptron;
+pub mod pool;
 pub mod random;
 pub mod reference;
 mod simd;

@@ -12,6 +12,7 @@ mod linear;
 mod loss;
 mod optimizer;
 mod perceptron;
+pub mod pool;
 pub mod softmax;
 pub mod vecmath;
 

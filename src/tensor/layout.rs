@@ -353,6 +353,12 @@ impl Layout<2> {
     pub(crate) fn matrix(shape: [usize; 2]) -> Self {
         Self { shape, strides: [shape[1] as isize, 1] }
     }
+
+    /// The same sizes with strides of which the caller knows that no distance overflows.
+    #[inline(always)]
+    pub(crate) fn with_strides(self, strides: [isize; 2]) -> Self {
+        Self { strides, ..self }
+    }
 }
 
 #[cfg(test)]
