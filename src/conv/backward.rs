@@ -97,7 +97,17 @@ impl<const S: usize> Convolution<S> {
         let sliding = self.check_backward(op, dx.shape(), w.shape(), dz.shape())?;
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias: None, residual: None, activation: Activation::Identity };
-        transpose::scatter(op, machine::isa()?, dz, w, self.geometry.groups, &sliding, finish, self.algorithm, dx)
+        transpose::scatter(
+            op,
+            machine::isa()?,
+            dz,
+            w,
+            self.geometry.groups,
+            &sliding,
+            finish,
+            self.algorithm,
+            dx,
+        )
     }
 
     /// dW `[c_out, c_in / groups, kernel…]` from X `[batch, c_in, spatial…]`, dZ `[batch, c_out, spatial…]` and the kernel's

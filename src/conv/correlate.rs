@@ -159,7 +159,11 @@ pub(super) fn winograd(
     match algorithm {
         Algorithm::Winograd4 if fits => 4,
         Algorithm::Winograd2 if fits => 2,
-        Algorithm::Auto if fits && rows.min(channels) >= CHANNELS && positions.is_none_or(|n| n >= POSITIONS) => 2,
+        Algorithm::Auto
+            if fits && rows.min(channels) >= CHANNELS && positions.is_none_or(|n| n >= POSITIONS) =>
+        {
+            2
+        }
         _ => 0,
     }
 }

@@ -360,7 +360,8 @@ impl<const S: usize> Convolution<S> {
         let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
         let groups = self.geometry.groups;
         let [d, h, width] = kernel;
-        let winograd = correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
+        let winograd =
+            correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd)
     }
 }

@@ -145,7 +145,12 @@ impl<const S: usize> Default for ConvolutionTranspose<S> {
 impl<const S: usize> ConvolutionTranspose<S> {
     /// Stride and dilation 1, no padding, one group, no activation.
     pub fn new() -> Self {
-        Self { geometry: Geometry::new(), output_padding: [0; S], activation: Activation::Identity, algorithm: Algorithm::Auto }
+        Self {
+            geometry: Geometry::new(),
+            output_padding: [0; S],
+            activation: Activation::Identity,
+            algorithm: Algorithm::Auto,
+        }
     }
 
     /// Steps in Y between neighbours in X.

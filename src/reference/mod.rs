@@ -9,6 +9,7 @@ pub mod activation;
 mod gemm;
 mod linear;
 mod loss;
+pub mod norm;
 mod optimizer;
 mod perceptron;
 pub mod softmax;

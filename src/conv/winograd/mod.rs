@@ -365,7 +365,10 @@ impl<T: Element, const O: usize> SimdOp<T> for Outputs<'_, T, O> {
                         if end - at == S::LANES {
                             simd.store(simd.load(&pixels[at..]), &mut sums[to + at..]);
                         } else {
-                            simd.store_partial(simd.load_partial(&pixels[at..end]), &mut sums[to + at..to + end]);
+                            simd.store_partial(
+                                simd.load_partial(&pixels[at..end]),
+                                &mut sums[to + at..to + end],
+                            );
                         }
                     }
                 }

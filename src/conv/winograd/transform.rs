@@ -99,7 +99,8 @@ pub(super) fn filter<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &m
                 let odd = simd.mul(half, x[1]);
                 [x[0], simd.add(even, odd), simd.sub(even, odd), x[2], x[4], x[5]]
             } else {
-                let outer = simd.mul_add(twenty_fourth, x[0], simd.neg_mul_add(sixth, x[2], simd.splat(T::ZERO)));
+                let outer =
+                    simd.mul_add(twenty_fourth, x[0], simd.neg_mul_add(sixth, x[2], simd.splat(T::ZERO)));
                 let (even, inner) = (simd.mul(sixth, even), simd.mul(twelfth, x[1]));
                 let middle = simd.mul(sixth, x[1]);
                 [
@@ -117,7 +118,8 @@ pub(super) fn filter<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &m
         *row = line!(*row);
     }
     for j in 0..O + 2 {
-        let column = line!([square[0][j], square[1][j], square[2][j], square[3][j], square[4][j], square[5][j]]);
+        let column =
+            line!([square[0][j], square[1][j], square[2][j], square[3][j], square[4][j], square[5][j]]);
         for i in 0..POINTS {
             square[i][j] = column[i];
         }
