@@ -5,7 +5,10 @@ mod common;
 use common::{Strided, bits, in_pools, quickcheck, size, value, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::machine::{self, Isa};
-use tilewise::norm::{LayerNormalization, NormGradientsMut, RmsGradientsMut, RmsNormalization};
+use tilewise::norm::{
+    BatchNormalization, GroupNormalization, InstanceNormalization, LayerNormalization, NormGradientsMut,
+    RmsGradientsMut, RmsNormalization,
+};
 use tilewise::random::Rng;
 use tilewise::reference::norm::{self as twin, Norm};
 use tilewise::{Element, Result, Tensor, TensorView};
@@ -282,4 +285,172 @@ fn rows_have_the_same_bits_for_any_number_of_threads() {
         });
         assert!(results.iter().all(|result| *result == results[0]), "{shape:?}");
     }
+}
+
+/// Images of two spatial axes.
+#[derive(Clone, Debug)]
+struct ChannelsCase<T> {
+    isa: Isa,
+    groups: usize,
+    x: Strided<T, 4>,
+    dy: Strided<T, 4>,
+    output: Strided<T, 4>,
+    vectors: [Strided<T, 1>; 6],
+    present: [bool; 5],
+    beta: T,
+    offset: T,
+}
+
+/// Row-major, channels last, or any order of axes; sometimes with gaps.
+fn image<T: Element>(g: &mut Gen, shape: [usize; 4], way: usize) -> Strided<T, 4> {
+    let [b, c, h, w] = shape;
+    match way {
+        0 => Strided::rows(g, shape, 0, false),
+        1 => {
+            let last = Strided::rows(g, [b, h, w, c], 0, false);
+            let [sb, sh, sw, sc] = last.strides;
+            Strided { shape, strides: [sb, sc, sh, sw], data: last.data, offset: last.offset }
+        }
+        _ => Strided::random(g, shape),
+    }
+}
+
+impl<T: Element> Arbitrary for ChannelsCase<T> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let groups = within(g, 1..4);
+        let channels = groups * if within(g, 0..6) == 0 { within(g, 20..50) } else { within(g, 0..6) };
+        let side = if within(g, 0..8) == 0 { 20 } else { 6 };
+        let shape = [within(g, 0..4), channels, within(g, 0..side), within(g, 0..side)];
+        let ways = [usize::arbitrary(g) % 3, usize::arbitrary(g) % 6];
+        let mut operand = |odd: bool| image(g, shape, if odd && ways[1] == 0 { 2 } else { ways[0] });
+        let (x, dy, output) = (operand(false), operand(true), operand(true));
+        ChannelsCase {
+            isa: *g.choose(machine::supported()).expect("there is a baseline"),
+            groups,
+            x,
+            dy,
+            output,
+            vectors: std::array::from_fn(|_| Strided::random(g, [channels])),
+            present: std::array::from_fn(|_| bool::arbitrary(g)),
+            beta: [T::ZERO, T::ONE, value(g)][usize::arbitrary(g) % 3],
+            offset: T::from_f64(*g.choose(&[0.0, 0.0, 100.0]).unwrap()),
+        }
+    }
+}
+
+fn channels<T: Element>(case: ChannelsCase<T>) -> bool {
+    machine::with_isa(case.isa, || run_channels(case)).expect("supported")
+}
+
+fn run_channels<T: Element>(mut case: ChannelsCase<T>) -> bool {
+    let offset = case.offset;
+    let moved = Tensor::from_fn(case.x.shape, |at| *case.x.view().get(at).unwrap() + offset).unwrap();
+    case.x.view_mut().assign(moved.view()).unwrap();
+    let ChannelsCase { groups, x, dy, output, vectors, present, beta, .. } = &mut case;
+    let (x, dy, groups, beta) = (x.view(), dy.view(), *groups, *beta);
+    let [scale, shift, constant, spread, p, q] = vectors;
+    let spread = Tensor::from_fn(spread.shape, |at| spread.view().get(at).unwrap().abs()).unwrap();
+    let (scale, shift) = (present[0].then(|| scale.view()), present[1].then(|| shift.view()));
+    let constants = [constant.view(), spread.view()];
+    let lists = constants.map(|v| v.iter().map(|v| v.to_f64()).collect::<Vec<_>>());
+    let [b, _, h, w] = x.shape();
+    for (norm, constant) in
+        [(Norm::Batch, false), (Norm::Batch, true), (Norm::Instance, false), (Norm::Group(groups), false)]
+    {
+        let given = constant.then_some((&lists[0][..], &lists[1][..]));
+        // |x̂| is at most the root of the set's size, or (|x| + |constant|)/√ε, and what rounding makes of both.
+        let n = match norm {
+            Norm::Batch => b * h * w,
+            Norm::Instance => h * w,
+            _ => h * w * x.shape()[1] / groups,
+        } as f64;
+        let far = if constant { 35.0 * (4.0 + offset.to_f64()) } else { n.sqrt() };
+        let mut size = 40.0 * (4.0 + far);
+        if T::NAME == "f64" {
+            size *= 1.0 + offset.to_f64();
+        }
+        let batch = BatchNormalization::new().epsilon(EPSILON);
+        let instance = InstanceNormalization::new().epsilon(EPSILON);
+        let group = GroupNormalization::new(groups).epsilon(EPSILON);
+        let y = &mut *output;
+        y.view_mut().fill(T::NAN);
+        match norm {
+            Norm::Batch if constant => batch
+                .forward_inference_into(x, constants[0], constants[1], scale, shift, y.view_mut())
+                .unwrap(),
+            Norm::Batch => {
+                let (mean, variance) = (p.view_mut(), q.view_mut());
+                batch.forward_training_into(x, scale, shift, mean, variance, y.view_mut()).unwrap();
+                let (means, variances) = twin::statistics(norm, x).unwrap();
+                if !x.is_empty() {
+                    let c = [means.len()];
+                    let means = Tensor::from_slice(&means, c).unwrap();
+                    let variances = Tensor::from_slice(&variances, c).unwrap();
+                    near("mean", p.view(), &means, 10.0 * (2.0 + offset.to_f64()));
+                    near("variance", q.view(), &variances, 200.0 * (1.0 + offset.to_f64() / 10.0));
+                }
+            }
+            Norm::Instance => instance.forward_into(x, scale, shift, y.view_mut()).unwrap(),
+            _ => group.forward_into(x, scale, shift, y.view_mut()).unwrap(),
+        }
+        let expected = twin::forward(norm, x, scale, shift, EPSILON, given).unwrap();
+        near("y", y.view(), &expected, size);
+        let owned = match norm {
+            Norm::Batch if constant => {
+                batch.forward_inference(x, constants[0], constants[1], scale, shift).unwrap()
+            }
+            Norm::Batch => batch.forward_training(x, scale, shift).unwrap().0,
+            Norm::Instance => instance.forward(x, scale, shift).unwrap(),
+            _ => group.forward(x, scale, shift).unwrap(),
+        };
+        // Another layout adds in another order.
+        near("owned y", owned.view(), &expected, size);
+
+        let (dx, dscale, dshift) = twin::backward(norm, x, scale, dy, EPSILON, given).unwrap();
+        let held = |to: f64| if beta == T::ZERO { T::NAN } else { T::from_f64(to) };
+        let [held_x, held_p] = [held(0.5), held(-0.25)];
+        y.view_mut().fill(held_x);
+        let near_mean = p.view().to_tensor().unwrap();
+        [&mut *p, &mut *q].map(|p| p.view_mut().fill(held_p));
+        let plus = |t: f64, held: T| t + if beta == T::ZERO { 0.0 } else { beta.to_f64() * held.to_f64() };
+        let gradients = NormGradientsMut {
+            input: present[2].then(|| y.view_mut()),
+            scale: present[3].then(|| p.view_mut()),
+            shift: present[4].then(|| q.view_mut()),
+        };
+        match norm {
+            Norm::Batch if constant => {
+                let [mean, variance] = constants;
+                batch.backward_inference_into(x, mean, variance, scale, dy, beta, gradients).unwrap()
+            }
+            Norm::Batch => {
+                let mean = present[0].then(|| near_mean.view());
+                batch.backward_into(x, mean, scale, dy, beta, gradients).unwrap()
+            }
+            Norm::Instance => instance.backward_into(x, scale, dy, beta, gradients).unwrap(),
+            _ => group.backward_into(x, scale, dy, beta, gradients).unwrap(),
+        }
+        let size_dx = size * (8.0 + largest(dx.view()));
+        if present[2] {
+            let expected = Tensor::from_fn(dx.shape(), |at| plus(*dx.get(at).unwrap(), held_x)).unwrap();
+            near("dx", y.view(), &expected, size_dx);
+        }
+        let size_p = size * 4.0 * (1.0 + (b * h * w) as f64);
+        for (number, (found, expected)) in [(&*p, &dscale), (&*q, &dshift)].into_iter().enumerate() {
+            if present[3 + number] {
+                let expected =
+                    Tensor::from_fn(expected.shape(), |at| plus(*expected.get(at).unwrap(), held_p)).unwrap();
+                near(["dscale", "dshift"][number], found.view(), &expected, size_p);
+            }
+        }
+    }
+    assert!(case.output.canaries_live());
+    assert!(case.vectors.iter().all(Strided::canaries_live));
+    true
+}
+
+#[test]
+fn channels_follow_the_reference() {
+    quickcheck(500, channels::<f32> as fn(ChannelsCase<f32>) -> bool);
+    quickcheck(500, channels::<f64> as fn(ChannelsCase<f64>) -> bool);
 }

@@ -39,13 +39,29 @@
 //! |---|---|
 //! | layer and RMS, the last axis contiguous | rows where they lie, all passes over a row while it is in L1 |
 //! | layer and RMS, any other strides | some rows at a time, copied |
+//! | the others, positions contiguous (NCHW) | *planes*: sums along runs of positions, then one pass that applies a shift, a slope and a constant to each channel |
+//! | the others, channels contiguous (NHWC) | *pixels*: the same, a lane for each channel; positions in slabs |
+//! | neither | planes, copied run by run |
+//!
+//! Axes of positions, and for batch normalisation samples with them, merge into one where strides allow. A backward
+//! call makes the statistics again from x; where a mean is given, from one pass.
 #![forbid(unsafe_code)]
 
+mod batch;
+mod channels;
+mod group;
 mod layer;
+mod moments;
+mod pixel;
+mod plane;
 mod rms;
 mod row;
 mod rows;
+mod sets;
 
+pub(crate) use batch::check_momentum;
+pub use batch::{BatchNormalization, BatchStatistics};
+pub use group::{GroupNormalization, InstanceNormalization};
 pub use layer::LayerNormalization;
 pub use rms::{RmsGradients, RmsGradientsMut, RmsNormalization};
 

@@ -3,14 +3,15 @@
 //! Rows are summed in blocks: by vectors inside a block, in `f64` across them. So rounding grows with the block, not
 //! with the row, and the order of additions depends on nothing but the row's length.
 
+use super::moments::not_negative;
 use crate::element::Element;
 use crate::simd::Simd;
 
 /// Elements summed by vectors before the sum joins a total in `f64`: a block stays in L1.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// Accumulators: with pairs of vectors, enough for the latency of an addition.
-const UNROLL: usize = 2;
+pub(super) const UNROLL: usize = 2;
 
 /// The most lanes that a pair of vectors has.
 const WIDEST: usize = 32;
@@ -38,16 +39,17 @@ macro_rules! for_vectors {
         }
     }};
 }
+pub(super) use for_vectors;
 
 /// The sum of the vectors, then of their lanes.
 #[inline(always)]
-fn total<T: Element, S: Simd<T>>(s: S, sums: [S::V; UNROLL]) -> f64 {
+pub(super) fn total<T: Element, S: Simd<T>>(s: S, sums: [S::V; UNROLL]) -> f64 {
     s.reduce_add(s.add(sums[0], sums[1])).to_f64()
 }
 
 /// `x` in the first `count` lanes, 0 in the others; `x` is not infinite.
 #[inline(always)]
-fn leading<T: Element, S: Simd<T>>(s: S, x: S::V, count: usize) -> S::V {
+pub(super) fn leading<T: Element, S: Simd<T>>(s: S, x: S::V, count: usize) -> S::V {
     const { assert!(S::LANES <= WIDEST) };
     s.mul(x, s.load_partial(&[T::ONE; WIDEST][..count]))
 }
@@ -71,12 +73,6 @@ pub(super) struct Rule {
     pub inverse: f64,
 }
 
-/// A variance that rounding made negative is 0; NaN stays.
-#[inline(always)]
-pub(super) fn not_negative(variance: f64) -> f64 {
-    if variance < 0.0 { 0.0 } else { variance }
-}
-
 impl Rule {
     /// From the mean as it was rounded, and Σd and Σd² for d = x − mean: the corrected two-pass formula.
     #[inline(always)]
@@ -87,9 +83,9 @@ impl Rule {
     }
 }
 
-/// The mean of a row, rounded.
+/// Σx.
 #[inline(always)]
-fn mean<T: Element, S: Simd<T>>(s: S, rule: Rule, x: &[T]) -> T {
+pub(super) fn sum<T: Element, S: Simd<T>>(s: S, x: &[T]) -> f64 {
     let mut sum = 0.0;
     for x in x.chunks(BLOCK) {
         let mut sums = [s.splat(T::ZERO); UNROLL];
@@ -98,13 +94,12 @@ fn mean<T: Element, S: Simd<T>>(s: S, rule: Rule, x: &[T]) -> T {
         });
         sum += total(s, sums);
     }
-    T::from_f64(sum * rule.inverse)
+    sum
 }
 
-/// The moments of a row; those about 0 unless it is `CENTRED`.
+/// Σd and Σd² for d = x − shift; without `CENTRED`, Σd is taken as 0 and d = x.
 #[inline(always)]
-fn standard<T: Element, S: Simd<T>, const CENTRED: bool>(s: S, rule: Rule, x: &[T]) -> Standard<T> {
-    let shift = if CENTRED { mean(s, rule, x) } else { T::ZERO };
+pub(super) fn deviations<T: Element, S: Simd<T>, const CENTRED: bool>(s: S, shift: T, x: &[T]) -> [f64; 2] {
     let mean = s.splat(shift);
     let (mut sum, mut squares) = (0.0, 0.0);
     for x in x.chunks(BLOCK) {
@@ -134,6 +129,14 @@ fn standard<T: Element, S: Simd<T>, const CENTRED: bool>(s: S, rule: Rule, x: &[
         }
         squares += total(s, second);
     }
+    [sum, squares]
+}
+
+/// What makes x̂ of a row; the moments are those about 0 unless it is `CENTRED`.
+#[inline(always)]
+fn standard<T: Element, S: Simd<T>, const CENTRED: bool>(s: S, rule: Rule, x: &[T]) -> Standard<T> {
+    let shift = if CENTRED { T::from_f64(sum(s, x) * rule.inverse) } else { T::ZERO };
+    let [sum, squares] = deviations::<T, S, CENTRED>(s, shift, x);
     rule.standard(shift, sum, squares)
 }
 
