@@ -28,16 +28,22 @@
 
 mod activate;
 mod clip;
+mod dropout;
+mod flatten;
 mod init;
 mod linear;
+mod norm;
 pub mod optimizer;
 mod parameter;
 mod sequential;
 
 pub use activate::Activate;
 pub use clip::{clip_gradient_norm, clip_gradient_value};
+pub use dropout::Dropout;
+pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
+pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
 pub use sequential::Sequential;
 
@@ -67,6 +73,9 @@ pub trait Parameters<T: Element> {
 /// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
 ///
 /// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
+///
+/// Where training and inference differ ([`Dropout`], [`BatchNorm`]), [`forward`](Self::forward) is training and
+/// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///

@@ -132,7 +132,7 @@ pub(super) fn measure<T: Element>(
     let path = path([*x.layout(), *dy.layout()]);
     let slab = if path == Path::Pixels { width.div_ceil(SLABS).max(SLAB) } else { width };
     let slabs = width.div_ceil(slab);
-    let size = samples * channels * entry;
+    let size = (samples * channels).saturating_mul(entry);
     let mut sums = scratch::<f64>(op, size)?;
     sums.fill(0.0);
     let tasks = parallel::tasks(x.len(), GRAIN);
@@ -147,7 +147,7 @@ pub(super) fn measure<T: Element>(
     } else if slabs == 1 {
         run(&mut sums, channels * entry);
     } else {
-        let mut parts = scratch::<f64>(op, size.checked_mul(slabs).unwrap_or(usize::MAX))?;
+        let mut parts = scratch::<f64>(op, size.saturating_mul(slabs))?;
         parts.fill(0.0);
         run(&mut parts, channels * entry);
         for (sums, parts) in

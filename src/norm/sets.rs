@@ -183,12 +183,12 @@ impl Channels {
         machine::trace(|| format!("{op} {:?} {} {isa}", x.shape(), T::NAME));
         let [batch, channels, ..] = x.shape();
         let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
-        let mut parameters = scratch::<f64>(op, 2 * channels)?;
+        let mut parameters = scratch::<f64>(op, channels.saturating_mul(2))?;
         parameters.fill(0.0);
         if !x.is_empty() {
             let together = self.sets == Sets::Batch;
             let size = if together { channels } else { batch * channels };
-            let mut arrays = scratch::<T>(op, 4 * size)?;
+            let mut arrays = scratch::<T>(op, size.saturating_mul(4))?;
             let (shifts, rest) = arrays.split_at_mut(size);
             let (slopes, rest) = rest.split_at_mut(size);
             let (offsets, factors) = rest.split_at_mut(size);
