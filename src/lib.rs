@@ -9,6 +9,7 @@ pub mod layer;
 pub mod linear;
 pub mod loss;
 pub mod machine;
+pub mod norm;
 mod parallel;
 pub mod perceptron;
 pub mod pool;

@@ -29,8 +29,11 @@
 mod activate;
 mod clip;
 mod conv;
+mod dropout;
+mod flatten;
 mod init;
 mod linear;
+mod norm;
 pub mod optimizer;
 mod parameter;
 mod sequential;
@@ -40,8 +43,11 @@ pub use clip::{clip_gradient_norm, clip_gradient_value};
 pub use conv::{
     Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
 };
+pub use dropout::Dropout;
+pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
+pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
 pub use sequential::Sequential;
 
@@ -71,6 +77,9 @@ pub trait Parameters<T: Element> {
 /// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
 ///
 /// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
+///
+/// Where training and inference differ ([`Dropout`], [`BatchNorm`]), [`forward`](Self::forward) is training and
+/// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///

@@ -10,6 +10,7 @@ pub mod conv;
 mod gemm;
 mod linear;
 mod loss;
+pub mod norm;
 mod optimizer;
 mod perceptron;
 pub mod pool;

@@ -337,7 +337,7 @@ impl<const N: usize> Layout<N> {
 impl<const N: usize> Layout<N> {
     /// `[batch, channels, spatial…]` with axes of size 1 put in after the channels, so that three are spatial.
     pub(crate) fn lift(&self) -> Layout<5> {
-        const { assert!(N >= 3 && N <= 5) };
+        const { assert!(N >= 2 && N <= 5) };
         let (mut shape, mut strides) = ([1; 5], [0; 5]);
         for axis in 0..N {
             let to = if axis < 2 { axis } else { 5 - N + axis };
