@@ -63,18 +63,35 @@ thread_local! {
     static STORE: RefCell<Vec<Aligned<u64>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What scratch may hold: types for which every bit pattern is a value.
+///
+/// Implemented here and for the sealed [`Element`] types only.
+pub(crate) trait Plain: Copy {
+    /// What scratch is filled with where debug assertions are on.
+    const POISON: Self;
+}
+
+impl<T: Element> Plain for T {
+    const POISON: Self = T::NAN;
+}
+
+impl Plain for usize {
+    const POISON: Self = usize::MAX;
+}
+
 /// A zeroed-once, 64-byte aligned scratch slice; goes back to the thread's store when dropped.
 ///
-/// Its contents are whatever the last use left; with debug assertions on they are NaN, so that a test
+/// Its contents are whatever the last use left; with debug assertions on they are NaN (or the largest
+/// integer), so that a test
 /// sees a kernel that reads what it has not written.
-pub(crate) struct Scratch<T: Element> {
+pub(crate) struct Scratch<T: Plain> {
     words: Aligned<u64>,
     len: usize,
     element: std::marker::PhantomData<T>,
 }
 
 /// Scratch for `len` elements.
-pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratch<T>> {
+pub(crate) fn scratch<T: Plain>(op: &'static str, len: usize) -> Result<Scratch<T>> {
     let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let words = bytes.div_ceil(size_of::<u64>());
     if words == 0 {
@@ -100,12 +117,12 @@ pub(crate) fn scratch<T: Element>(op: &'static str, len: usize) -> Result<Scratc
     }
     let mut scratch = Scratch { words: buffer, len, element: std::marker::PhantomData };
     if cfg!(debug_assertions) {
-        scratch.fill(T::NAN);
+        scratch.fill(T::POISON);
     }
     Ok(scratch)
 }
 
-impl<T: Element> Drop for Scratch<T> {
+impl<T: Plain> Drop for Scratch<T> {
     fn drop(&mut self) {
         if self.words.is_empty() {
             return;
@@ -122,17 +139,17 @@ impl<T: Element> Drop for Scratch<T> {
     }
 }
 
-impl<T: Element> Deref for Scratch<T> {
+impl<T: Plain> Deref for Scratch<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
         // SAFETY: `words` holds at least `len` elements' bytes, all initialised, aligned to 64 bytes, and
-        // every bit pattern is a value of the (sealed) element types.
+        // every bit pattern is a value of a `Plain` type.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) }
     }
 }
 
-impl<T: Element> DerefMut for Scratch<T> {
+impl<T: Plain> DerefMut for Scratch<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), self.len) }

@@ -21,7 +21,7 @@ use std::ops::Range;
 use super::blocking::{Fetch, Source, Tile, Walk, depth_block, tile, tile_rows};
 use super::epilogue::Epilogue;
 use super::kernel::Block;
-use super::packed::Packed;
+use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ use crate::workspace::{self, Scratch};
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a, T, P> {
     Source(P),
-    Packed(&'a Packed<T>),
+    Packed(Slab<'a, T>),
 }
 
 impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
@@ -128,6 +128,26 @@ pub(crate) fn product<T: Element>(
         && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.l3.min(STREAMED);
     Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale, stream }.run(c, [0, 0], tasks)?;
     Ok(tasks)
+}
+
+/// The columns from `first` on, as many as `c` has, of C = alpha · A · B + beta · C and the epilogue, over a packed B and
+/// on this thread. `first` is a multiple of a tile's columns. The sums are added up as in [`product`].
+pub(crate) fn columns<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: Slab<'_, T>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    first: usize,
+) -> Result<()> {
+    let ([m, n], k, tile) = (c.shape(), b.depth(), tile::<T>(isa));
+    debug_assert!(a.shape() == [m, k] && first.is_multiple_of(tile.columns) && first + n <= b.lines());
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
+    let (tile_rows, kc) = (tile_rows(tile, m), depth_block::<T>(tile, machine::caches(), k));
+    Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
 }
 
 /// What each part of a product needs to know.

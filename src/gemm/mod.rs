@@ -72,8 +72,13 @@ mod thin;
 mod tiny;
 mod vector;
 
+pub(crate) use blocking::tile;
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
+pub(crate) use driver::{Input, Scale, columns, product};
 pub use epilogue::Bias;
+pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
 pub(crate) use kernel::Kernels;
 pub use packed::Packed;
+pub(crate) use packed::Slab;
+pub(crate) use panel::{PanelSource, transpose};
