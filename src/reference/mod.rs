@@ -11,6 +11,7 @@ mod linear;
 mod loss;
 mod optimizer;
 mod perceptron;
+pub mod rnn;
 pub mod softmax;
 pub mod vecmath;
 
