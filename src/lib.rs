@@ -12,6 +12,7 @@ mod parallel;
 pub mod perceptron;
 pub mod random;
 pub mod reference;
+pub mod rnn;
 mod simd;
 pub mod softmax;
 mod tensor;
