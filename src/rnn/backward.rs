@@ -12,7 +12,7 @@ use super::sequence::{OutputGradients, Sequence};
 use super::sizes::{Sizes, WeightSizes, expect};
 use super::steps::{Order, Steps, accumulate, merge};
 use super::tape::{Tape, TapeView, keeps_gates};
-use super::unroll::{Job, Parts, Unroll};
+use super::unroll::{self, Job, Parts, Unroll};
 use super::weights::{GradientsMut, Operand, WeightGradientsMut, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -291,7 +291,7 @@ impl<T: Element> Backward<'_, T> {
             Some(start..start + elements)
         };
         let mut lay = || {
-            let dz = part(true, rows, spec.cell.gradient_columns().checked_mul(hidden))?;
+            let dz = part(true, rows, unroll::pitch::<T>(spec.cell, hidden))?;
             let dstate = part(projection, rows, Some(state))?;
             let between = part(two, rows, Some(hidden))?;
             let dh = part(true, batch, Some(state))?;
@@ -370,7 +370,7 @@ impl<T: Element> Backward<'_, T> {
             steps.put(0..steps.batch, dc, self.beta, &mut to);
         }
 
-        let dz = TensorView::from_slice(dz, [all, unroll.columns()])?;
+        let dz = unroll.gradients(dz, all)?;
         let h_prev = match rows_of_h.is_empty() {
             true => TensorView::from_slice(&tape.states[..all * state], [all, state])?,
             false => {
@@ -438,9 +438,8 @@ impl<T: Element> Backward<'_, T> {
     ) -> Result<()> {
         let (spec, all) = (self.call.spec, steps.rows());
         let WeightSizes { inputs, hidden, .. } = self.call.sizes.weights;
-        let columns = spec.cell.gradient_columns() * hidden;
         let (dz, rest) = scratch.split_at_mut(room.dz.end);
-        let dz = TensorView::from_slice(dz, [all, columns])?;
+        let dz = unroll::gradients::<T>(spec.cell, hidden, dz, all)?;
         let weights = self.weights.one(direction)?.input;
         let (from_x, _) = pairs(spec.cell);
         let product = |mut to: TensorViewMut<'_, T, 2>, mut beta: T| {

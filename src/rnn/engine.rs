@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! for some steps at a time                  all at once where a tape keeps their gates
-//!   Z = X Uᵀ + b                            one GEMM
+//!   Z = X Uᵀ                                one GEMM
 //!   for each step
 //!     for some units at a time              tasks; in odd steps from the last to the first, so that the weights
 //!       P = H Wᵀ, all gates of the units      that the last step left in L2 come first
-//!       gates, c, h from Z and P            one pass, P still in L1
+//!       gates, c, h from Z, b and P         one pass, P still in L1
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,7 @@ use super::tape::TapeMut;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{self, Bias, Epilogue, Input, Scale, Slab};
+use crate::gemm::{self, Epilogue, Input, Scale, Slab};
 use crate::machine::Isa;
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
@@ -101,6 +101,24 @@ impl<T: Element> History<'_, T> {
         let before = TensorView::from_slice(&before[..rows * columns], [rows, columns])?;
         Ok((before, TensorViewMut::from_slice(&mut after[..rows * columns], [rows, columns])?))
     }
+}
+
+/// The states before and after a step where y holds them: before the first, `first` does.
+fn neighbours<'n, T: Element>(
+    y: &'n mut TensorViewMut<'_, T, 3>,
+    steps: &Steps<'_>,
+    step: usize,
+    first: &'n [T],
+) -> Result<(TensorView<'n, T, 2>, TensorViewMut<'n, T, 2>)> {
+    let (time, [_, batch, state]) = (steps.time(step, 0), y.shape());
+    if step == 0 {
+        return Ok((TensorView::from_slice(first, [batch, state])?, y.view_mut().select(0, time)?));
+    }
+    let (low, high) = y.view_mut().split_at(0, if steps.reverse { time + 1 } else { time })?;
+    if steps.reverse {
+        return Ok((TensorView::from(high).select(0, 0)?, low.select(0, time)?));
+    }
+    Ok((TensorView::from(low).select(0, time - 1)?, high.select(0, 0)?))
 }
 
 /// Some rows of a matrix that lies in a slice.
@@ -213,7 +231,7 @@ impl<T: Element> Engine<'_, T> {
 
     /// All steps.
     pub(crate) fn run(&self, job: Job<'_, T>, steps: &Steps<'_>) -> Result<()> {
-        let Job { x, hidden, cell, mut y, mut last_hidden, mut last_cell, carried, tape } = job;
+        let Job { x, hidden, cell, y, mut last_hidden, mut last_cell, carried, tape } = job;
         let WeightSizes { hidden: units, state, .. } = self.sizes;
         let (batch, lstm, columns) = (steps.batch, self.cell.is_lstm(), self.columns());
         let taped = tape.is_some();
@@ -225,6 +243,9 @@ impl<T: Element> Engine<'_, T> {
 
         // All memory first: where it is lacking, nothing has been written.
         let mut z_scratch = self.scratch(chunk_rows, columns)?;
+        // Where rows of y are slices, each step finds the state before it there.
+        let in_y = !taped && !steps.is_ragged() && y.as_ref().is_some_and(|y| y.strides()[2] == 1);
+        let (mut history, mut y) = if in_y { (y, None) } else { (None, y) };
         let ring = |columns: usize, needed: bool| {
             self.scratch(if needed && !taped { 2 * batch } else { 0 }, columns)
         };
@@ -279,7 +300,10 @@ impl<T: Element> Engine<'_, T> {
                         TensorViewMut::from_slice(&mut tape.candidates[range], [at.len(), units])?
                     }
                 };
-                let (h_prev, h_next) = h.step(steps, step)?;
+                let (h_prev, h_next) = match &mut history {
+                    Some(y) => neighbours(y, steps, step, &h.data[..batch * state])?,
+                    None => h.step(steps, step)?,
+                };
                 let (c_prev, c_next) = if lstm { c.step(steps, step)? } else { (no_view(), no_view_mut()) };
                 let mut views = StepViews {
                     z: TensorViewMut::matrix(&mut z[here], [at.len(), columns]),
@@ -291,14 +315,15 @@ impl<T: Element> Engine<'_, T> {
                     between: self.between(&mut between, at.len()),
                 };
                 self.step(&mut views, keep, step)?;
-                if let Some(y) = &mut y {
-                    steps.scatter(step, views.h.view(), T::ZERO, y)?;
-                }
                 let ended = steps.count(step + 1)..at.len();
                 last_hidden
                     .iter_mut()
                     .for_each(|last| steps.put(ended.clone(), views.h.view(), T::ZERO, last));
                 last_cell.iter_mut().for_each(|last| steps.put(ended.clone(), views.c.view(), T::ZERO, last));
+                let StepViews { h, .. } = views;
+                if let Some(y) = &mut y {
+                    steps.scatter(step, h.view(), T::ZERO, y)?;
+                }
             }
         }
         Ok(())
@@ -312,16 +337,13 @@ impl<T: Element> Engine<'_, T> {
         }
     }
 
-    /// Z = X Uᵀ + b.
+    /// Z = X Uᵀ. The bias waits for the pass, which has it in L1.
     pub(crate) fn project(&self, x: TensorView<'_, T, 2>, z: TensorViewMut<'_, T, 2>) -> Result<()> {
-        let bias = TensorView::from_slice(self.weights.bias, [self.columns()])?;
-        let mut scale = plain(T::ZERO);
-        scale.epilogue.bias = Some(Bias::PerColumn(bias));
         let weights = match self.weights.input {
             Ok(source) => Input::Source(source),
             Err(slab) => Input::Packed(slab),
         };
-        gemm::product(self.isa, Input::Source(x), weights, &scale, z, None)?;
+        gemm::product(self.isa, Input::Source(x), weights, &plain(T::ZERO), z, None)?;
         Ok(())
     }
 
@@ -420,6 +442,7 @@ impl<T: Element> Engine<'_, T> {
             let pass = ForwardPass {
                 stage: read.stage,
                 z: part_mut(&mut write.z, range.start * all..(range.start + padded) * all),
+                bias: &self.weights.bias[units.start * all..(units.start + padded) * all],
                 keep: read.keep,
                 product: product.view(),
                 h_prev: part(&read.h_prev, self.narrow(&units)),

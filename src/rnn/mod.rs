@@ -53,7 +53,7 @@
 //!
 //! | part | path |
 //! | --- | --- |
-//! | U x + b | one GEMM over all steps, or over as many as 2²² gates take where no tape keeps them |
+//! | U x | one GEMM over all steps, or over as many as 2²² gates take where no tape keeps them; b is added in the pass |
 //! | W h | a product a step over W packed once, beside the units' pass over their gates, which finds it in L1 |
 //! | a step of much work | some units are a task; the next step waits for them |
 //! | W in half of L2, batch of 32 and more | groups of 16 and more entries, which wait for nobody |

@@ -50,8 +50,10 @@ pub enum Stage<T> {
 /// Forward, over some units: columns of a step's matrices, which have contiguous rows. What a stage does not use is empty.
 pub struct ForwardPass<'p, T> {
     pub(super) stage: Stage<T>,
-    /// U x + b, gates interleaved; then the gates, where they are kept or needed.
+    /// U x, gates interleaved; then the gates, where they are kept or needed.
     pub(super) z: TensorViewMut<'p, T, 2>,
+    /// Added to it.
+    pub(super) bias: &'p [T],
     pub(super) keep: bool,
     /// W h, gates interleaved.
     pub(super) product: TensorView<'p, T, 2>,
@@ -108,10 +110,10 @@ fn block<T: Element, S: Simd<T>>(simd: S, from: &[T], k: usize) -> S::V {
     simd.load(&from[k * S::LANES..])
 }
 
-/// The sum of the vectors `k` of both.
+/// The sum of the vectors `k` of all three.
 #[inline(always)]
-fn sum<T: Element, S: Simd<T>>(simd: S, z: &[T], product: &[T], k: usize) -> S::V {
-    simd.add(block(simd, z, k), block(simd, product, k))
+fn sum<T: Element, S: Simd<T>>(simd: S, z: &[T], product: &[T], bias: &[T], k: usize) -> S::V {
+    simd.add(simd.add(block(simd, z, k), block(simd, bias, k)), block(simd, product, k))
 }
 
 #[inline(always)]
@@ -157,7 +159,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
-                let z = s.add(s.load(&z[at..]), s.load(&product[at..]));
+                let z = sum(s, &z[at..], &product[at..], &self.bias[at..], 0);
                 let h = match nonlinearity {
                     Nonlinearity::Tanh => T::tanh_v(s, z),
                     // In this order of operands NaN passes.
@@ -179,11 +181,12 @@ impl<T: Element> ForwardPass<'_, T> {
             vectors!(S, units, |at, n| {
                 let z = &mut z[4 * at..4 * (at + S::LANES)];
                 let product = &product[4 * at..4 * (at + S::LANES)];
+                let bias = &self.bias[4 * at..4 * (at + S::LANES)];
                 let (mut i, mut f, g, mut o) = (
-                    sum(s, z, product, 0),
-                    sum(s, z, product, 1),
-                    sum(s, z, product, 2),
-                    sum(s, z, product, 3),
+                    sum(s, z, product, bias, 0),
+                    sum(s, z, product, bias, 1),
+                    sum(s, z, product, bias, 2),
+                    sum(s, z, product, bias, 3),
                 );
                 let before = get(s, c_prev, at, n);
                 if !to_i.is_empty() {
@@ -222,10 +225,14 @@ impl<T: Element> ForwardPass<'_, T> {
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
                 let product = &product[3 * at..3 * (at + S::LANES)];
-                let (reset, update) =
-                    (T::sigmoid_v(s, sum(s, z, product, 0)), T::sigmoid_v(s, sum(s, z, product, 1)));
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let (reset, update) = (
+                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
+                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
+                );
                 let q = s.add(s.load(&product[2 * S::LANES..]), get(s, self.candidate_bias, at, n));
-                let new = T::tanh_v(s, s.mul_add(reset, q, s.load(&z[2 * S::LANES..])));
+                let from_x = s.add(block(s, z, 2), block(s, bias, 2));
+                let new = T::tanh_v(s, s.mul_add(reset, q, from_x));
                 let h = get(s, h_prev, at, n);
                 put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
                 if self.keep {
@@ -247,8 +254,11 @@ impl<T: Element> ForwardPass<'_, T> {
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
                 let product = &product[2 * at..2 * (at + S::LANES)];
-                let (reset, update) =
-                    (T::sigmoid_v(s, sum(s, z, product, 0)), T::sigmoid_v(s, sum(s, z, product, 1)));
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let (reset, update) = (
+                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
+                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
+                );
                 put(s, s.mul(reset, get(s, h_prev, at, n)), out, at, n);
                 s.store(reset, z);
                 s.store(update, &mut z[S::LANES..]);
@@ -265,7 +275,9 @@ impl<T: Element> ForwardPass<'_, T> {
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
                 let update = s.load(&z[S::LANES..]);
-                let new = T::tanh_v(s, s.add(s.load(&z[2 * S::LANES..]), s.load(&product[at..])));
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let from_x = s.add(block(s, z, 2), block(s, bias, 2));
+                let new = T::tanh_v(s, s.add(from_x, s.load(&product[at..])));
                 let h = get(s, h_prev, at, n);
                 put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
                 if self.keep {

@@ -122,7 +122,7 @@ impl<'a> Steps<'a> {
     }
 
     /// Where in time a step of a row lies.
-    fn time(&self, step: usize, row: usize) -> usize {
+    pub(crate) fn time(&self, step: usize, row: usize) -> usize {
         let length = self.ragged.map_or(self.len, |ragged| ragged.lengths[row]);
         if self.reverse { length - 1 - step } else { step }
     }

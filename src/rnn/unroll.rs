@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::gemm::{self, Slab, tile};
 use crate::machine::Isa;
 use crate::parallel;
+use crate::simd;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -120,6 +121,25 @@ impl Parts {
             padded: self.padded,
         }
     }
+}
+
+/// Elements between neighbouring rows of dZ. A power of two would put the rows of a tile, and the steps of a column, in
+/// one set of L1.
+pub(crate) fn pitch<T>(cell: Cell, hidden: usize) -> Option<usize> {
+    let (columns, line) = (cell.gradient_columns().checked_mul(hidden)?, simd::CACHE_LINE / size_of::<T>());
+    if columns.is_multiple_of(16 * line) { columns.checked_add(line) } else { Some(columns) }
+}
+
+/// dZ, `[rows, columns]`, in the memory that [`pitch`] sizes.
+pub(crate) fn gradients<T: Element>(
+    cell: Cell,
+    hidden: usize,
+    data: &[T],
+    rows: usize,
+) -> Result<TensorView<'_, T, 2>> {
+    let columns = cell.gradient_columns() * hidden;
+    let pitch = pitch::<T>(cell, hidden).unwrap_or(columns);
+    TensorView::from_slice(data, [rows, pitch])?.slice(1, ..columns, 1)
 }
 
 /// What all steps back of a direction need.
@@ -223,9 +243,9 @@ fn quarters<'v, T: Element>(
 }
 
 impl<T: Element> Unroll<'_, T> {
-    /// Columns of dZ.
-    pub(crate) fn columns(&self) -> usize {
-        self.cell.gradient_columns() * self.sizes.hidden
+    /// dZ of some rows.
+    pub(crate) fn gradients<'d>(&self, data: &'d [T], rows: usize) -> Result<TensorView<'d, T, 2>> {
+        gradients(self.cell, self.sizes.hidden, data, rows)
     }
 
     /// The columns of dZ that the first product takes.
@@ -239,7 +259,8 @@ impl<T: Element> Unroll<'_, T> {
     pub(crate) fn run(&self, job: Job<'_, T>, steps: &Steps<'_>, first: bool) -> Result<()> {
         let Job { dy, tape, dz, dstate, between, dh, dc } = job;
         let WeightSizes { hidden, state, gates, projection, .. } = self.sizes;
-        let (columns, gate_columns) = (self.columns(), gates * self.padded);
+        let columns = self.cell.gradient_columns() * hidden;
+        let (pitch, gate_columns) = (pitch::<T>(self.cell, hidden).unwrap_or(columns), gates * self.padded);
         let lstm = self.cell.is_lstm();
         for step in (0..steps.len).rev() {
             let (rows, next) = (steps.range(step..step + 1), steps.count(step + 1));
@@ -267,11 +288,11 @@ impl<T: Element> Unroll<'_, T> {
             if let Some(dy) = dy {
                 steps.add(step, dy, &mut dh)?;
             }
-            let (here, behind) = dz.split_at_mut(rows.end * columns);
-            let here = &mut here[rows.start * columns..];
-            let behind = TensorView::from_slice(&behind[..next * columns], [next, columns])?;
+            let (here, behind) = dz.split_at_mut(rows.end * pitch);
+            let here = &mut here[rows.start * pitch..];
+            let behind = self.gradients(&behind[..next * pitch], next)?;
             let product = Product { a: part(&behind, self.first_columns()), ..read.product };
-            let here = TensorViewMut::from_slice(here, [count, columns])?;
+            let here = TensorViewMut::from_slice(here, [count, pitch])?.slice(1, ..columns, 1)?;
             let dc = if lstm {
                 TensorViewMut::from_slice(&mut dc[..count * hidden], [count, hidden])?
             } else {
@@ -333,8 +354,7 @@ impl<T: Element> Unroll<'_, T> {
         }
         let count = steps.count(0);
         if first && count > 0 {
-            let a = TensorView::from_slice(&dz[..count * columns], [count, columns])?;
-            let a = part(&a, self.first_columns());
+            let a = part(&self.gradients(&dz[..count * pitch], count)?, self.first_columns());
             let dh = TensorViewMut::from_slice(&mut dh[..count * state], [count, state])?;
             let weights = gemm::Input::<T, TensorView<'_, T, 2>>::Packed(self.recurrent);
             gemm::product(self.isa, gemm::Input::Source(a), weights, &plain(T::ONE), dh, None)?;
