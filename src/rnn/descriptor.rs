@@ -249,7 +249,7 @@ impl Recurrent for Lstm {}
 impl Recurrent for Gru {}
 
 /// What [`Elman`], [`Lstm`] and [`Gru`] can do. The [module](super) has the shapes.
-pub trait Recurrent: sealed::Sealed + Copy {
+pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Rows of U and W, in units: 1 (Elman), 4 (LSTM) or 3 (GRU).
     fn gates(&self) -> usize {
         self.spec().cell.gates()
