@@ -28,17 +28,21 @@
 
 mod activate;
 mod clip;
+mod embedding;
 mod init;
 mod linear;
 pub mod optimizer;
 mod parameter;
+mod recurrent;
 mod sequential;
 
 pub use activate::Activate;
 pub use clip::{clip_gradient_norm, clip_gradient_value};
+pub use embedding::Embedding;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
 pub use parameter::Parameter;
+pub use recurrent::{Gru, Lstm, Recurrent, RecurrentSizes, Rnn, State};
 pub use sequential::Sequential;
 
 use crate::element::Element;
@@ -66,7 +70,7 @@ pub trait Parameters<T: Element> {
 
 /// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
 ///
-/// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
+/// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///

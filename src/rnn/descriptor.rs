@@ -255,6 +255,19 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         self.spec().cell.gates()
     }
 
+    /// 1 or 2.
+    fn directions(&self) -> usize {
+        self.spec().direction.count()
+    }
+
+    /// An error unless the weights fit the cell and each other.
+    ///
+    /// # Errors
+    /// As [`pack`](Self::pack).
+    fn check<T: Element>(&self, weights: Weights<'_, T>) -> Result<()> {
+        super::sizes::WeightSizes::check("rnn::check", self.spec(), &weights).map(|_| ())
+    }
+
     /// Weights in the order in which the kernels read them, for many calls.
     ///
     /// # Errors

@@ -69,6 +69,7 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+mod convert;
 mod descriptor;
 mod engine;
 mod forward;
@@ -86,5 +87,6 @@ pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
 pub use tape::Tape;
 pub use weights::{
-    Gradients, GradientsMut, Operand, PackedWeights, WeightGradients, WeightGradientsMut, Weights,
+    DirectionWeights, Gradients, GradientsMut, Operand, PackedWeights, WeightGradientsMut, WeightTensors,
+    Weights,
 };

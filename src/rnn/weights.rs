@@ -70,14 +70,20 @@ impl<'a, T: Element> Weights<'a, T> {
     }
 }
 
-/// The weights of one direction.
-#[derive(Clone, Copy)]
-pub(crate) struct DirectionWeights<'a, T> {
+/// The weights of one direction: those of [`Weights`] without their first axis.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectionWeights<'a, T> {
+    /// U, `[gates·hidden, inputs]`.
     pub input: TensorView<'a, T, 2>,
+    /// W, `[gates·hidden, state]`.
     pub recurrent: TensorView<'a, T, 2>,
+    /// `[gates·hidden]`.
     pub bias: Option<TensorView<'a, T, 1>>,
+    /// `[gates·hidden]`.
     pub recurrent_bias: Option<TensorView<'a, T, 1>>,
+    /// `[3·hidden]`.
     pub peephole: Option<TensorView<'a, T, 1>>,
+    /// `[state, hidden]`.
     pub projection: Option<TensorView<'a, T, 2>>,
 }
 
@@ -183,15 +189,15 @@ pub struct Gradients<T> {
     /// For the first c, `[directions, batch, hidden]`: an LSTM's.
     pub cell: Option<Tensor<T, 3>>,
     /// For the weights.
-    pub weights: WeightGradients<T>,
+    pub weights: WeightTensors<T>,
 }
 
-/// The gradients for [`Weights`]; those are there that the weights have.
+/// Tensors in the shapes of [`Weights`]: gradients, or weights that are owned.
 #[derive(Debug)]
-pub struct WeightGradients<T> {
-    /// dU, `[directions, gates·hidden, inputs]`.
+pub struct WeightTensors<T> {
+    /// U or dU, `[directions, gates·hidden, inputs]`.
     pub input: Tensor<T, 3>,
-    /// dW, `[directions, gates·hidden, state]`.
+    /// W or dW, `[directions, gates·hidden, state]`.
     pub recurrent: Tensor<T, 3>,
     /// `[directions, gates·hidden]`.
     pub bias: Option<Tensor<T, 2>>,
@@ -257,7 +263,7 @@ impl<T: Element> Gradients<T> {
             x: Tensor::zeros([sizes.time, sizes.batch, sizes.weights.inputs])?,
             hidden: Tensor::zeros(sizes.h())?,
             cell: lstm.then(|| Tensor::zeros(sizes.c())).transpose()?,
-            weights: WeightGradients {
+            weights: WeightTensors {
                 input: Tensor::zeros(weights.input.shape())?,
                 recurrent: Tensor::zeros(weights.recurrent.shape())?,
                 bias: weights.bias.map(|view| Tensor::zeros(view.shape())).transpose()?,
