@@ -15,6 +15,7 @@ pub mod perceptron;
 pub mod pool;
 pub mod random;
 pub mod reference;
+pub mod rnn;
 mod simd;
 pub mod softmax;
 mod spatial;

@@ -3,6 +3,8 @@
 //! Inside, all of them have three spatial axes, depth, height and width; where a call has fewer, the first have size 1.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::error::{Dims, Error, Result};
 
 /// Spatial axes of an image `[batch, channels, spatial…]`: 1, 2 or 3.
@@ -110,6 +112,15 @@ impl Sliding {
             rest / stride + 1 + usize::from(more)
         }))
     }
+
+    /// The taps of the window at `output` that lie inside an image of this size along `axis`.
+    pub(crate) fn taps(&self, axis: usize, output: usize, image: usize) -> Range<usize> {
+        let (start, dilation) = (output * self.stride[axis], self.dilation[axis]);
+        let before = self.padding[axis][0];
+        let first = before.saturating_sub(start).div_ceil(dilation);
+        let end = (image + before).saturating_sub(start).div_ceil(dilation).min(self.kernel[axis]);
+        first.min(end)..end
+    }
 }
 
 #[cfg(test)]
@@ -126,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_against_counting() {
+    fn sizes_and_taps_against_counting() {
         for image in 0..9usize {
             for kernel in 1..5 {
                 for (stride, dilation) in [(1, 1), (2, 1), (3, 2), (1, 3), (5, 1)] {
@@ -138,6 +149,15 @@ mod tests {
                         match window.output("test", 1, [1, 1, image], false) {
                             Ok(output) => assert_eq!(output, [1, 1, starts.count()]),
                             Err(_) => assert_eq!(starts.count(), 0),
+                        }
+                        for output in 0..padded {
+                            let inside = |tap: &usize| {
+                                let at = output * stride + tap * dilation;
+                                (padding[0]..padding[0] + image).contains(&at)
+                            };
+                            let expected: Vec<_> = (0..kernel).filter(inside).collect();
+                            let found: Vec<_> = window.taps(2, output, image).collect();
+                            assert_eq!(found, expected, "{window:?} {image} {output}");
                         }
                     }
                 }

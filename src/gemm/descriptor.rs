@@ -308,11 +308,11 @@ fn matrix<T: Element>(
     };
     let lhs = match a {
         Operand::View(a) => Input::Source(a),
-        Operand::Packed(packed) => Input::Packed(packed),
+        Operand::Packed(packed) => Input::Packed(packed.slab()),
     };
     let rhs = match b {
         Operand::View(b) => Input::Source(b.transpose()),
-        Operand::Packed(packed) => Input::Packed(packed),
+        Operand::Packed(packed) => Input::Packed(packed.slab()),
     };
     driver::product(isa, lhs, rhs, scale, c, tasks)
 }

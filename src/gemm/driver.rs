@@ -21,7 +21,7 @@ use std::ops::Range;
 use super::blocking::{Fetch, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
 use super::epilogue::Epilogue;
 use super::kernel::Block;
-use super::packed::Packed;
+use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
 use super::split;
 use crate::element::Element;
@@ -35,7 +35,7 @@ use crate::workspace::{self, Scratch};
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a, T, P> {
     Source(P),
-    Packed(&'a Packed<T>),
+    Packed(Slab<'a, T>),
 }
 
 impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
@@ -142,6 +142,26 @@ pub(crate) fn product<T: Element>(
     }
     product.run(c, [0, 0], tasks)?;
     Ok(Path { name, tasks })
+}
+
+/// The columns from `first` on, as many as `c` has, of C = alpha · A · B + beta · C and the epilogue, over a packed B and
+/// on this thread. `first` is a multiple of a tile's columns. The sums are added up as in [`product`].
+pub(crate) fn columns<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: Slab<'_, T>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    first: usize,
+) -> Result<()> {
+    let ([m, n], k, tile) = (c.shape(), b.depth(), tile::<T>(isa));
+    debug_assert!(a.shape() == [m, k] && first.is_multiple_of(tile.columns) && first + n <= b.lines());
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
+    let (tile_rows, kc) = (tile_rows(tile, m), depth_block::<T>(tile, machine::caches(), k));
+    Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
 }
 
 /// What each part of a product needs to know.

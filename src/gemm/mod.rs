@@ -77,10 +77,12 @@ mod vector;
 
 pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
-pub(crate) use driver::{GRAIN, blocks};
+pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, product};
 pub use epilogue::Bias;
+pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
 pub(crate) use kernel::{Block, Kernels};
 pub use packed::Packed;
-pub(crate) use panel::{Panels, pack, packed_len};
+pub(crate) use packed::Slab;
+pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};
 pub(crate) use series::Series;

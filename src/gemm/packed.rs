@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::blocking::{depth_block, tile, tile_rows};
-use super::panel::{self, Panels, packed_len};
+use super::panel::{self, PanelSource, Panels, packed_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Caches, Isa};
@@ -104,14 +104,7 @@ impl<T: Element> Packed<T> {
         let len = packed_len(lines, width, depth).ok_or(Error::Alloc { op: "pack", bytes: usize::MAX })?;
         let mut data = workspace::try_vec("pack", len)?;
         data.resize(len, T::ZERO);
-        let padded = lines.next_multiple_of(width);
-        // A matrix without lines may be deeper than can be walked.
-        let depth_packed = if lines == 0 { 0 } else { depth };
-        for first in (0..depth_packed).step_by(kc) {
-            let steps = first..depth.min(first + kc);
-            let block = &mut data[first * padded..steps.end * padded];
-            panel::pack(isa, source, 0..lines, steps, width, block, true);
-        }
+        fill(isa, source, width, kc, &mut data);
         Ok(Self { lines, depth, plan, data })
     }
 
@@ -150,6 +143,54 @@ impl<T: Element> Packed<T> {
         Err(Error::Packed { op, arg, found: describe(found), expected: describe(needed) })
     }
 
+    pub(crate) fn slab(&self) -> Slab<'_, T> {
+        let Plan { kc, width, .. } = self.plan;
+        Slab { lines: self.lines, depth: self.depth, kc, width, data: &self.data }
+    }
+}
+
+/// Packs all blocks of depth of a source.
+fn fill<T: Element>(isa: Isa, source: impl PanelSource<T>, width: usize, kc: usize, data: &mut [T]) {
+    let (lines, depth) = (source.lines(), source.depth());
+    let padded = lines.next_multiple_of(width);
+    // A matrix without lines may be deeper than can be walked.
+    let depth_packed = if lines == 0 { 0 } else { depth };
+    for first in (0..depth_packed).step_by(kc) {
+        let steps = first..depth.min(first + kc);
+        let block = &mut data[first * padded..steps.end * padded];
+        panel::pack(isa, source, 0..lines, steps, width, block, true);
+    }
+}
+
+/// The panels of a whole packed matrix, wherever they lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slab<'a, T> {
+    lines: usize,
+    depth: usize,
+    kc: usize,
+    width: usize,
+    data: &'a [T],
+}
+
+impl<'a, T: Element> Slab<'a, T> {
+    /// Elements that a right operand of `depth` rows and `lines` columns takes; `None` on overflow.
+    pub(crate) fn rhs_len(isa: Isa, lines: usize, depth: usize) -> Option<usize> {
+        packed_len(lines, tile::<T>(isa).columns, depth)
+    }
+
+    /// Packs a right operand, whose lines are its columns, into `data`, which has the length.
+    pub(crate) fn pack_rhs(isa: Isa, source: impl PanelSource<T>, data: &mut [T]) {
+        let tile = tile::<T>(isa);
+        let kc = depth_block::<T>(tile, machine::caches(), source.depth());
+        fill(isa, source, tile.columns, kc, data);
+    }
+
+    /// The right operand of `depth` rows and `lines` columns that [`pack_rhs`](Self::pack_rhs) put into `data`.
+    pub(crate) fn rhs(isa: Isa, lines: usize, depth: usize, data: &'a [T]) -> Self {
+        let tile = tile::<T>(isa);
+        Self { lines, depth, kc: depth_block::<T>(tile, machine::caches(), depth), width: tile.columns, data }
+    }
+
     pub(crate) fn lines(&self) -> usize {
         self.lines
     }
@@ -159,15 +200,14 @@ impl<T: Element> Packed<T> {
     }
 
     pub(crate) fn width(&self) -> usize {
-        self.plan.width
+        self.width
     }
 
     /// The panels over the block of depth that begins with `first`, which has `depth` steps.
-    pub(crate) fn panels(&self, first: usize, depth: usize) -> Panels<'_, T> {
-        debug_assert!(first.is_multiple_of(self.plan.kc));
-        let width = self.plan.width;
-        let padded = self.lines.next_multiple_of(width);
-        Panels::Packed { data: &self.data[first * padded..][..depth * padded], width, depth }
+    pub(crate) fn panels(&self, first: usize, depth: usize) -> Panels<'a, T> {
+        debug_assert!(first.is_multiple_of(self.kc));
+        let padded = self.lines.next_multiple_of(self.width);
+        Panels::Packed { data: &self.data[first * padded..][..depth * padded], width: self.width, depth }
     }
 }
 

@@ -30,12 +30,14 @@ mod activate;
 mod clip;
 mod conv;
 mod dropout;
+mod embedding;
 mod flatten;
 mod init;
 mod linear;
 mod norm;
 pub mod optimizer;
 mod parameter;
+mod recurrent;
 mod sequential;
 
 pub use activate::Activate;
@@ -44,11 +46,13 @@ pub use conv::{
     Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
 };
 pub use dropout::Dropout;
+pub use embedding::Embedding;
 pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
 pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
+pub use recurrent::{Gru, Lstm, Recurrent, RecurrentSizes, Rnn, State};
 pub use sequential::Sequential;
 
 use crate::element::Element;
@@ -80,6 +84,7 @@ pub trait Parameters<T: Element> {
 ///
 /// Where training and inference differ ([`Dropout`], [`BatchNorm`]), [`forward`](Self::forward) is training and
 /// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
+/// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///

@@ -14,6 +14,7 @@ pub mod norm;
 mod optimizer;
 mod perceptron;
 pub mod pool;
+pub mod rnn;
 pub mod softmax;
 pub mod vecmath;
 
