@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activation;
+pub mod attention;
 mod gemm;
 mod linear;
 mod loss;
