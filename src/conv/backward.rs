@@ -227,7 +227,8 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
     if tasks > 1 && channels > 1 {
         let (half, cut) = (tasks / 2, channels / 2);
         let ((low, high), (db_low, db_high)) = (dz.split_at(1, cut)?, db.split_at(0, cut)?);
-        let (first, second) = parallel::join(|| bias(low, db_low, half), || bias(high, db_high, tasks - half));
+        let (first, second) =
+            parallel::join(|| bias(low, db_low, half), || bias(high, db_high, tasks - half));
         return first.and(second);
     }
     // Partial sums of neighbouring elements: the compiler's vectors, and the same order wherever the plane lies.

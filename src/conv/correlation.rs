@@ -44,7 +44,8 @@ impl<T: Element> Correlation<'_, T> {
     /// Computes the part `y`, whose first element is `at` in the output, in `tasks` tasks.
     fn split(&self, y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
         let cut = &self.weights.cut;
-        let Some((axis, unit)) = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten() else {
+        let Some((axis, unit)) = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten()
+        else {
             return implicit::run(self, y, at);
         };
         let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);

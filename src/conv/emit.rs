@@ -67,7 +67,8 @@ impl<T: Element> Emit<'_, T> {
                 let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
                 let residual = residual.and_then(|r| r.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
                 let y = self.y.view_mut();
-                let y = y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
+                let y =
+                    y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
                 let Ok(mut y) = y else { return };
                 let sums = &sums[at * height * width..][..height * width];
                 let all = residual.map(|r| r.as_slice());

@@ -37,7 +37,13 @@ pub(super) struct Sizes {
 
 impl<const S: usize> Geometry<S> {
     pub(super) fn new() -> Self {
-        Self { stride: [1; S], dilation: [1; S], padding: Padding::Sides([[0; 2]; S]), groups: 1, flipped: false }
+        Self {
+            stride: [1; S],
+            dilation: [1; S],
+            padding: Padding::Sides([[0; 2]; S]),
+            groups: 1,
+            flipped: false,
+        }
     }
 
     /// Groups must divide a number of channels.
@@ -72,7 +78,8 @@ impl<const S: usize> Geometry<S> {
             Padding::Full => extent.map(|extent| [extent - 1; 2]),
             Padding::Same => std::array::from_fn(|axis| {
                 let (stride, image) = (sliding.stride[axis], image[axis]);
-                let reach = (image.div_ceil(stride).max(1) - 1).saturating_mul(stride).saturating_add(extent[axis]);
+                let reach =
+                    (image.div_ceil(stride).max(1) - 1).saturating_mul(stride).saturating_add(extent[axis]);
                 let all = reach.saturating_sub(image);
                 let half = all / 2;
                 if self.flipped { [all - half, half] } else { [half, all - half] }

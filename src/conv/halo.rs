@@ -33,7 +33,14 @@ struct Axis {
 
 impl Axis {
     /// For `outputs` windows, the first of which begins at `start`.
-    fn new(kernel: usize, stride: usize, dilation: usize, start: isize, outputs: usize, image: usize) -> Self {
+    fn new(
+        kernel: usize,
+        stride: usize,
+        dilation: usize,
+        start: isize,
+        outputs: usize,
+        image: usize,
+    ) -> Self {
         // Taps t·d mod s: all multiples of the divisor, or as many as there are taps.
         let divisor = gcd(dilation, stride);
         let all = stride / divisor;
@@ -97,9 +104,8 @@ pub(super) struct Halo {
 impl Halo {
     pub(super) fn new(geometry: &Geometry, channels: usize, images: usize) -> Self {
         let Geometry { kernel, stride, dilation, start, outputs, image } = *geometry;
-        let axes = [0, 1, 2].map(|a| {
-            Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a])
-        });
+        let axes =
+            [0, 1, 2].map(|a| Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a]));
         let volume = axes.iter().fold(1usize, |volume, axis| volume.saturating_mul(axis.size));
         Self { axes, channels, images, volume }
     }
@@ -154,8 +160,11 @@ impl Halo {
         for (image, to) in images.enumerate().take(self.images) {
             let Ok(x) = x.select::<4>(0, image) else { return };
             for slots in 0..depth.slots * height.slots * width.slots {
-                let [sd, sh, sw] =
-                    [slots / width.slots / height.slots, slots / width.slots % height.slots, slots % width.slots];
+                let [sd, sh, sw] = [
+                    slots / width.slots / height.slots,
+                    slots / width.slots % height.slots,
+                    slots % width.slots,
+                ];
                 let inside = width.inside(sw);
                 // The first column read, which exists where any place lies inside.
                 let column = width.position(sw, inside.start).unwrap_or(0);
@@ -166,9 +175,17 @@ impl Halo {
                         for row in 0..height.size {
                             let to = &mut to[at + row * row_len..];
                             let position = plane.zip(height.position(sh, row));
-                            let pixels = position.and_then(|(d, h)| x.select::<3>(1, d).ok()?.select::<2>(1, h).ok());
+                            let pixels =
+                                position.and_then(|(d, h)| x.select::<3>(1, d).ok()?.select::<2>(1, h).ok());
                             let run = Run { inside: inside.clone(), column, step: width.stride };
-                            run.turn(simd, pixels.map(TensorView::transpose), to, channel, row_len, self.channels);
+                            run.turn(
+                                simd,
+                                pixels.map(TensorView::transpose),
+                                to,
+                                channel,
+                                row_len,
+                                self.channels,
+                            );
                         }
                         continue;
                     }
@@ -272,9 +289,8 @@ impl Run {
                 to[c * channel + place] = T::ZERO;
             }
         }
-        let pixel = |place: usize| {
-            pixels.row(self.column + (place - self.inside.start) * self.step).unwrap_or(&[])
-        };
+        let pixel =
+            |place: usize| pixels.row(self.column + (place - self.inside.start) * self.step).unwrap_or(&[]);
         let whole = channels / S::LANES * S::LANES;
         let fours = self.inside.start + self.inside.len() / 4 * 4;
         for place in (self.inside.start..fours).step_by(4) {
@@ -331,7 +347,8 @@ mod tests {
         let values: Vec<f32> = (1..=len).map(|i| i as f32).collect();
         let channels_first = TensorView::from_slice(&values, shape).unwrap();
         let [n, c, d, h, w] = shape;
-        let last = TensorView::from_slice(&values, [n, d, h, w, c]).unwrap().permute([0, 4, 1, 2, 3]).unwrap();
+        let last =
+            TensorView::from_slice(&values, [n, d, h, w, c]).unwrap().permute([0, 4, 1, 2, 3]).unwrap();
         for &isa in machine::supported() {
             for x in [channels_first, last, channels_first.flip(4).unwrap()] {
                 for (kernel, stride, dilation) in [
@@ -344,7 +361,8 @@ mod tests {
                 ] {
                     for start in [[0, 0, 0], [-1, -2, -3], [1, 0, 2], [-9, 0, 4]] {
                         let outputs = [2, 3, 4];
-                        let geometry = Geometry { kernel, stride, dilation, start, outputs, image: [d, h, w] };
+                        let geometry =
+                            Geometry { kernel, stride, dilation, start, outputs, image: [d, h, w] };
                         let halo = Halo::new(&geometry, c, n);
                         let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
                         f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
@@ -357,9 +375,8 @@ mod tests {
 
     fn check(halo: &Halo, geometry: &Geometry, x: TensorView<'_, f32, 5>, to: &[f32]) {
         let each = |sizes: [usize; 3]| {
-            (0..sizes.iter().product()).map(move |i: usize| {
-                [i / sizes[2] / sizes[1], i / sizes[2] % sizes[1], i % sizes[2]]
-            })
+            (0..sizes.iter().product())
+                .map(move |i: usize| [i / sizes[2] / sizes[1], i / sizes[2] % sizes[1], i % sizes[2]])
         };
         for image in 0..x.shape()[0] {
             for c in 0..x.shape()[1] {

@@ -65,7 +65,9 @@ fn fitting(len: usize, most: usize, unit: usize, lanes: usize) -> usize {
         return len.max(1);
     }
     let padded = |block: usize| (block * unit).next_multiple_of(lanes);
-    let cost = |block: usize| len / block * padded(block) + if len.is_multiple_of(block) { 0 } else { padded(len % block) };
+    let cost = |block: usize| {
+        len / block * padded(block) + if len.is_multiple_of(block) { 0 } else { padded(len % block) }
+    };
     // Equal costs: the largest.
     (most.div_ceil(2)..=most).rev().min_by_key(|&block| cost(block)).unwrap_or(most)
 }
@@ -90,7 +92,8 @@ pub(super) fn run<T: Element>(
     // All memory first: where it is lacking, nothing has been written.
     let none = || Error::Alloc { op: problem.op, bytes: usize::MAX };
     let largest = problem.halo(at, [0; 4], plan.sizes);
-    let mut planes = workspace::scratch(problem.op, largest.len().ok_or_else(none)?.saturating_add(tile.lanes))?;
+    let mut planes =
+        workspace::scratch(problem.op, largest.len().ok_or_else(none)?.saturating_add(tile.lanes))?;
     let panels = packed_len(columns, tile.columns, plan.group.min(cut.depth)).ok_or_else(none)?;
     let mut patches = workspace::scratch(problem.op, panels.saturating_add(tile.lanes))?;
     let sums = (if whole { rows } else { cut.width }).checked_mul(pitch).ok_or_else(none)?;
@@ -320,7 +323,10 @@ mod tests {
         let output = [3, 2, 5, 7];
         let mut seen = vec![0; output.iter().product()];
         for [n, d, h, w] in boxes(output, [2, 1, 2, 7]) {
-            for (n, d, h) in n.flat_map(|n| d.clone().map(move |d| (n, d))).flat_map(|(n, d)| h.clone().map(move |h| (n, d, h))) {
+            for (n, d, h) in n
+                .flat_map(|n| d.clone().map(move |d| (n, d)))
+                .flat_map(|(n, d)| h.clone().map(move |h| (n, d, h)))
+            {
                 for w in w.clone() {
                     seen[((n * 2 + d) * 5 + h) * 7 + w] += 1;
                 }

@@ -19,7 +19,12 @@ pub struct PackedConvolution<T> {
 }
 
 impl<T: Element> PackedConvolution<T> {
-    pub(super) fn new(op: &'static str, w: TensorView<'_, T, 5>, groups: usize, flipped: bool) -> Result<Self> {
+    pub(super) fn new(
+        op: &'static str,
+        w: TensorView<'_, T, 5>,
+        groups: usize,
+        flipped: bool,
+    ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
         let filter = Filter { view, transposed: false };
@@ -52,7 +57,10 @@ impl<T: Element> PackedConvolution<T> {
         }
         let describe = |cut: &Cut, flipped: bool| {
             let turned = if flipped { ", turned" } else { "" };
-            format!("{} with {} groups, panels of {} in blocks of {}{turned}", cut.isa, cut.groups, cut.width, cut.kc)
+            format!(
+                "{} with {} groups, panels of {} in blocks of {}{turned}",
+                cut.isa, cut.groups, cut.width, cut.kc
+            )
         };
         Err(Error::Packed {
             op,

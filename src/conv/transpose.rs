@@ -243,7 +243,12 @@ impl<const S: usize> ConvolutionTranspose<S> {
                 None if image[axis] == 0 => 0,
                 None => {
                     let padding = Dims::new(&[before, behind]);
-                    return Err(Error::argument(op, "padding", padding, "at most what the output would have"));
+                    return Err(Error::argument(
+                        op,
+                        "padding",
+                        padding,
+                        "at most what the output would have",
+                    ));
                 }
             };
         }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::halo::{self, Fill, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, Panels, Tile, LEAST_DEPTH, balanced, blocks, packed_len, tile, tile_rows};
+use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, balanced, blocks, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -152,7 +152,10 @@ impl<T: Element> Gradient<'_, T> {
             for lines in blocks(0..columns, tile.columns) {
                 let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], tile.columns);
                 let panel = &mut panel[..];
-                T::dispatch(self.isa, PackPatches { halo, planes, offsets, sizes, lines: lines.clone(), width, panel });
+                T::dispatch(
+                    self.isa,
+                    PackPatches { halo, planes, offsets, sizes, lines: lines.clone(), width, panel },
+                );
                 let mut block = Block {
                     a: Panels::Packed { data: &z_panels[..z_len], width: tile_rows, depth },
                     b: Panels::Packed { data: &panel[..width * depth], width, depth },
@@ -217,7 +220,13 @@ impl<T: Element> SimdOp<T> for PackOutputs<'_, T> {
                 }
                 for h in 0..height {
                     let Ok(pixels) = volume.select::<2>(1, h) else { return };
-                    outputs(simd, pixels, first..first + count, &mut panel[(from + h * row) * width..], width);
+                    outputs(
+                        simd,
+                        pixels,
+                        first..first + count,
+                        &mut panel[(from + h * row) * width..],
+                        width,
+                    );
                 }
             }
         }
@@ -235,7 +244,14 @@ fn outputs<T: Element, S: Simd<T>>(
 ) {
     let positions = pixels.shape()[1];
     if pixels.row(0).is_some() {
-        return turn(simd, |i| pixels.row(channels.start + i).unwrap_or(&[]), channels.len(), positions, panel, width);
+        return turn(
+            simd,
+            |i| pixels.row(channels.start + i).unwrap_or(&[]),
+            channels.len(),
+            positions,
+            panel,
+            width,
+        );
     }
     let neighbours = pixels.transpose();
     for (p, to) in panel.chunks_exact_mut(width).enumerate().take(positions) {

@@ -72,11 +72,11 @@ mod thin;
 mod tiny;
 mod vector;
 
+pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
+pub(crate) use driver::{GRAIN, blocks};
 pub use epilogue::Bias;
 pub use gram::gram;
-pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
-pub(crate) use driver::{GRAIN, blocks};
 pub(crate) use kernel::{Block, Kernels};
 pub use packed::Packed;
 pub(crate) use panel::{Panels, pack, packed_len};

@@ -100,7 +100,8 @@ pub(super) fn copy<T: Copy, const N: usize>(src: TensorView<'_, T, N>, mut dst: 
     assert_eq!(src.shape(), dst.shape(), "the caller compares shapes");
     let (from, to) = (src.as_ptr(), dst.as_mut_ptr());
     // Where each has neighbours along another axis, one of the two would be walked in strides.
-    let neighbours = |strides: [isize; N]| (0..N).find(|&axis| strides[axis] == 1 && src.shape()[axis] >= SQUARE);
+    let neighbours =
+        |strides: [isize; N]| (0..N).find(|&axis| strides[axis] == 1 && src.shape()[axis] >= SQUARE);
     if let (Some(row), Some(column)) = (neighbours(src.strides()), neighbours(dst.strides()))
         && row != column
     {
