@@ -196,7 +196,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                 pack(plan.isa, head.dy.transpose(), 0..plan.value_dim, queries.clone(), width, to, false);
             }
         }
-        for keys in blocks(all_keys, plan.block()) {
+        for keys in plan.blocks(all_keys) {
             if !in_place {
                 let to = &mut packed_k[..panels[0] * keys.len()];
                 pack(plan.isa, head.k.transpose(), 0..plan.dim, keys.clone(), width, to, false);
@@ -224,11 +224,23 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                 let gradients = TensorView::as_strided(&*tile.gradients, [n, m], [stride as isize, 1])?;
                 if let Some(dv) = dv {
                     let b = operand(head.dy, &queries, in_place, rows_dy, panels[1], width);
-                    product(plan, weights, b, [T::ONE; 2], dv.tile_mut([keys.start, 0], [n, plan.value_dim]));
+                    product(
+                        plan,
+                        (Panels::Direct(weights), m),
+                        b,
+                        [T::ONE; 2],
+                        dv.tile_mut([keys.start, 0], [n, plan.value_dim]),
+                    );
                 }
                 if let Some(dk) = dk {
                     let b = operand(head.q, &queries, in_place, rows_q, panels[0], width);
-                    product(plan, gradients, b, [scale, T::ONE], dk.tile_mut([keys.start, 0], [n, plan.dim]));
+                    product(
+                        plan,
+                        (Panels::Direct(gradients), m),
+                        b,
+                        [scale, T::ONE],
+                        dk.tile_mut([keys.start, 0], [n, plan.dim]),
+                    );
                 }
                 if let Some(dq) = dq {
                     let b = if in_place {
@@ -237,7 +249,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                         Panels::Packed { data: &packed_k[..panels[0] * n], width, depth: n }
                     };
                     let to = dq.tile_mut([queries.start, 0], [m, plan.dim]);
-                    product(plan, gradients.transpose(), b, [scale, T::ONE], to);
+                    product(plan, (Panels::Direct(gradients.transpose()), n), b, [scale, T::ONE], to);
                 }
             }
         }
@@ -301,7 +313,13 @@ impl<'c, T: Element> Backward<'c, '_, T> {
             let b = Panels::Packed { data: &packed[first * depth..], width, depth };
             let mut c = TensorViewMut::matrix(to, [n, stride]);
             let c = c.tile_mut([0, 0], [n, columns]);
-            product(plan, matrix.tile([keys.start, 0], [n, depth]), b, [factor, T::ZERO], c);
+            product(
+                plan,
+                (Panels::Direct(matrix.tile([keys.start, 0], [n, depth])), depth),
+                b,
+                [factor, T::ZERO],
+                c,
+            );
         }
         let capped = !tile.slopes.is_empty();
         for rows in blocks(queries.clone(), width) {
@@ -368,7 +386,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                     let (prepared, mut tile, _) = memory.split();
                     let panel = Panel { entry, head, queries: rows.clone() };
                     let prepared = self.prepare(panel, prepared)?;
-                    for keys in blocks(plan.ranges(entry, &rows), plan.block()) {
+                    for keys in plan.blocks(plan.ranges(entry, &rows)) {
                         self.tile(&prepared, &rows, &keys, &mut tile)?;
                         for (key, gradients) in keys.clone().zip(tile.gradients.chunks(self.stride())) {
                             for (query, &gradient) in rows.clone().zip(gradients) {

@@ -21,10 +21,13 @@ use super::plan::{GRAIN, Plan};
 use super::scores::Panel;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, Panels, blocks, pack, tile_rows};
+use crate::gemm::{Block, Panels, blocks, pack, packed_len, tile_rows};
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
+
+/// Queries of a head for which its keys are packed.
+const PACK_FROM: usize = 256;
 
 /// One call.
 pub(super) struct Forward<'c, 'e, T> {
@@ -84,10 +87,30 @@ impl<T: Element> Forward<'_, '_, T> {
         let [entries, heads, queries, _] = outputs.y.shape();
         let chunk = plan.chunk().min(queries.next_multiple_of(plan.width()));
         let sizes = Sizes::new(plan, chunk);
+        // Keys that many panels of queries read are packed once; an address for each of them costs more than that.
+        let packs = queries >= PACK_FROM;
+        let packed_len = if packs { packed_len(plan.keys, plan.tile.rows, plan.dim) } else { Some(0) };
+        let packed_len = packed_len.ok_or(Error::Alloc { op: plan.op, bytes: usize::MAX })?;
+        let mut packed = scratch::<T>(plan.op, packed_len)?;
+        let mut packed_for = None;
         let mut memory =
             scratch::<T>(plan.op, sizes.total.ok_or(Error::Alloc { op: plan.op, bytes: usize::MAX })?)?;
         for entry in 0..entries {
             for head in 0..heads {
+                let source = [at[0] + entry, (at[1] + head) / plan.group];
+                if packs && packed_for.replace(source) != Some(source) {
+                    let k: TensorView<'_, T, 2> = self.k.select::<3>(0, source[0])?.select(0, source[1])?;
+                    pack(
+                        plan.isa,
+                        k,
+                        0..plan.length(source[0]),
+                        0..plan.dim,
+                        plan.tile.rows,
+                        &mut packed,
+                        false,
+                    );
+                }
+                let packed = packs.then_some(&packed[..]);
                 let mut y = outputs.y.view_mut().select::<3>(0, entry)?.select::<2>(0, head)?;
                 let mut normalizer = match &mut outputs.normalizer {
                     Some(view) => Some(view.view_mut().select::<2>(0, entry)?.select::<1>(0, head)?),
@@ -104,7 +127,7 @@ impl<T: Element> Forward<'_, '_, T> {
                         Some(view) => Some(view.view_mut().slice(0, rows, 1)?),
                         None => None,
                     };
-                    self.chunk(panel, y, normalizer, sizes.split(&mut memory))?;
+                    self.chunk(panel, y, normalizer, packed, sizes.split(&mut memory))?;
                 }
             }
         }
@@ -117,6 +140,7 @@ impl<T: Element> Forward<'_, '_, T> {
         all: Panel,
         mut y: TensorViewMut<'_, T, 2>,
         mut normalizer: Option<TensorViewMut<'_, T, 1>>,
+        packed_k: Option<&[T]>,
         memory: Memory<'_, T>,
     ) -> Result<()> {
         let plan = self.plan;
@@ -129,11 +153,14 @@ impl<T: Element> Forward<'_, '_, T> {
         pack(plan.isa, q, all.queries.clone(), 0..dim, width, queries, false);
         let panel = |queries: Range<usize>| Panel { queries, ..all.clone() };
         let mut started = [false; super::plan::PANELS];
-        for keys in blocks(plan.ranges(entry, &all.queries), plan.block()) {
+        let all_keys = plan.ranges(entry, &all.queries);
+        // Blocks begin with a panel of packed keys.
+        let whole = |key: usize| key / plan.tile.rows * plan.tile.rows;
+        for keys in plan.blocks(whole(all_keys.start)..all_keys.end) {
             for (number, rows) in blocks(all.queries.clone(), width).enumerate() {
                 let seen = plan.ranges(entry, &rows);
-                let keys = keys.start.max(seen.start)..keys.end.min(seen.end);
-                if keys.is_empty() {
+                let keys = keys.start.max(whole(seen.start))..keys.end.min(seen.end);
+                if keys.is_empty() || seen.is_empty() {
                     continue;
                 }
                 let scores = &mut scores[..keys.len() * width];
@@ -144,8 +171,15 @@ impl<T: Element> Forward<'_, '_, T> {
                     width,
                     depth: dim,
                 };
-                self.product(
-                    k.tile([keys.start, 0], [keys.len(), dim]),
+                let a = match packed_k {
+                    Some(data) => {
+                        Panels::Packed { data: &data[keys.start * dim..], width: plan.tile.rows, depth: dim }
+                    }
+                    None => Panels::Direct(k.tile([keys.start, 0], [keys.len(), dim])),
+                };
+                product(
+                    plan,
+                    (a, dim),
                     packed,
                     [plan.factor(), T::ZERO],
                     TensorViewMut::matrix(scores, [keys.len(), width]).tile_mut([0, 0], [keys.len(), lanes]),
@@ -158,8 +192,9 @@ impl<T: Element> Forward<'_, '_, T> {
                 let linear = plan.options.linear;
                 T::dispatch(plan.isa, Weigh { scores, width, first, linear, max, sum, output });
                 plan.drop_out(&panel, &keys, (scores, width));
-                self.product(
-                    v.tile([0, keys.start], [value_dim, keys.len()]),
+                product(
+                    plan,
+                    (Panels::Direct(v.tile([0, keys.start], [value_dim, keys.len()])), keys.len()),
                     Panels::Packed { data: scores, width, depth: keys.len() },
                     [T::ONE, if first { T::ZERO } else { T::ONE }],
                     TensorViewMut::matrix(output, [value_dim, width]).tile_mut([0, 0], [value_dim, lanes]),
@@ -192,32 +227,25 @@ impl<T: Element> Forward<'_, '_, T> {
         }
         Ok(())
     }
-
-    /// C = factors\[0\] · A · B + factors\[1\] · C.
-    fn product(
-        &self,
-        a: TensorView<'_, T, 2>,
-        b: Panels<'_, T>,
-        factors: [T; 2],
-        c: TensorViewMut<'_, T, 2>,
-    ) {
-        product(self.plan, a, b, factors, c);
-    }
 }
 
-/// C = factors\[0\] · A · B + factors\[1\] · C on this thread, A read where it lies.
+/// C = factors\[0\] · A · B + factors\[1\] · C on this thread, over this depth.
 pub(super) fn product<T: Element>(
     plan: &Plan<'_, T>,
-    a: TensorView<'_, T, 2>,
+    (a, depth): (Panels<'_, T>, usize),
     b: Panels<'_, T>,
     factors: [T; 2],
     c: TensorViewMut<'_, T, 2>,
 ) {
-    let [rows, depth] = a.shape();
+    // Panels have the height that they were packed with.
+    let tile_rows = match a {
+        Panels::Packed { width, .. } => width,
+        Panels::Direct(_) => tile_rows(plan.tile, c.shape()[0]),
+    };
     let mut block = Block {
-        a: Panels::Direct(a),
+        a,
         b,
-        tile_rows: tile_rows(plan.tile, rows),
+        tile_rows,
         depth,
         alpha: factors[0],
         beta: (factors[1] != T::ZERO).then_some(factors[1]),

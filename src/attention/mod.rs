@@ -37,17 +37,22 @@
 //!
 //! | call | path |
 //! | --- | --- |
-//! | forward | panels of queries over blocks of keys, the softmax corrected from block to block |
+//! | forward, at most 8 queries for each head of keys, rows of keys and values contiguous and whole vectors | decode: pieces of keys in parallel, each key and value read once |
+//! | forward otherwise | panels of queries over blocks of keys, the softmax corrected from block to block |
 //! | backward | blocks of keys over panels of queries, scores computed again |
 //!
 //! No memory grows with queries × keys. The result has the same bits for any number of threads.
 
 mod backward;
+mod cache;
+mod decode;
 mod dropout;
 mod forward;
 mod kernel;
 mod plan;
 mod scores;
+
+pub use self::cache::KvCache;
 
 use self::backward::Backward;
 use self::dropout::Dropout;
@@ -434,11 +439,16 @@ fn run<T: Element>(
     if plan.is_empty() {
         return Ok(());
     }
-    let tasks = Forward { plan, q, k, v }.run(Outputs { y, normalizer })?;
+    let outputs = Outputs { y, normalizer };
+    let (path, tasks) = if decode::takes(plan, k, v) {
+        ("decode", decode::run(plan, q, k, v, outputs)?)
+    } else {
+        ("tiles", Forward { plan, q, k, v }.run(outputs)?)
+    };
     machine::trace(|| {
         let (shape, isa) =
             ([plan.batch, plan.heads, plan.queries, plan.keys, plan.dim, plan.value_dim], plan.isa);
-        format!("{} {shape:?} {} {isa} tasks {tasks}", plan.op, T::NAME)
+        format!("{} {shape:?} {} {isa} path {path} tasks {tasks}", plan.op, T::NAME)
     });
     Ok(())
 }

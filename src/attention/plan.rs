@@ -5,13 +5,13 @@ use std::ops::Range;
 use super::{Align, Attention};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Tile, tile};
+use crate::gemm::{Tile, balanced, blocks, tile};
 use crate::machine::{self, Isa};
 use crate::tensor::TensorView;
 
 /// Bytes of the scores that a panel of queries has with a block of keys: they stay in L1, and leave room there for the
 /// panel and for what streams past.
-const SCORE_BYTES: usize = 16 << 10;
+const SCORE_BYTES: usize = 18 << 10;
 
 /// Panels of queries that are taken through the keys together, so that a block of keys and values is read from L2 for
 /// all of them.
@@ -114,10 +114,16 @@ impl<'e, T: Element> Plan<'e, T> {
         PANELS * self.width()
     }
 
-    /// Keys of a block.
+    /// Most keys of a block.
     pub fn block(&self) -> usize {
         let keys = SCORE_BYTES / (self.width() * size_of::<T>());
         (keys / self.tile.rows).max(1) * self.tile.rows
+    }
+
+    /// These keys in blocks of about one size: a short one at the end would cost more than it has work.
+    pub fn blocks(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let block = balanced(keys.len(), self.block(), self.tile.rows);
+        blocks(keys, block)
     }
 
     /// Multiply-adds of the two products of forward.
