@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 mod element;
 mod error;

@@ -98,7 +98,7 @@ pub(super) const LARGE: usize = 1 << 31;
 const STREAMED: usize = 32 << 20;
 
 /// How a product was computed, for those who ask.
-pub(super) struct Path {
+pub(crate) struct Path {
     pub name: &'static str,
     pub tasks: usize,
 }

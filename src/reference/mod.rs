@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 mod gemm;
 mod linear;
