@@ -18,6 +18,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// ```
 pub trait Element:
     crate::vecmath::VecMath
+    + crate::conv::Convolve
     + crate::gemm::Kernels
     + crate::rnn::Passes
     + Copy

@@ -35,7 +35,7 @@ pub(crate) fn lift<X: Copy, const S: usize>(sizes: [X; S], fill: X) -> [X; 3] {
 
 /// Size, stride, dilation and padding of a window over three spatial axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Sliding {
+pub struct Sliding {
     pub kernel: [usize; 3],
     pub stride: [usize; 3],
     pub dilation: [usize; 3],

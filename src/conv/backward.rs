@@ -1,10 +1,10 @@
 //! The gradients of a convolution.
 #![forbid(unsafe_code)]
 
+use super::Convolution;
 use super::emit::Finish;
 use super::geometry::{self, flip};
 use super::transpose::Scatter;
-use super::{Convolution, weight_gradient};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -99,7 +99,7 @@ impl<const S: usize> Convolution<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias: None, residual: None, activation: Activation::Identity };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
-        Scatter { op, isa, z: dz, w, groups, sliding, finish, algorithm }.run(dx)
+        T::scatter(&Scatter { op, isa, z: dz, w, groups, sliding, finish, algorithm }, dx)
     }
 
     /// dW `[c_out, c_in / groups, kernel…]` from X `[batch, c_in, spatial…]`, dZ `[batch, c_out, spatial…]` and the kernel's
@@ -164,7 +164,7 @@ impl<const S: usize> Convolution<S> {
         if self.geometry.flipped {
             dw = dw.flip(2)?.flip(3)?.flip(4)?;
         }
-        weight_gradient::run(op, machine::isa()?, x, dz, self.geometry.groups, &sliding, dw)
+        T::weight_gradient(op, machine::isa()?, x, dz, self.geometry.groups, &sliding, dw)
     }
 
     /// db `[c_out]`, the sums of dZ `[batch, c_out, spatial…]` over all but the channels, in a fixed order.

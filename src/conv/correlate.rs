@@ -15,25 +15,25 @@ use crate::workspace;
 
 /// Weights of a call.
 #[derive(Clone, Copy)]
-pub(super) enum Operand<'a, T> {
+pub enum Operand<'a, T> {
     View(Filter<'a, T>),
     Packed(&'a PackedConvolution<T>),
 }
 
 /// A checked correlation: y[b, o, q] = finish(Σ w[o, c, t] · x[b, c, q · stride + start + t · dilation]).
 #[derive(Clone, Copy)]
-pub(super) struct Call<'a, T> {
-    pub op: &'static str,
-    pub isa: Isa,
-    pub x: TensorView<'a, T, 5>,
-    pub w: Operand<'a, T>,
-    pub groups: usize,
-    pub kernel: [usize; 3],
-    pub stride: [usize; 3],
-    pub dilation: [usize; 3],
-    pub start: [isize; 3],
-    pub finish: Finish<'a, T>,
-    pub algorithm: Algorithm,
+pub struct Call<'a, T> {
+    pub(super) op: &'static str,
+    pub(super) isa: Isa,
+    pub(super) x: TensorView<'a, T, 5>,
+    pub(super) w: Operand<'a, T>,
+    pub(super) groups: usize,
+    pub(super) kernel: [usize; 3],
+    pub(super) stride: [usize; 3],
+    pub(super) dilation: [usize; 3],
+    pub(super) start: [isize; 3],
+    pub(super) finish: Finish<'a, T>,
+    pub(super) algorithm: Algorithm,
 }
 
 /// Paths of a correlation.

@@ -8,12 +8,12 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// What happens to a sum: y = activation(sum + bias + residual).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Finish<'a, T> {
+pub struct Finish<'a, T> {
     /// One for each output channel.
-    pub bias: Option<TensorView<'a, T, 1>>,
+    pub(super) bias: Option<TensorView<'a, T, 1>>,
     /// `[batch, channels, depth, height, width]`, the output's shape.
-    pub residual: Option<TensorView<'a, T, 5>>,
-    pub activation: Activation,
+    pub(super) residual: Option<TensorView<'a, T, 5>>,
+    pub(super) activation: Activation,
 }
 
 impl<T: Element> Finish<'_, T> {

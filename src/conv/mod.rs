@@ -50,6 +50,7 @@ mod geometry;
 mod halo;
 mod im2col;
 mod implicit;
+mod kernels;
 mod packed;
 mod transpose;
 mod weight_gradient;
@@ -58,6 +59,7 @@ mod winograd;
 
 pub use backward::ConvolutionGradients;
 pub use im2col::{Im2col, PatchOrder};
+pub(crate) use kernels::Convolve;
 pub use packed::PackedConvolution;
 pub use transpose::ConvolutionTranspose;
 
@@ -327,7 +329,7 @@ impl<const S: usize> Convolution<S> {
             Weight::Packed(packed) => Operand::Packed(packed),
         };
         let finish = Finish { bias, residual, activation: self.activation };
-        Call {
+        let call = Call {
             op,
             isa,
             x,
@@ -339,8 +341,8 @@ impl<const S: usize> Convolution<S> {
             start: sliding.padding.map(|[before, _]| -(before as isize)),
             finish,
             algorithm: self.algorithm,
-        }
-        .run(y)
+        };
+        T::correlate(&call, y)
     }
 
     /// Packs weights `[c_out, c_in / groups, kernel…]` for many calls with these groups.

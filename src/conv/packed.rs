@@ -33,7 +33,7 @@ impl<T: Element> PackedConvolution<T> {
         let len = cut.len(op)?;
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
-        filter.pack(op, &cut, &mut data)?;
+        T::pack(&filter, op, &cut, &mut data)?;
         Ok(Self { shape: w.shape(), flipped, weights: Weights { cut, data } })
     }
 

@@ -76,15 +76,15 @@ fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item =
 
 /// y\[n, c, j\] = finish(Σ over o, u of w\[o, c, u\] · z\[n, o, i\]): Z `[batch, groups · outer, …]`, W `[groups · outer, inner,
 /// kernel…]`, Y `[batch, groups · inner, …]`.
-pub(super) struct Scatter<'a, T> {
-    pub op: &'static str,
-    pub isa: Isa,
-    pub z: TensorView<'a, T, 5>,
-    pub w: TensorView<'a, T, 5>,
-    pub groups: usize,
-    pub sliding: Sliding,
-    pub finish: Finish<'a, T>,
-    pub algorithm: Algorithm,
+pub struct Scatter<'a, T> {
+    pub(super) op: &'static str,
+    pub(super) isa: Isa,
+    pub(super) z: TensorView<'a, T, 5>,
+    pub(super) w: TensorView<'a, T, 5>,
+    pub(super) groups: usize,
+    pub(super) sliding: Sliding,
+    pub(super) finish: Finish<'a, T>,
+    pub(super) algorithm: Algorithm,
 }
 
 impl<T: Element> Scatter<'_, T> {
@@ -354,7 +354,8 @@ impl<const S: usize> ConvolutionTranspose<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
-        Scatter { op, isa, z: x, w, groups, sliding, finish, algorithm }.run(y)
+        let scatter = Scatter { op, isa, z: x, w, groups, sliding, finish, algorithm };
+        T::scatter(&scatter, y)
     }
 }
 

@@ -13,19 +13,19 @@ use crate::workspace;
 
 /// How the weights of one group are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cut {
-    pub isa: Isa,
-    pub groups: usize,
+pub struct Cut {
+    pub(super) isa: Isa,
+    pub(super) groups: usize,
     /// Output channels of a group.
-    pub rows: usize,
+    pub(super) rows: usize,
     /// Channels and taps that each takes in.
-    pub depth: usize,
+    pub(super) depth: usize,
     /// Rows of a panel.
-    pub width: usize,
+    pub(super) width: usize,
     /// Steps of a block of depth.
-    pub kc: usize,
+    pub(super) kc: usize,
     /// Outputs along a side of a Winograd tile, 2 or 4; 0 for the implicit GEMM.
-    pub winograd: usize,
+    pub(super) winograd: usize,
 }
 
 impl Cut {
@@ -97,9 +97,9 @@ impl<D> Weights<D> {
 /// The weights of a call as a view: `[groups · rows, channels, kernel…]`, or where `transposed`, as for gradients,
 /// `[groups · channels, rows, kernel…]`.
 #[derive(Clone, Copy)]
-pub(super) struct Filter<'a, T> {
-    pub view: TensorView<'a, T, 5>,
-    pub transposed: bool,
+pub struct Filter<'a, T> {
+    pub(super) view: TensorView<'a, T, 5>,
+    pub(super) transposed: bool,
 }
 
 impl<'a, T: Element> Filter<'a, T> {
