@@ -4,7 +4,7 @@ mod support;
 
 use criterion::Criterion;
 use support::{Bound, bench, pools, random};
-use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm, gram};
+use tilewise::gemm::{BatchOperand, Bias, Gemm, Operand, Packed, gemm, gram};
 use tilewise::{Element, Tensor, TensorView, activation::Activation};
 
 fn flops<T: Element>(m: usize, n: usize, k: usize) -> (Bound, u64) {
@@ -49,6 +49,8 @@ const NETWORKS: &[(usize, usize, usize, &str)] = &[
     (7680, 16, 2560, "DeepBench"),
     (35, 8457, 2560, "DeepBench"),
     (64, 64, 4096, "gradient of a small layer"),
+    (16, 16, 65536, "gradient of a small layer, large batch"),
+    (32, 27, 12544, "gradient of the MobileNetV2 stem"),
     (4096, 4096, 32, "rank-32 update"),
     (32, 4096, 4096, "decoder, 32 tokens"),
     (8, 4096, 4096, "decoder, 8 tokens"),
@@ -83,11 +85,62 @@ fn networks(c: &mut Criterion) {
     group.finish();
 }
 
+/// Products that no packing pays for.
+fn tiny(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm tiny f32");
+    let shapes = [
+        (16, 10, 84, "LeNet-5 classifier, batch 16"),
+        (32, 32, 64, "scores of a head, 32 tokens"),
+        (24, 24, 24, "ragged in every vector"),
+    ];
+    for (m, n, k, what) in shapes {
+        let (a, b) = (random::<f32, 2>([m, k]), random::<f32, 2>([k, n]));
+        let mut c = Tensor::zeros([m, n]).expect("memory");
+        bench(&mut group, &pools()[0], &format!("{m}x{n}x{k}, {what}"), flops::<f32>(m, n, k), || {
+            gemm(1.0, a.view(), b.view(), 0.0, c.view_mut()).expect("shapes fit");
+        });
+    }
+    group.finish();
+}
+
+/// Weights on either side, and both.
+fn prepacked(c: &mut Criterion) {
+    support::measure_peaks();
+    let mut group = c.benchmark_group("gemm prepacked f32");
+    let shapes = [
+        (1, 4096, 4096, "decoder, 1 token"),
+        (4096, 1, 4096, "decoder, 1 token, weights left"),
+        (128, 768, 768, "BERT-base projection"),
+        (64, 3136, 576, "ResNet-50 3x3 at 56, weights left"),
+    ];
+    for (m, n, k, what) in shapes {
+        let (a, b) = (random::<f32, 2>([m, k]), random::<f32, 2>([k, n]));
+        let (lhs, rhs) = (Packed::lhs(a.view()).expect("memory"), Packed::rhs(b.view()).expect("memory"));
+        let mut c = Tensor::zeros([m, n]).expect("memory");
+        let operands: [(&str, Operand<f32>, Operand<f32>); 3] = [
+            ("A", (&lhs).into(), b.view().into()),
+            ("B", a.view().into(), (&rhs).into()),
+            ("A and B", (&lhs).into(), (&rhs).into()),
+        ];
+        for (which, a, b) in operands {
+            for pool in pools() {
+                let name = format!("{m}x{n}x{k} {which} prepacked, {what}");
+                bench(&mut group, &pool, &name, flops::<f32>(m, n, k), || {
+                    Gemm::new().run(a, b, c.view_mut()).expect("shapes fit");
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
 /// Rates are those of the product that each stands for: shares above 1 are possible.
 fn grams(c: &mut Criterion) {
     support::measure_peaks();
     let mut group = c.benchmark_group("gemm gram f32");
-    for (m, k) in [(1024, 512), (256, 4096)] {
+    // The last is the covariance of 48 features.
+    for (m, k) in [(1024, 512), (256, 4096), (48, 65536)] {
         let a = random::<f32, 2>([m, k]);
         let mut c = Tensor::zeros([m, m]).expect("memory");
         for pool in pools() {
@@ -123,15 +176,26 @@ fn vectors(c: &mut Criterion) {
 fn batched(c: &mut Criterion) {
     support::measure_peaks();
     let mut group = c.benchmark_group("gemm batched f32");
-    for size in [32, 64] {
-        let shape = [1000, size, size];
-        let (a, b) = (random::<f32, 3>(shape), random::<f32, 3>(shape));
-        let mut c = Tensor::zeros(shape).expect("memory");
-        for pool in pools() {
-            let (bound, work) = flops::<f32>(size, size, size);
-            bench(&mut group, &pool, &format!("1000 batched {size}"), (bound, 1000 * work), || {
-                Gemm::new().run_batched(a.view(), b.view(), c.view_mut()).expect("shapes fit");
-            });
+    let shapes = [
+        (1000, [32, 32, 32], "squares"),
+        (1000, [64, 64, 64], "squares"),
+        (96, [128, 128, 64], "BERT-base scores, batch 8"),
+        (8, [128, 768, 768], "BERT-base projection, batch 8"),
+    ];
+    for (batch, [m, n, k], what) in shapes {
+        let (a, b) = (random::<f32, 3>([batch, m, k]), random::<f32, 3>([batch, k, n]));
+        let packed = Packed::rhs(b.view().select(0, 0).expect("exists")).expect("memory");
+        let mut c = Tensor::zeros([batch, m, n]).expect("memory");
+        let operands: [(&str, BatchOperand<f32>); 2] =
+            [("", b.view().into()), (", one B prepacked", (&packed).into())];
+        for (kind, b) in operands {
+            for pool in pools() {
+                let ((bound, work), name) =
+                    (flops::<f32>(m, n, k), format!("{batch} x {m}x{n}x{k}{kind}, {what}"));
+                bench(&mut group, &pool, &name, (bound, batch as u64 * work), || {
+                    Gemm::new().run_batched(a.view(), b, c.view_mut()).expect("shapes fit");
+                });
+            }
         }
     }
     group.finish();
@@ -142,6 +206,8 @@ fn main() {
     square::<f32>(&mut criterion);
     square::<f64>(&mut criterion);
     networks(&mut criterion);
+    tiny(&mut criterion);
+    prepacked(&mut criterion);
     grams(&mut criterion);
     vectors(&mut criterion);
     batched(&mut criterion);

@@ -19,6 +19,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 pub trait Element:
     crate::vecmath::VecMath
     + crate::gemm::Kernels
+    + crate::rnn::Passes
     + Copy
     + Debug
     + Display

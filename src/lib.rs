@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 mod element;
 mod error;
@@ -9,10 +10,13 @@ pub mod layer;
 pub mod linear;
 pub mod loss;
 pub mod machine;
+pub mod norm;
 mod parallel;
 pub mod perceptron;
+pub mod pool;
 pub mod random;
 pub mod reference;
+pub mod rnn;
 mod simd;
 pub mod softmax;
 mod spatial;

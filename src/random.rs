@@ -36,6 +36,12 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Value number `index` of SplitMix64 from `seed`: any of them, without those before.
+#[inline]
+pub(crate) fn at(seed: u64, index: u64) -> u64 {
+    split_mix(&mut seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+}
+
 impl Rng {
     /// The generator whose state is the first four values of SplitMix64 from `seed`.
     pub fn seed(mut seed: u64) -> Self {
@@ -134,6 +140,7 @@ mod tests {
                 16_408_922_859_458_223_821,
             ]
         );
+        assert!((0..5).all(|i| at(1_234_567, i as u64) == values[i]));
     }
 
     #[test]

@@ -75,6 +75,11 @@ unsafe impl Plain for usize {
     const POISON: Self = usize::MAX;
 }
 
+// SAFETY: an integer.
+unsafe impl Plain for u32 {
+    const POISON: Self = u32::MAX;
+}
+
 /// Buffers a thread keeps. More would only hold memory: no operation uses as many at once.
 const KEPT: usize = 8;
 

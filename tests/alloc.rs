@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::ThreadPoolBuilder;
 use tilewise::activation::Activation;
 use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
+use tilewise::rnn::{Direction, Elman, Gru, Lstm, OutputMut, Recurrent, Reset, Sequence, Tape, Weights};
 use tilewise::{Element, Tensor, TensorView, machine};
 
 /// The system's allocator, which counts what the threads of our pools ask of it.
@@ -105,6 +106,7 @@ fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     product("A in place", [200, 40, 300]);
     product("B in place", [5, 600, 400]);
     product("A packed at once", [20, 2600, 200]);
+    product("split", [12, 30, 9000]);
     product("row times matrix", [1, 1500, 900]);
     product("matrix times column", [1500, 1, 900]);
     product("no depth", [30, 50, 0]);
@@ -120,11 +122,48 @@ fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     }
 }
 
+/// Hands `call` recurrent calls, forward and back.
+fn recurrent<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
+    fn each<T: Element>(
+        name: &str,
+        cell: impl Recurrent,
+        directions: usize,
+        lengths: Option<&[usize]>,
+        call: &mut dyn FnMut(&str, &mut dyn FnMut()),
+    ) {
+        let (time, batch, inputs, hidden) = (4, 34, 21, 40);
+        let tensor = |[a, b, c]: [usize; 3]| matrix::<T>([a, b * c]).reshape([a, b, c]).unwrap();
+        let rows = cell.gates() * hidden;
+        let (u, w) = (tensor([directions, rows, inputs]), tensor([directions, rows, hidden]));
+        let (x, mut y) = (tensor([time, batch, inputs]), tensor([time, batch, directions * hidden]));
+        let weights = Weights::new(u.view(), w.view());
+        let sequence = Sequence { lengths, ..Sequence::new(x.view()) };
+        let (packed, mut tape) = (cell.pack(weights).unwrap(), Tape::new());
+        call(&format!("{name}, packed"), &mut || {
+            cell.forward_into(sequence, &packed, OutputMut::new(y.view_mut())).unwrap();
+        });
+        call(name, &mut || {
+            cell.forward_taped_into(sequence, weights, &mut tape, OutputMut::new(y.view_mut())).unwrap();
+        });
+        let mut gradients = cell.backward(sequence, weights, &tape, y.view()).unwrap();
+        call(&format!("{name}, back"), &mut || {
+            cell.backward_into(sequence, weights, &tape, y.view(), T::ONE, gradients.view_mut()).unwrap();
+        });
+    }
+    let lengths: Vec<usize> = (0..34).map(|entry| entry % 5).collect();
+    each::<T>("Elman", Elman::new(), 1, None, call);
+    each::<T>("LSTM", Lstm::new().direction(Direction::Bidirectional), 2, Some(&lengths), call);
+    each::<T>("GRU", Gru::new().reset(Reset::Before).recompute(true), 1, None, call);
+    each::<T>("GRU", Gru::new().direction(Direction::Reverse), 1, Some(&lengths), call);
+}
+
 fn both_types(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
     for &isa in machine::supported() {
         let paths = || {
             each_path::<f32>(&mut |name, run| call(&format!("{name}, f32, {isa}"), run));
             each_path::<f64>(&mut |name, run| call(&format!("{name}, f64, {isa}"), run));
+            recurrent::<f32>(&mut |name, run| call(&format!("{name}, f32, {isa}"), run));
+            recurrent::<f64>(&mut |name, run| call(&format!("{name}, f64, {isa}"), run));
         };
         machine::with_isa(isa, paths).unwrap();
     }

@@ -9,7 +9,8 @@ use std::fmt::Debug;
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use tilewise::activation::Activation;
-use tilewise::gemm::{BatchOperand, Bias, Gemm, Operand, Packed};
+use tilewise::gemm::{BatchOperand, Bias, Gemm, Operand, Packed, gram};
+use tilewise::machine::Isa;
 use tilewise::{Element, Result, TensorView, TensorViewMut, machine, reference};
 
 const CANARY: f64 = -7.25e11;
@@ -25,6 +26,48 @@ impl<'a> Arbitrary<'a> for Few {
             0..=250 => usize::from(tag) % 41,
             _ => usize::from(u8::arbitrary(u)?),
         }))
+    }
+}
+
+/// m, n and k: mostly a few of each.
+#[derive(Clone, Copy, Debug)]
+struct Shape([usize; 3]);
+
+impl<'a> Arbitrary<'a> for Shape {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let tag = u8::arbitrary(u)?;
+        let [Few(m), Few(n), Few(k)] = <[Few; 3]>::arbitrary(u)?;
+        let more = usize::from(u8::arbitrary(u)?);
+        Ok(Shape(match tag % 16 {
+            // Too deep to be a tiny product, and sometimes for one block of depth.
+            10 | 11 => [m % 41, n % 41, 129 + 6 * more],
+            // Rows or columns alone, of more than a block.
+            12 => [1, n % 200 + 8 * more, k % 200],
+            13 => [m % 200 + 8 * more, 1, k % 200],
+            // More rows than are read in place, and than tiles take at a time.
+            14 => [100 + 4 * more, n % 70, k % 20],
+            // Columns in several blocks of those that half of L2 holds.
+            15 => [m % 5, 1000 + 7 * more, 130 + k],
+            _ => [m, n, k],
+        }))
+    }
+}
+
+/// Something in an operand that is no number, or none that can be computed with.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Special {
+    Nan,
+    Infinity,
+    MinusInfinity,
+}
+
+impl Special {
+    fn value<T: Element>(self) -> T {
+        T::from_f64(match self {
+            Special::Nan => f64::NAN,
+            Special::Infinity => f64::INFINITY,
+            Special::MinusInfinity => f64::NEG_INFINITY,
+        })
     }
 }
 
@@ -66,9 +109,9 @@ struct Nested {
 struct Input {
     double: bool,
     isa: u8,
-    m: Few,
-    n: Few,
-    k: Few,
+    /// A times its transpose, with none of the options below.
+    gram: bool,
+    shape: Shape,
     /// Entries of a batch, less one bit to choose between the call for one and that for many.
     batch: Option<u8>,
     one: [bool; 3],
@@ -81,6 +124,8 @@ struct Input {
     alpha: i8,
     beta: i8,
     seed: u32,
+    /// One in A or B, anywhere.
+    special: Option<(Special, bool, u16)>,
     wrong: Option<Wrong>,
 }
 
@@ -91,8 +136,9 @@ enum Wrong {
     Output(Few, Few),
     Bias(Few),
     Residual(Few, Few),
-    Batch(u8),
+    Batch(u8, u8),
     SwappedPacked,
+    PackedForAnother(u8),
     HugeDepth(Huge),
     HugeRows(Huge),
     /// Entries of nothing.
@@ -100,7 +146,12 @@ enum Wrong {
 }
 
 fuzz_target!(|input: Input| {
-    let run = if input.double { run::<f64> } else { run::<f32> };
+    let run = match (input.double, input.gram) {
+        (true, false) => run::<f64>,
+        (false, false) => run::<f32>,
+        (true, true) => run_gram::<f64>,
+        (false, true) => run_gram::<f32>,
+    };
     run(&input);
 });
 
@@ -177,6 +228,13 @@ impl<T: Element> Matrices<T> {
         TensorViewMut::as_strided_at(&mut self.data, self.offset, self.shape, self.strides).expect("nested")
     }
 
+    fn put(&mut self, special: Special, at: u16) {
+        let len = self.data.len();
+        if let Some(element) = self.data.get_mut(usize::from(at) % len.max(1)) {
+            *element = special.value();
+        }
+    }
+
     fn entry(&self, entry: usize) -> TensorView<'_, T, 2> {
         self.view().select(0, if self.shape[0] == 1 { 0 } else { entry }).expect("exists")
     }
@@ -205,6 +263,8 @@ struct Call<'a, T> {
     residual: Option<TensorView<'a, T, 3>>,
     packed: [bool; 2],
     swapped: bool,
+    /// What operands are packed for, where not for the call's.
+    packed_for: Option<Isa>,
     batched: bool,
 }
 
@@ -212,7 +272,8 @@ impl<T: Element> Call<'_, T> {
     fn run(&self, c: TensorViewMut<'_, T, 3>) -> Result<()> {
         let pack = |view: TensorView<'_, T, 3>, rhs: bool| {
             let view = view.select(0, 0)?;
-            if rhs != self.swapped { Packed::rhs(view) } else { Packed::lhs(view) }
+            let pack = || if rhs != self.swapped { Packed::rhs(view) } else { Packed::lhs(view) };
+            self.packed_for.map_or_else(pack, |isa| machine::with_isa(isa, pack)?)
         };
         let pack_if = |wanted: bool, view: TensorView<'_, T, 3>, rhs| {
             (wanted && view.shape()[0] == 1).then(|| pack(view, rhs)).transpose()
@@ -237,15 +298,18 @@ impl<T: Element> Call<'_, T> {
 
 fn run<T: Element + Debug>(input: &Input) {
     let mut values = Values(u64::from(input.seed) << 1 | 1);
-    let (Few(m), Few(n), Few(k)) = (input.m, input.n, input.k);
-    if m * n * k > 70_000 {
+    let Shape([m, n, k]) = input.shape;
+    let entries = input.batch.map(|batch| usize::from(batch % 5));
+    if m * n * k * entries.unwrap_or(1) > 8_000_000 {
         return;
     }
-    let entries = input.batch.map(|batch| usize::from(batch % 5));
     let batch = entries.unwrap_or(1);
     let in_batch = |operand: usize| if input.one[operand] { 1 } else { batch };
-    let a = Matrices::read([in_batch(0), m, k], input.lies[0], &mut values);
-    let b = Matrices::read([in_batch(1), k, n], input.lies[1], &mut values);
+    let mut a = Matrices::read([in_batch(0), m, k], input.lies[0], &mut values);
+    let mut b = Matrices::read([in_batch(1), k, n], input.lies[1], &mut values);
+    if let Some((special, in_b, at)) = input.special {
+        if in_b { &mut b } else { &mut a }.put(special, at);
+    }
     let residual = Matrices::read([in_batch(2), m, n], input.lies[2], &mut values);
     let before = Matrices::written([batch, m, n], input.c, &mut values);
     let mut c = before.clone();
@@ -272,6 +336,7 @@ fn run<T: Element + Debug>(input: &Input) {
         residual: input.residual.then(|| residual.view()),
         packed: input.packed,
         swapped: false,
+        packed_for: None,
         batched: entries.is_some(),
     };
     let supported = machine::supported();
@@ -295,15 +360,73 @@ fn run<T: Element + Debug>(input: &Input) {
         let magnitude = reference::magnitude(alpha, a, b, beta, start).expect("fits");
         let bias = |wanted: bool| (input.bias.is_some() && per_row == wanted).then_some(bias);
         let residual = input.residual.then(|| residual.entry(entry));
-        let activation = |x: f64| if input.relu { x.max(0.0) } else { x };
+        // Of NaN it is NaN, unlike the maximum of the standard library.
+        let activation = |x: f64| if input.relu && x < 0.0 { 0.0 } else { x };
         let expected = reference::epilogue(product.view(), bias(true), bias(false), residual, activation);
         let expected = expected.expect("fits");
         let found = c.entry(entry);
         for ((&found, &expected), &size) in found.iter().zip(&expected).zip(&magnitude) {
             // Bias and residual are at most 2 each.
-            let bound = 2.0 * T::EPSILON.to_f64() * (k as f64 + 4.0) * (size + 4.0);
-            let error = (found.to_f64() - expected).abs();
-            assert!(error <= bound, "{found} instead of {expected}, within {bound:e}; {isa} {m}x{n}x{k}");
+            check(found, expected, size + 4.0, [m, n, k], isa);
+        }
+    }
+}
+
+/// An element of which terms of this size were added up.
+fn check<T: Element>(found: T, expected: f64, size: f64, [m, n, k]: [usize; 3], isa: Isa) {
+    let bound = 2.0 * T::EPSILON.to_f64() * (k as f64 + 4.0) * size;
+    let (found, error) = (found.to_f64(), (found.to_f64() - expected).abs());
+    // An infinity is equal to itself, but not near. The bound of one is none.
+    let right = if bound.is_finite() { error <= bound } else { found == expected };
+    assert!(
+        right || found.is_nan() && expected.is_nan(),
+        "{found} instead of {expected}, within {bound:e}; {isa} {m}x{n}x{k}"
+    );
+}
+
+fn run_gram<T: Element + Debug>(input: &Input) {
+    let mut values = Values(u64::from(input.seed) << 1 | 1);
+    let Shape([m, _, k]) = input.shape;
+    if m * m * k > 8_000_000 {
+        return;
+    }
+    let mut a = Matrices::<T>::read([1, m, k], input.lies[0], &mut values);
+    if let Some((special, _, at)) = input.special {
+        a.put(special, at);
+    }
+    let before = Matrices::written([1, m, m], input.c, &mut values);
+    let mut c = before.clone();
+    let (alpha, beta) = (factor::<T>(input.alpha), factor::<T>(input.beta));
+    let (a, start) = (a.entry(0), before.entry(0));
+    let supported = machine::supported();
+    let isa = supported[usize::from(input.isa) % supported.len()];
+    let call = |a, c: TensorViewMut<'_, T, 3>| {
+        machine::with_isa(isa, || gram(alpha, a, beta, c.select(0, 0)?)).expect("supported")
+    };
+    if input.wrong.is_some() {
+        let mut other = vec![T::ZERO; m * (m + 1)];
+        let view = TensorViewMut::from_slice(&mut other, [1, m, m + 1]).expect("as many");
+        assert!(call(a, view).is_err(), "a wrong call was taken");
+        assert!(other.iter().all(|&x| x == T::ZERO), "a refused call wrote");
+        return;
+    }
+    call(a, c.view_mut()).expect("a right call");
+    assert!(c.canaries_live(), "a gap of C was written");
+    let expected = reference::gram(alpha, a, beta, start).expect("fits");
+    let size = reference::magnitude(alpha, a, a.transpose(), beta, start).expect("fits");
+    let found = c.entry(0);
+    for i in 0..m {
+        for j in 0..=i {
+            let at = |[i, j]: [usize; 2]| *found.get([i, j]).expect("inside");
+            check(
+                at([i, j]),
+                *expected.get([i, j]).expect("inside"),
+                *size.get([i, j]).expect("inside"),
+                [m, m, k],
+                isa,
+            );
+            let same = at([i, j]).to_f64().to_bits() == at([j, i]).to_f64().to_bits();
+            assert!(same, "not symmetric at {i}, {j}; {isa} {m}x{k}");
         }
     }
 }
@@ -348,19 +471,32 @@ fn refused<T: Element>(call: Call<'_, T>, wrong: Wrong, c: &mut Matrices<T>) -> 
             }
             call.residual = Some(broadcast([1, rows, columns]).expect("small"));
         }
-        Wrong::Batch(more) => {
+        Wrong::Batch(more, which) => {
             let entries = batch + 1 + usize::from(more);
             if !call.batched || entries == 1 {
                 return None;
             }
-            let [_, rows, columns] = call.a.shape();
-            call.a = broadcast([entries, rows, columns]).expect("small");
+            let with = |[_, rows, columns]: [usize; 3]| broadcast([entries, rows, columns]).expect("small");
+            match which % 3 {
+                0 => call.a = with(call.a.shape()),
+                1 => call.b = with(call.b.shape()),
+                _ => call.residual = Some(with([1, m, n])),
+            }
         }
         Wrong::SwappedPacked => {
             if !(call.packed[0] && call.a.shape()[0] == 1 || call.packed[1] && call.b.shape()[0] == 1) {
                 return None;
             }
             call.swapped = true;
+        }
+        Wrong::PackedForAnother(other) => {
+            let supported = machine::supported();
+            let other = supported[usize::from(other) % supported.len()];
+            let packs = call.packed[0] && call.a.shape()[0] == 1 || call.packed[1] && call.b.shape()[0] == 1;
+            if !packs || Ok(other) == machine::isa() {
+                return None;
+            }
+            call.packed_for = Some(other);
         }
         Wrong::HugeDepth(huge) => {
             // Where C has no elements there is nothing to do, however deep the operands are.

@@ -169,11 +169,10 @@ impl Halo {
     pub(super) fn fill<T: Element, S: Simd<T>>(&self, simd: S, x: TensorView<'_, T, 5>, to: &mut [T]) {
         let [depth, height, width] = self.axes;
         let last = x.strides()[1] == 1 && x.strides()[4] != 1 && self.channels > 1;
-        if self.image() == 0 {
+        if self.channels == 0 {
             return;
         }
-        let images = to.chunks_exact_mut(self.image());
-        for (image, to) in images.enumerate().take(self.images) {
+        for (image, to) in to.chunks_exact_mut(self.image()).enumerate().take(self.images) {
             let Ok(x) = x.select::<4>(0, image) else { return };
             for slot in 0..depth.slots * height.slots {
                 let [slot_d, slot_h] = [slot / height.slots, slot % height.slots];

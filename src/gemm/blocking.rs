@@ -144,6 +144,27 @@ pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
     m.div_ceil(m.div_ceil(tile.rows).max(1)).max(1)
 }
 
+/// Along which axis, and where, a matrix is cut for `tasks` tasks that take tiles of `units` each, the first half of
+/// them what is before the cut; `None` where it is not.
+pub(super) fn halve(shape: [usize; 2], units: [usize; 2], tasks: usize) -> Option<(usize, usize)> {
+    let tiles = [0, 1].map(|axis| shape[axis].div_ceil(units[axis]));
+    if tasks <= 1 || tiles == [1, 1] {
+        return None;
+    }
+    // The longer side: then both parts read the fewest panels.
+    let axis = usize::from(tiles[0] == 1 || (tiles[1] > 1 && shape[1] > shape[0]));
+    let cut = (tiles[axis] * (tasks / 2) / tasks).clamp(1, tiles[axis] - 1) * units[axis];
+    Some((axis, cut))
+}
+
+/// Elements of the largest part that [`halve`] leaves for one of `tasks` tasks.
+pub(super) fn largest_part(shape: [usize; 2], units: [usize; 2], tasks: usize) -> usize {
+    let Some((axis, cut)) = halve(shape, units, tasks) else { return shape[0] * shape[1] };
+    let (mut low, mut high) = (shape, shape);
+    (low[axis], high[axis]) = (cut, shape[axis] - cut);
+    largest_part(low, units, tasks / 2).max(largest_part(high, units, tasks - tasks / 2))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +230,18 @@ mod tests {
         assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
         // In place, what lies between the columns counts.
         assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);
+    }
+
+    #[test]
+    fn halves_are_whole_tiles() {
+        assert_eq!(halve([24, 64], [12, 32], 2), Some((1, 32)), "the longer side");
+        assert_eq!(halve([64, 24], [12, 32], 2), Some((0, 36)));
+        assert_eq!(halve([12, 32], [12, 32], 2), None);
+        assert_eq!(halve([24, 64], [12, 32], 1), None);
+        assert_eq!(largest_part([36, 32], [12, 32], 2), 24 * 32);
+        assert_eq!(largest_part([48, 64], [12, 32], 8), 12 * 32);
+        assert_eq!(largest_part([48, 64], [12, 32], 3), 48 * 32);
+        assert_eq!(largest_part([12, 32], [12, 32], 64), 12 * 32);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::blocking::tile;
-use super::driver::{self, Input, Scale};
+use super::driver::{self, Input, Path, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
 use super::{thin, tiny, vector};
@@ -138,8 +138,8 @@ impl<'e, T: Element> Gemm<'e, T> {
     ///
     /// # Errors
     /// [`Error::Shape`] where shapes do not fit, [`Error::Packed`] where an operand was packed for the other
-    /// side or another instruction set, [`Error::Alloc`] where there is no memory for scratch. Nothing is
-    /// written then.
+    /// side, another instruction set or other blocking, [`Error::Alloc`] where there is no memory for scratch.
+    /// Nothing is written then.
     pub fn run<'a>(
         &self,
         a: impl Into<Operand<'a, T>>,
@@ -308,14 +308,13 @@ fn matrix<T: Element>(
     };
     let lhs = match a {
         Operand::View(a) => Input::Source(a),
-        Operand::Packed(packed) => Input::Packed(packed),
+        Operand::Packed(packed) => Input::Packed(packed.slab()),
     };
     let rhs = match b {
         Operand::View(b) => Input::Source(b.transpose()),
-        Operand::Packed(packed) => Input::Packed(packed),
+        Operand::Packed(packed) => Input::Packed(packed.slab()),
     };
-    let tasks = driver::product(isa, lhs, rhs, scale, c, tasks)?;
-    Ok(Path { name: "packed", tasks })
+    driver::product(isa, lhs, rhs, scale, c, tasks)
 }
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
@@ -361,14 +360,7 @@ fn in_order<T: Element>(
         let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;
         return Ok(Path { name: "thin", tasks });
     }
-    let tasks = driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)?;
-    Ok(Path { name: "blocked", tasks })
-}
-
-/// How a product was computed, for those who ask.
-pub(super) struct Path {
-    pub name: &'static str,
-    pub tasks: usize,
+    driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
 }
 
 pub(super) fn trace<T: Element>(

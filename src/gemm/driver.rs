@@ -18,11 +18,12 @@
 
 use std::ops::Range;
 
-use super::blocking::{Fetch, Source, Tile, Walk, depth_block, tile, tile_rows};
+use super::blocking::{Fetch, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
 use super::epilogue::Epilogue;
 use super::kernel::Block;
-use super::packed::Packed;
+use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
+use super::split;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
@@ -34,7 +35,7 @@ use crate::workspace::{self, Scratch};
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a, T, P> {
     Source(P),
-    Packed(&'a Packed<T>),
+    Packed(Slab<'a, T>),
 }
 
 impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
@@ -96,8 +97,14 @@ pub(super) const LARGE: usize = 1 << 31;
 /// Bytes of a C that no cache keeps, where the last one is larger than that: it is shared.
 const STREAMED: usize = 32 << 20;
 
+/// How a product was computed, for those who ask.
+pub(crate) struct Path {
+    pub name: &'static str,
+    pub tasks: usize,
+}
+
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
-/// tasks there are; how many there were is returned.
+/// tasks there are.
 pub(crate) fn product<T: Element>(
     isa: Isa,
     a: Input<'_, T, impl PanelSource<T>>,
@@ -105,11 +112,13 @@ pub(crate) fn product<T: Element>(
     scale: &Scale<'_, T>,
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<usize> {
+) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.depth());
     debug_assert_eq!([a.lines(), b.lines(), b.depth()], [m, n, k]);
+    let in_memory = a.source().is_some() && b.source().is_some();
+    let name = if in_memory { "blocked" } else { "packed" };
     if m == 0 || n == 0 {
-        return Ok(0);
+        return Ok(Path { name, tasks: 0 });
     }
     let (tile, caches) = (tile::<T>(isa), machine::caches());
     let tile_rows = match &a {
@@ -126,39 +135,60 @@ pub(crate) fn product<T: Element>(
         && scale.first_beta().is_none()
         && scale.epilogue.is_empty()
         && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.l3.min(STREAMED);
-    Product { isa, tile, tile_rows, kc, k, a: &a, b: &b, scale, stream }.run(c, [0, 0], tasks)?;
-    Ok(tasks)
+    let product = Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream };
+    if split::takes::<T>(tile, caches, [m, n, k], k.div_ceil(kc), tasks) {
+        split::product(&product, c, tasks)?;
+        return Ok(Path { name: "split", tasks });
+    }
+    product.run(c, [0, 0], tasks)?;
+    Ok(Path { name, tasks })
+}
+
+/// The columns from `first` on, as many as `c` has, of C = alpha · A · B + beta · C and the epilogue, over a packed B and
+/// on this thread. `first` is a multiple of a tile's columns. The sums are added up as in [`product`].
+pub(crate) fn columns<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: Slab<'_, T>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    first: usize,
+) -> Result<()> {
+    let ([m, n], k, tile) = (c.shape(), b.depth(), tile::<T>(isa));
+    debug_assert!(a.shape() == [m, k] && first.is_multiple_of(tile.columns) && first + n <= b.lines());
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
+    let (tile_rows, kc) = (tile_rows(tile, m), depth_block::<T>(tile, machine::caches(), k));
+    Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
 }
 
 /// What each part of a product needs to know.
-struct Product<'p, T, A, B> {
-    isa: Isa,
-    tile: Tile,
+pub(super) struct Product<'p, T, A, B> {
+    pub isa: Isa,
+    pub tile: Tile,
     /// Height of a panel of A.
-    tile_rows: usize,
+    pub tile_rows: usize,
     /// Depth of a block.
-    kc: usize,
-    k: usize,
+    pub kc: usize,
+    /// The steps that are multiplied: from the start of a block.
+    pub depth: Range<usize>,
     /// C is written once, is not read, and is too large to stay in a cache.
-    stream: bool,
-    a: &'p Input<'p, T, A>,
-    b: &'p Input<'p, T, B>,
-    scale: &'p Scale<'p, T>,
+    pub stream: bool,
+    pub a: &'p Input<'p, T, A>,
+    pub b: &'p Input<'p, T, B>,
+    pub scale: &'p Scale<'p, T>,
 }
 
 impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
     /// Computes `c`, whose first element is `at` in the product, in `tasks` tasks.
-    fn run(&self, c: TensorViewMut<'_, T, 2>, at: [usize; 2], tasks: usize) -> Result<()> {
+    pub(super) fn run(&self, c: TensorViewMut<'_, T, 2>, at: [usize; 2], tasks: usize) -> Result<()> {
         let units = [self.tile_rows, self.tile.columns];
-        let tiles = [0, 1].map(|axis| c.shape()[axis].div_ceil(units[axis]));
-        if tasks <= 1 || tiles == [1, 1] {
+        let Some((axis, cut)) = halve(c.shape(), units, tasks) else {
             return self.walk(c, at);
-        }
-        // Halve the longer side: then both parts read the fewest panels.
-        let [height, width] = c.shape();
-        let axis = usize::from(tiles[0] == 1 || (tiles[1] > 1 && width > height));
+        };
         let half = tasks / 2;
-        let cut = (tiles[axis] * half / tasks).clamp(1, tiles[axis] - 1) * units[axis];
         let (low, high) = c.split_at(axis, cut)?;
         let mut next = at;
         next[axis] += cut;
@@ -171,17 +201,17 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
     fn walk(&self, mut c: TensorViewMut<'_, T, 2>, at: [usize; 2]) -> Result<()> {
         let ([m, n], kc, width) = (c.shape(), self.kc, self.tile.columns);
         let walk = Walk::new::<T>(self.tile, machine::caches(), [m, n, kc], self.a.source(), self.b.source());
-        let (k, group) = (self.k, kc.saturating_mul(walk.group));
+        let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
         // All memory first: where it is lacking, nothing has been written.
         let b_lines = if walk.b_in_place == n { 0 } else { walk.nc.min(n) };
-        let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(k))?;
+        let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(depth.len()))?;
         let unpacked = self.a.source().is_some();
         let whole = if walk.a == Fetch::Whole { m } else { 0 };
         let mut whole_scratch = scratch(unpacked, whole, self.tile_rows, kc)?;
         let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
-        for group in depth_blocks(0..k, group) {
+        for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
                 .then(|| self.panels(self.a, &rows, &group, self.tile_rows, &mut whole_scratch));
@@ -218,14 +248,18 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             (None, Some(view)) if walk.a == Fetch::InPlace => Panels::Direct(view),
                             _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut some_scratch),
                         };
-                        let last = steps.end == k && !self.scale.epilogue.is_empty();
+                        let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
                         let mut block = Block {
                             a,
                             b,
                             tile_rows: self.tile_rows,
                             depth: steps.len(),
                             alpha: self.scale.alpha,
-                            beta: if steps.start == 0 { self.scale.first_beta() } else { Some(T::ONE) },
+                            beta: if steps.start == depth.start {
+                                self.scale.first_beta()
+                            } else {
+                                Some(T::ONE)
+                            },
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
                             next: self.a.direct(&next, &steps),

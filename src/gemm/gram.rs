@@ -14,8 +14,8 @@
 use std::time::Instant;
 
 use super::blocking::{Tile, depth_block, tile, tile_rows};
-use super::descriptor::{Path, trace, views};
-use super::driver::{LARGE, Scale, scratch};
+use super::descriptor::{trace, views};
+use super::driver::{LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
 use super::kernel::Block;
 use super::panel::{self, Panels};
@@ -104,8 +104,13 @@ struct Gram<'g, T> {
 
 impl<T: Element> Gram<'_, T> {
     /// Computes `c` from all of `a` in `tasks` tasks.
-    fn run(&self, a: TensorView<'_, T, 2>, c: TensorViewMut<'_, T, 2>, tasks: usize) -> Result<()> {
+    fn run(&self, a: TensorView<'_, T, 2>, mut c: TensorViewMut<'_, T, 2>, tasks: usize) -> Result<()> {
         let (m, unit) = (a.shape()[0], self.tile.columns);
+        if m < 2 * unit && tasks > 2 {
+            // Too small to be halved: the whole product is twice the work, but all threads share it.
+            views(self.isa, a, a.transpose(), self.scale, c.view_mut(), Some(tasks))?;
+            return mirror(self.isa, c);
+        }
         if m < 2 * unit || (m <= LEAF && tasks <= 1) {
             return self.leaf(a, c);
         }

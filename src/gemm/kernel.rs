@@ -197,6 +197,7 @@ pub(super) struct Lhs<'a, T> {
     ptr: *const T,
     line: isize,
     step: isize,
+    /// The lines are neighbours: `line` is 1.
     packed: bool,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
@@ -231,7 +232,7 @@ impl<'a, T: Element> Lhs<'a, T> {
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
                 assert!(first + height <= lines && depth <= steps);
-                (view.as_ptr().wrapping_offset(first as isize * line), line, step, false)
+                (view.as_ptr().wrapping_offset(first as isize * line), line, step, line == 1)
             }
         };
         Self { ptr, line, step, packed, borrow: std::marker::PhantomData }

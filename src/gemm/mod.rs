@@ -43,6 +43,7 @@
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
 //! | at most 64³ multiplications, k at most 128, rows of B contiguous | tiny: nothing is packed but columns that fill no vector |
 //! | m is at most 4 tiles, B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
+//! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
 //! | n is at most 8 tiles | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 2 tiles (24 where a block of B fits in L2 as it lies), rows of B contiguous | blocked, B read in place |
@@ -68,6 +69,7 @@ mod kernel;
 mod packed;
 mod panel;
 mod series;
+mod split;
 mod sweep;
 mod thin;
 mod tiny;
@@ -75,10 +77,12 @@ mod vector;
 
 pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
-pub(crate) use driver::{GRAIN, blocks};
+pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, product};
 pub use epilogue::Bias;
+pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
 pub(crate) use kernel::{Block, Kernels};
 pub use packed::Packed;
-pub(crate) use panel::{Panels, pack, packed_len};
+pub(crate) use packed::Slab;
+pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};
 pub(crate) use series::Series;

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::blocking::{depth_block, tile, tile_rows};
-use super::panel::{self, Panels, packed_len};
+use super::panel::{self, PanelSource, Panels, packed_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::machine::{self, Isa};
+use crate::machine::{self, Caches, Isa};
 use crate::tensor::TensorView;
 use crate::workspace::{self, Aligned};
 
@@ -25,11 +25,40 @@ impl Side {
     }
 }
 
+/// What a matrix is packed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    side: Side,
+    isa: Isa,
+    /// Lines of a panel.
+    width: usize,
+    /// Depth of a block.
+    kc: usize,
+}
+
+impl Plan {
+    /// For a matrix of some lines and depth.
+    fn new<T: Element>(side: Side, isa: Isa, caches: Caches, [lines, depth]: [usize; 2]) -> Self {
+        let tile = tile::<T>(isa);
+        let width = match side {
+            Side::Lhs => tile_rows(tile, lines),
+            Side::Rhs => tile.columns,
+        };
+        Self { side, isa, width, kc: depth_block::<T>(tile, caches, depth) }
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} with {}", self.side.name(), self.isa)
+    }
+}
+
 /// A matrix packed for one side of many products: weights, most often.
 ///
-/// It holds an aligned copy in the order in which the kernels read, and remembers the instruction set it
-/// was packed for; a call that runs another refuses it. A row's result over a packed right operand has
-/// the same bits alone and in any batch.
+/// It holds an aligned copy in the order in which the kernels read, and remembers the instruction set and
+/// the blocking it was packed for; a call that uses others refuses it. A row's result over a packed right
+/// operand has the same bits alone and in any batch.
 ///
 /// ```
 /// use tilewise::{Tensor, gemm};
@@ -42,14 +71,9 @@ impl Side {
 /// # Ok::<(), tilewise::Error>(())
 /// ```
 pub struct Packed<T> {
-    side: Side,
-    isa: Isa,
     lines: usize,
     depth: usize,
-    /// Depth of a block.
-    kc: usize,
-    /// Lines of a panel.
-    width: usize,
+    plan: Plan,
     /// Blocks of depth, one after the other; in each, panels.
     data: Aligned<T>,
 }
@@ -72,31 +96,21 @@ impl<T: Element> Packed<T> {
     }
 
     fn pack(source: TensorView<'_, T, 2>, side: Side) -> Result<Self> {
-        let isa = machine::isa()?;
-        let tile = tile::<T>(isa);
-        let [lines, depth] = source.shape();
-        let width = match side {
-            Side::Lhs => tile_rows(tile, lines),
-            Side::Rhs => tile.columns,
-        };
-        let kc = depth_block::<T>(tile, machine::caches(), depth);
+        Self::with(source, Plan::new::<T>(side, machine::isa()?, machine::caches(), source.shape()))
+    }
+
+    fn with(source: TensorView<'_, T, 2>, plan: Plan) -> Result<Self> {
+        let ([lines, depth], Plan { isa, width, kc, .. }) = (source.shape(), plan);
         let len = packed_len(lines, width, depth).ok_or(Error::Alloc { op: "pack", bytes: usize::MAX })?;
         let mut data = workspace::try_vec("pack", len)?;
         data.resize(len, T::ZERO);
-        let padded = lines.next_multiple_of(width);
-        // A matrix without lines may be deeper than can be walked.
-        let depth_packed = if lines == 0 { 0 } else { depth };
-        for first in (0..depth_packed).step_by(kc) {
-            let steps = first..depth.min(first + kc);
-            let block = &mut data[first * padded..steps.end * padded];
-            panel::pack(isa, source, 0..lines, steps, width, block, true);
-        }
-        Ok(Self { side, isa, lines, depth, kc, width, data })
+        fill(isa, source, width, kc, &mut data);
+        Ok(Self { lines, depth, plan, data })
     }
 
     /// Rows and columns of the matrix that was packed.
     pub fn shape(&self) -> [usize; 2] {
-        match self.side {
+        match self.plan.side {
             Side::Lhs => [self.lines, self.depth],
             Side::Rhs => [self.depth, self.lines],
         }
@@ -104,7 +118,7 @@ impl<T: Element> Packed<T> {
 
     /// The instruction set it was packed for.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.plan.isa
     }
 
     /// Bytes of memory it holds.
@@ -113,16 +127,68 @@ impl<T: Element> Packed<T> {
     }
 
     pub(crate) fn check(&self, op: &'static str, arg: &'static str, side: Side, isa: Isa) -> Result<()> {
-        if self.side == side && self.isa == isa {
+        let needed = Plan::new::<T>(side, isa, machine::caches(), [self.lines, self.depth]);
+        let found = self.plan;
+        if found == needed {
             return Ok(());
         }
-        let packed_for = |side: Side, isa: Isa| format!("{} with {isa}", side.name());
-        Err(Error::Packed {
-            op,
-            arg,
-            found: packed_for(self.side, self.isa),
-            expected: packed_for(side, isa),
-        })
+        // What the blocks are is told where nothing else differs.
+        let describe = |plan: Plan| {
+            if (found.side, found.isa) == (side, isa) {
+                format!("{plan} in panels of {} and blocks of depth {}", plan.width, plan.kc)
+            } else {
+                plan.to_string()
+            }
+        };
+        Err(Error::Packed { op, arg, found: describe(found), expected: describe(needed) })
+    }
+
+    pub(crate) fn slab(&self) -> Slab<'_, T> {
+        let Plan { kc, width, .. } = self.plan;
+        Slab { lines: self.lines, depth: self.depth, kc, width, data: &self.data }
+    }
+}
+
+/// Packs all blocks of depth of a source.
+fn fill<T: Element>(isa: Isa, source: impl PanelSource<T>, width: usize, kc: usize, data: &mut [T]) {
+    let (lines, depth) = (source.lines(), source.depth());
+    let padded = lines.next_multiple_of(width);
+    // A matrix without lines may be deeper than can be walked.
+    let depth_packed = if lines == 0 { 0 } else { depth };
+    for first in (0..depth_packed).step_by(kc) {
+        let steps = first..depth.min(first + kc);
+        let block = &mut data[first * padded..steps.end * padded];
+        panel::pack(isa, source, 0..lines, steps, width, block, true);
+    }
+}
+
+/// The panels of a whole packed matrix, wherever they lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slab<'a, T> {
+    lines: usize,
+    depth: usize,
+    kc: usize,
+    width: usize,
+    data: &'a [T],
+}
+
+impl<'a, T: Element> Slab<'a, T> {
+    /// Elements that a right operand of `depth` rows and `lines` columns takes; `None` on overflow.
+    pub(crate) fn rhs_len(isa: Isa, lines: usize, depth: usize) -> Option<usize> {
+        packed_len(lines, tile::<T>(isa).columns, depth)
+    }
+
+    /// Packs a right operand, whose lines are its columns, into `data`, which has the length.
+    pub(crate) fn pack_rhs(isa: Isa, source: impl PanelSource<T>, data: &mut [T]) {
+        let tile = tile::<T>(isa);
+        let kc = depth_block::<T>(tile, machine::caches(), source.depth());
+        fill(isa, source, tile.columns, kc, data);
+    }
+
+    /// The right operand of `depth` rows and `lines` columns that [`pack_rhs`](Self::pack_rhs) put into `data`.
+    pub(crate) fn rhs(isa: Isa, lines: usize, depth: usize, data: &'a [T]) -> Self {
+        let tile = tile::<T>(isa);
+        Self { lines, depth, kc: depth_block::<T>(tile, machine::caches(), depth), width: tile.columns, data }
     }
 
     pub(crate) fn lines(&self) -> usize {
@@ -138,7 +204,7 @@ impl<T: Element> Packed<T> {
     }
 
     /// The panels over the block of depth that begins with `first`, which has `depth` steps.
-    pub(crate) fn panels(&self, first: usize, depth: usize) -> Panels<'_, T> {
+    pub(crate) fn panels(&self, first: usize, depth: usize) -> Panels<'a, T> {
         debug_assert!(first.is_multiple_of(self.kc));
         let padded = self.lines.next_multiple_of(self.width);
         Panels::Packed { data: &self.data[first * padded..][..depth * padded], width: self.width, depth }
@@ -148,10 +214,53 @@ impl<T: Element> Packed<T> {
 impl<T> std::fmt::Debug for Packed<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Packed")
-            .field("side", &self.side)
-            .field("isa", &self.isa)
+            .field("side", &self.plan.side)
+            .field("isa", &self.plan.isa)
             .field("lines", &self.lines)
             .field("depth", &self.depth)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+    use crate::gemm::gemm;
+
+    #[test]
+    fn other_blocking_is_refused() {
+        let (isa, here) = (machine::isa().unwrap(), machine::caches());
+        let a = Tensor::<f32, 2>::full([3, 2000], 1.0).unwrap();
+        let b = Tensor::<f32, 2>::full([2000, 5], 1.0).unwrap();
+        let mut c = Tensor::<f32, 2>::full([3, 5], 7.0).unwrap();
+        let (lhs, rhs) = (a.view(), b.view().transpose());
+        let plan = |side, shape| Plan::new::<f32>(side, isa, here, shape);
+        let (left, right) = (plan(Side::Lhs, [3, 2000]), plan(Side::Rhs, [5, 2000]));
+        let deeper = Plan { kc: right.kc + 8, ..right };
+        let packed = Packed::with(rhs, deeper).unwrap();
+        let error = gemm(1.0, a.view(), &packed, 0.0, c.view_mut()).unwrap_err();
+        let (width, kc) = (right.width, right.kc);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "gemm: b was packed for the right side with {isa} in panels of {width} and blocks of depth {}, \
+                 this call needs the right side with {isa} in panels of {width} and blocks of depth {kc}",
+                kc + 8
+            )
+        );
+        let packed = Packed::with(lhs, Plan { width: left.width + 1, ..left }).unwrap();
+        assert!(matches!(
+            gemm(1.0, &packed, b.view(), 0.0, c.view_mut()),
+            Err(Error::Packed { arg: "a", .. })
+        ));
+        let batch = b.view().insert_axis(0).unwrap();
+        let c3 = c.view_mut().insert_axis(0).unwrap();
+        let result = super::super::Gemm::new().run_batched(&packed, batch, c3);
+        assert!(matches!(result, Err(Error::Packed { arg: "a", .. })));
+        assert!(c.iter().all(|&x| x == 7.0), "nothing was written");
+        let (lhs, rhs) = (Packed::with(lhs, left).unwrap(), Packed::with(rhs, right).unwrap());
+        gemm(1.0, &lhs, &rhs, 0.0, c.view_mut()).unwrap();
+        assert!(c.iter().all(|&x| x == 2000.0));
     }
 }

@@ -121,7 +121,7 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
 
 /// Step `p` of the four lines to `panel[p · width ..]`, for every step.
 #[inline(always)]
-fn transpose<T: Element, S: Simd<T>>(simd: S, lines: [&[T]; 4], panel: &mut [T], width: usize) {
+pub(crate) fn transpose<T: Element, S: Simd<T>>(simd: S, lines: [&[T]; 4], panel: &mut [T], width: usize) {
     let depth = lines[0].len();
     let whole = depth / S::LANES * S::LANES;
     for p in (0..whole).step_by(S::LANES) {

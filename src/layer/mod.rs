@@ -29,10 +29,15 @@
 mod activate;
 mod clip;
 mod conv;
+mod dropout;
+mod embedding;
+mod flatten;
 mod init;
 mod linear;
+mod norm;
 pub mod optimizer;
 mod parameter;
+mod recurrent;
 mod sequential;
 
 pub use activate::Activate;
@@ -40,9 +45,14 @@ pub use clip::{clip_gradient_norm, clip_gradient_value};
 pub use conv::{
     Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
 };
+pub use dropout::Dropout;
+pub use embedding::Embedding;
+pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
+pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
+pub use recurrent::{Gru, Lstm, Recurrent, RecurrentSizes, Rnn, State};
 pub use sequential::Sequential;
 
 use crate::element::Element;
@@ -71,6 +81,10 @@ pub trait Parameters<T: Element> {
 /// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
 ///
 /// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
+///
+/// Where training and inference differ ([`Dropout`], [`BatchNorm`]), [`forward`](Self::forward) is training and
+/// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
+/// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///

@@ -6,12 +6,16 @@
 #![forbid(unsafe_code)]
 
 pub mod activation;
+pub mod attention;
 pub mod conv;
 mod gemm;
 mod linear;
 mod loss;
+pub mod norm;
 mod optimizer;
 mod perceptron;
+pub mod pool;
+pub mod rnn;
 pub mod softmax;
 pub mod vecmath;
 

@@ -139,6 +139,9 @@ macro_rules! avx512 {
             }
 
             intrinsics! {
+                fn deinterleave(self, a: $V, b: $V) -> [$V; 2] { super::interleave::avx512::$i::deinterleave(a, b) }
+                fn interleave(self, a: $V, b: $V) -> [$V; 2] { super::interleave::avx512::$i::interleave(a, b) }
+
                 fn splat(self, x: $T) -> $V { $i::splat(x) }
                 fn splat_bits(self, bits: u64) -> $V { $i::from_int($i::int_splat(bits as $int)) }
 

@@ -63,6 +63,17 @@ macro_rules! baseline {
                     }
                 }
 
+                fn deinterleave(self, a: $V, b: $V) -> [$V; 2] {
+                    let (a, b) = (a.to_array(), b.to_array());
+                    let at = |i: usize| if i < $lanes { a[i] } else { b[i - $lanes] };
+                    [0, 1].map(|odd| $V::new(std::array::from_fn(|i| at(2 * i + odd))))
+                }
+                fn interleave(self, a: $V, b: $V) -> [$V; 2] {
+                    let (a, b) = (a.to_array(), b.to_array());
+                    let at = |i: usize| if i % 2 == 0 { a[i / 2] } else { b[i / 2] };
+                    [0, $lanes].map(|from| $V::new(std::array::from_fn(|i| at(from + i))))
+                }
+
                 fn add(self, a: $V, b: $V) -> $V { a + b }
                 fn sub(self, a: $V, b: $V) -> $V { a - b }
                 fn mul(self, a: $V, b: $V) -> $V { a * b }

@@ -29,6 +29,8 @@ mod avx2;
 mod avx512;
 mod baseline;
 mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod interleave;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -86,6 +88,11 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     /// Writes lane `i` of each of the four vectors, as four neighbours, to `dst[i · stride ..]`, for every
     /// lane. `dst` has at least `(LANES − 1) · stride + 4` elements.
     fn store_transposed(self, v: [Self::V; 4], dst: &mut [T], stride: usize);
+
+    /// The elements at even and those at odd places of `a` followed by `b`.
+    fn deinterleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];
+    /// The inverse of [`deinterleave`](Simd::deinterleave): a₀, b₀, a₁, b₁, …
+    fn interleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];
 
     /// a + b.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -335,6 +335,21 @@ token_test!(loads_and_stores, LoadsAndStores, |s, _isa, T, S| {
     assert_eq!(s.reduce_add(s.load_partial(&[])), T::ZERO);
 });
 
+token_test!(interleaving, Interleaving, |s, _isa, T, S| {
+    let values: Vec<T> = (1..=2 * S::LANES).map(T::from_usize).collect();
+    let (a, b) = (s.load(&values), s.load(&values[S::LANES..]));
+    let flat = |[a, b]: [S::V; 2]| {
+        let mut out = vec![T::NAN; 2 * S::LANES];
+        s.store(a, &mut out);
+        s.store(b, &mut out[S::LANES..]);
+        out
+    };
+    let apart: Vec<T> = values.iter().step_by(2).chain(values.iter().skip(1).step_by(2)).copied().collect();
+    let together: Vec<T> = (0..S::LANES).flat_map(|i| [values[i], values[S::LANES + i]]).collect();
+    assert_eq!(flat(s.deinterleave(a, b)), apart);
+    assert_eq!(flat(s.interleave(a, b)), together);
+});
+
 token_test!(fused_tokens_round_once, Fused, |s, isa, T, S| {
     // (1 + ε)(1 − ε) − 1 is −ε², which a rounded product loses.
     let [plus, minus] = [T::ONE + T::EPSILON, T::ONE - T::EPSILON].map(|x| s.splat(x));

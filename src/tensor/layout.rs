@@ -337,7 +337,7 @@ impl<const N: usize> Layout<N> {
 impl<const N: usize> Layout<N> {
     /// `[batch, channels, spatial…]` with axes of size 1 put in after the channels, so that three are spatial.
     pub(crate) fn lift(&self) -> Layout<5> {
-        const { assert!(N >= 3 && N <= 5) };
+        const { assert!(N >= 2 && N <= 5) };
         let (mut shape, mut strides) = ([1; 5], [0; 5]);
         for axis in 0..N {
             let to = if axis < 2 { axis } else { 5 - N + axis };
@@ -352,6 +352,12 @@ impl Layout<2> {
     #[inline(always)]
     pub(crate) fn matrix(shape: [usize; 2]) -> Self {
         Self { shape, strides: [shape[1] as isize, 1] }
+    }
+
+    /// The same sizes with strides of which the caller knows that no distance overflows.
+    #[inline(always)]
+    pub(crate) fn with_strides(self, strides: [isize; 2]) -> Self {
+        Self { strides, ..self }
     }
 }
 

@@ -371,6 +371,43 @@ impl<'a, T> TensorView<'a, T, 2> {
     }
 }
 
+impl<'a, T> TensorView<'a, T, 4> {
+    /// The matrix over the last two axes at an index of the first two, which exists.
+    #[inline(always)]
+    pub(crate) fn matrix_at(&self, at: [usize; 2]) -> TensorView<'a, T, 2> {
+        let ([first, second, rows, columns], strides) = (self.shape(), self.strides());
+        assert!(at[0] < first && at[1] < second, "a matrix lies inside its view");
+        let empty = rows == 0 || columns == 0;
+        let offset = if empty { 0 } else { at[0] as isize * strides[0] + at[1] as isize * strides[1] };
+        // The matrix's elements are elements of this view.
+        let layout = Layout::matrix([rows, columns]).with_strides([strides[2], strides[3]]);
+        TensorView { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
+    }
+
+    /// True where each [`matrix_at`](Self::matrix_at) is a slice.
+    #[inline(always)]
+    pub(crate) fn has_lines(&self) -> bool {
+        let ([_, _, rows, columns], strides) = (self.shape(), self.strides());
+        rows == 0
+            || columns == 0
+            || ((strides[3] == 1 || columns == 1) && (strides[2] == columns as isize || rows == 1))
+    }
+
+    /// [`matrix_at`](Self::matrix_at) as a slice, where its elements lie in a row.
+    #[inline(always)]
+    pub(crate) fn line(&self, at: [usize; 2]) -> Option<&'a [T]> {
+        let matrix = self.matrix_at(at);
+        if !self.has_lines() {
+            return None;
+        }
+        if matrix.is_empty() {
+            return Some(&[]);
+        }
+        // SAFETY: the matrix exists and its elements lie in a row, all borrowed for `'a`.
+        Some(unsafe { std::slice::from_raw_parts(matrix.ptr, matrix.len()) })
+    }
+}
+
 impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     /// # Safety
     /// Every index inside the layout must lead from `ptr` to an element borrowed exclusively for `'a`, and
@@ -505,6 +542,30 @@ impl<'a, T> TensorViewMut<'a, T, 2> {
         }
         // SAFETY: the row exists and its elements lie in a row, all borrowed exclusively.
         Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.offset(index as isize * stride), columns) })
+    }
+}
+
+impl<T> TensorViewMut<'_, T, 4> {
+    /// The matrix over the last two axes at an index of the first two, which exists.
+    #[inline(always)]
+    pub(crate) fn matrix_at_mut(&mut self, at: [usize; 2]) -> TensorViewMut<'_, T, 2> {
+        let matrix = self.view().matrix_at(at);
+        // Its elements are elements of this view, and borrowed from it.
+        TensorViewMut { ptr: matrix.ptr.cast_mut(), layout: matrix.layout, borrow: PhantomData }
+    }
+
+    /// [`matrix_at_mut`](Self::matrix_at_mut) as a slice, where its elements lie in a row.
+    #[inline(always)]
+    pub(crate) fn line_mut(&mut self, at: [usize; 2]) -> Option<&mut [T]> {
+        if !self.view().has_lines() {
+            return None;
+        }
+        let matrix = self.matrix_at_mut(at);
+        if matrix.is_empty() {
+            return Some(&mut []);
+        }
+        // SAFETY: the matrix exists and its elements lie in a row, all borrowed exclusively.
+        Some(unsafe { std::slice::from_raw_parts_mut(matrix.ptr, matrix.len()) })
     }
 }
 

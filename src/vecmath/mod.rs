@@ -18,6 +18,7 @@
 
 mod erf;
 mod exp;
+mod exp2;
 mod log;
 mod normal;
 mod pair;
@@ -43,6 +44,8 @@ pub trait VecMath: Dispatch {
     fn exp_low_v<S: Simd<Self>>(s: S, x: S::V) -> S::V;
     /// eˣ for x ≤ 0, 0 where that is no normal number.
     fn exp_normal_v<S: Simd<Self>>(s: S, x: S::V) -> S::V;
+    /// 2ˣ for x ≤ 1, 0 where that is no normal number.
+    fn exp2_normal_v<S: Simd<Self>>(s: S, x: S::V) -> S::V;
     /// eˣ − 1 for −40 ≤ x ≤ 80.
     fn expm1_v<S: Simd<Self>>(s: S, x: S::V) -> S::V;
     /// ln x.
@@ -76,6 +79,7 @@ vec_math! { f32:
     exp_v = exp::exp_f32;
     exp_low_v = exp::exp_low_f32;
     exp_normal_v = exp::exp_normal_f32;
+    exp2_normal_v = exp2::exp2_normal_f32;
     expm1_v = exp::expm1_f32;
     log_v = log::log_f32;
     log1p_unit_v = log::log1p_unit_f32;
@@ -90,6 +94,7 @@ vec_math! { f64:
     exp_v = exp::exp_f64;
     exp_low_v = exp::exp_low_f64;
     exp_normal_v = exp::exp_normal_f64;
+    exp2_normal_v = exp2::exp2_normal_f64;
     expm1_v = exp::expm1_f64;
     log_v = log::log_f64;
     log1p_unit_v = log::log1p_unit_f64;

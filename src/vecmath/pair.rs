@@ -74,6 +74,16 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
         self.0.store_transposed([a[1], b[1], c[1], d[1]], &mut dst[S::LANES * stride..], stride);
     }
     #[inline(always)]
+    fn deinterleave(self, a: Self::V, b: Self::V) -> [Self::V; 2] {
+        let [a_even, a_odd] = self.0.deinterleave(a[0], a[1]);
+        let [b_even, b_odd] = self.0.deinterleave(b[0], b[1]);
+        [[a_even, b_even], [a_odd, b_odd]]
+    }
+    #[inline(always)]
+    fn interleave(self, a: Self::V, b: Self::V) -> [Self::V; 2] {
+        [self.0.interleave(a[0], b[0]), self.0.interleave(a[1], b[1])]
+    }
+    #[inline(always)]
     fn splat(self, x: T) -> Self::V {
         [self.0.splat(x); 2]
     }

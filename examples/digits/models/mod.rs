@@ -2,6 +2,7 @@
 
 mod dense;
 mod perceptron;
+mod recurrent;
 
 use crate::model::Model;
 
@@ -15,4 +16,5 @@ pub struct Entry {
 }
 
 /// In the order in which they run when `--models` says nothing.
-pub const MODELS: &[Entry] = &[perceptron::ENTRY, dense::ENTRY];
+pub const MODELS: &[Entry] =
+    &[perceptron::ENTRY, dense::ENTRY, recurrent::RNN, recurrent::LSTM, recurrent::GRU];

@@ -1,0 +1,307 @@
+//! Batch normalisation.
+
+use super::sets::{Channels, Sets};
+use super::{NormGradients, NormGradientsMut, expect};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::tensor::{Tensor, TensorView, TensorViewMut};
+
+/// Batch normalisation of `[batch, channels, spatial…]`, 0 to 3 spatial axes: plain data. The [module](super) has the
+/// formulas.
+///
+/// In training the statistics are those of the batch; in inference they are constants, running averages that
+/// [`BatchStatistics::update`] keeps. Scale and shift, `[channels]`, count as 1 and 0 where they are left out.
+///
+/// ```
+/// use tilewise::{Tensor, TensorView, norm::BatchNormalization};
+/// let x = TensorView::from_slice(&[1.0, 10.0, 3.0, 30.0], [2, 2])?;
+/// let batch_norm = BatchNormalization::new().epsilon(0.0);
+/// let (y, statistics) = batch_norm.forward_training(x, None, None)?;
+/// assert_eq!(y.as_slice(), [-1.0, -1.0, 1.0, 1.0]);
+/// assert_eq!(statistics.mean.as_slice(), [2.0, 20.0]);
+///
+/// let (mut mean, mut variance) = (Tensor::zeros([2])?, Tensor::full([2], 1.0)?);
+/// statistics.update(1.0, mean.view_mut(), variance.view_mut())?; // all of the new, nothing of the old
+/// assert_eq!(variance.as_slice(), [2.0, 200.0]); // unbiased
+/// let y = batch_norm.forward_inference(x, mean.view(), variance.view(), None, None)?;
+/// assert_eq!(*y.get([1, 0]).unwrap(), 1.0 / 2f64.sqrt());
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNormalization {
+    epsilon: f64,
+}
+
+/// The statistics of a batch, from [`BatchNormalization::forward_training`].
+pub struct BatchStatistics<T> {
+    /// The mean of each channel.
+    pub mean: Tensor<T, 1>,
+    /// The biased variance of each channel.
+    pub variance: Tensor<T, 1>,
+    /// How many elements of a channel they were made from.
+    pub count: usize,
+}
+
+impl<T: Element> BatchStatistics<T> {
+    /// running = (1 − momentum)·running + momentum·batch, of the mean and of the unbiased variance,
+    /// Σ(x − μ)²/(count − 1), as PyTorch has it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a running statistic does not have the shape `[channels]`, [`Error::Argument`] where the
+    /// momentum is not in 0 … 1 or the statistics are those of fewer than two elements, which have no unbiased
+    /// variance.
+    pub fn update<'a>(
+        &self,
+        momentum: f64,
+        running_mean: TensorViewMut<'a, T, 1>,
+        running_variance: TensorViewMut<'a, T, 1>,
+    ) -> Result<()> {
+        let op = "BatchStatistics::update";
+        check_momentum(op, momentum)?;
+        if self.count < 2 {
+            return Err(Error::argument(op, "elements of a channel", self.count, "at least 2"));
+        }
+        expect(op, "running_mean", &running_mean.shape(), &self.mean.shape())?;
+        expect(op, "running_variance", &running_variance.shape(), &self.variance.shape())?;
+        let unbiased = self.count as f64 / (self.count - 1) as f64;
+        for (mut running, batch, factor) in
+            [(running_mean, &self.mean, 1.0), (running_variance, &self.variance, unbiased)]
+        {
+            for (at, value) in batch.iter().enumerate() {
+                if let Some(running) = running.get_mut([at]) {
+                    let new = momentum * factor * value.to_f64();
+                    // Nothing of the old, whatever it is, where the momentum is 1.
+                    let old = if momentum == 1.0 { 0.0 } else { (1.0 - momentum) * running.to_f64() };
+                    *running = T::from_f64(old + new);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An error unless 0 ≤ momentum ≤ 1.
+pub(crate) fn check_momentum(op: &'static str, momentum: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&momentum) {
+        return Ok(());
+    }
+    Err(Error::argument(op, "momentum", momentum, "from 0 to 1"))
+}
+
+impl Default for BatchNormalization {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl BatchNormalization {
+    /// With ε = 10⁻⁵.
+    pub const fn new() -> Self {
+        Self { epsilon: 1e-5 }
+    }
+
+    /// ε, added to the variance under the root. With 0, channels whose elements are all equal give NaN.
+    pub const fn epsilon(self, epsilon: f64) -> Self {
+        Self { epsilon }
+    }
+
+    fn channels(self, op: &'static str) -> Channels {
+        Channels { op, epsilon: self.epsilon, sets: Sets::Batch }
+    }
+
+    /// y and the statistics of the batch. Those of an empty batch are NaN.
+    ///
+    /// # Errors
+    /// As [`forward_training_into`](Self::forward_training_into).
+    pub fn forward_training<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+    ) -> Result<(Tensor<T, N>, BatchStatistics<T>)> {
+        let channels = self.channels("BatchNormalization::forward_training");
+        let [_, size] = channels.check(x, scale, shift)?;
+        let (mut y, mut mean, mut variance) =
+            (Tensor::zeros(x.shape())?, Tensor::zeros([size])?, Tensor::zeros([size])?);
+        let statistics = Some([mean.view_mut(), variance.view_mut()]);
+        channels.forward(x, [scale, shift], statistics, y.view_mut())?;
+        let count = x.len().checked_div(size).unwrap_or(0);
+        Ok((y, BatchStatistics { mean, variance, count }))
+    }
+
+    /// [`forward_training`](Self::forward_training) into `y`, `mean` and `variance` (the biased one), whose old
+    /// contents are not read.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where shapes do not fit, [`Error::Argument`] where ε is negative or not finite,
+    /// [`Error::Alloc`] where there is no memory.
+    pub fn forward_training_into<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+        mean: TensorViewMut<'_, T, 1>,
+        variance: TensorViewMut<'_, T, 1>,
+        y: TensorViewMut<'_, T, N>,
+    ) -> Result<()> {
+        let channels = self.channels("BatchNormalization::forward_training_into");
+        let [_, size] = channels.check(x, scale, shift)?;
+        expect(channels.op, "mean", &mean.shape(), &[size])?;
+        expect(channels.op, "variance", &variance.shape(), &[size])?;
+        expect(channels.op, "y", &y.shape(), &x.shape())?;
+        channels.forward(x, [scale, shift], Some([mean, variance]), y)
+    }
+
+    /// y with constants for statistics, `[channels]` each.
+    ///
+    /// # Errors
+    /// As [`forward_inference_into`](Self::forward_inference_into).
+    pub fn forward_inference<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        mean: TensorView<'_, T, 1>,
+        variance: TensorView<'_, T, 1>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+    ) -> Result<Tensor<T, N>> {
+        let channels = self.channels("BatchNormalization::forward_inference");
+        check_constants(channels, x, [mean, variance], scale, shift)?;
+        let mut y = Tensor::zeros(x.shape())?;
+        channels.forward_constant(x, [mean, variance], [scale, shift], y.view_mut())?;
+        Ok(y)
+    }
+
+    /// [`forward_inference`](Self::forward_inference) into `y`, whose old contents are not read.
+    ///
+    /// # Errors
+    /// As [`forward_training_into`](Self::forward_training_into).
+    pub fn forward_inference_into<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        mean: TensorView<'_, T, 1>,
+        variance: TensorView<'_, T, 1>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+        y: TensorViewMut<'_, T, N>,
+    ) -> Result<()> {
+        let channels = self.channels("BatchNormalization::forward_inference_into");
+        check_constants(channels, x, [mean, variance], scale, shift)?;
+        expect(channels.op, "y", &y.shape(), &x.shape())?;
+        channels.forward_constant(x, [mean, variance], [scale, shift], y)
+    }
+
+    /// All gradients of [`forward_training`](Self::forward_training), from what it got, what it gave and `dy`.
+    ///
+    /// # Errors
+    /// As [`backward_into`](Self::backward_into).
+    ///
+    /// ```
+    /// use tilewise::{TensorView, norm::BatchNormalization};
+    /// let x = TensorView::from_slice(&[1.0, 3.0], [2, 1])?;
+    /// let dy = TensorView::from_slice(&[0.5, 0.25], [2, 1])?;
+    /// let batch_norm = BatchNormalization::new().epsilon(0.0);
+    /// let gradients = batch_norm.backward(x, None, None, dy)?;
+    /// assert_eq!(gradients.input.as_slice(), [0.0, 0.0]); // y is (−1, 1) whatever x is
+    /// assert_eq!(gradients.scale.as_slice(), [-0.25]);
+    /// assert_eq!(gradients.shift.as_slice(), [0.75]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn backward<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        mean: Option<TensorView<'_, T, 1>>,
+        scale: Option<TensorView<'_, T, 1>>,
+        dy: TensorView<'_, T, N>,
+    ) -> Result<NormGradients<T, N>> {
+        let channels = self.channels("BatchNormalization::backward");
+        owned(channels, x, |gradients| self.run_backward(channels.op, x, mean, scale, dy, T::ZERO, gradients))
+    }
+
+    /// The gradients of [`forward_training`](Self::forward_training) asked for, each added to `beta` times what its
+    /// output held: beta 0 overwrites without reading, 1 accumulates.
+    ///
+    /// `mean` is that of the [`BatchStatistics`] where they were kept, which saves a pass over `x`: it is taken as a
+    /// first value, and the statistics are made again from it.
+    ///
+    /// # Errors
+    /// As [`forward_training_into`](Self::forward_training_into); all shapes are checked before anything is written.
+    pub fn backward_into<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        mean: Option<TensorView<'_, T, 1>>,
+        scale: Option<TensorView<'_, T, 1>>,
+        dy: TensorView<'_, T, N>,
+        beta: T,
+        gradients: NormGradientsMut<'_, T, N>,
+    ) -> Result<()> {
+        self.run_backward("BatchNormalization::backward_into", x, mean, scale, dy, beta, gradients)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn run_backward<T: Element, const N: usize>(
+        self,
+        op: &'static str,
+        x: TensorView<'_, T, N>,
+        mean: Option<TensorView<'_, T, 1>>,
+        scale: Option<TensorView<'_, T, 1>>,
+        dy: TensorView<'_, T, N>,
+        beta: T,
+        gradients: NormGradientsMut<'_, T, N>,
+    ) -> Result<()> {
+        let channels = self.channels(op);
+        let [_, size] = channels.check_backward(x, scale, dy, &gradients)?;
+        super::expect_vector(op, "mean", mean, size)?;
+        channels.backward(x, [scale, mean], None, dy, beta, gradients)
+    }
+
+    /// As [`backward_into`](Self::backward_into), of [`forward_inference`](Self::forward_inference): the statistics are
+    /// constants.
+    ///
+    /// # Errors
+    /// As [`backward_into`](Self::backward_into).
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward_inference_into<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        mean: TensorView<'_, T, 1>,
+        variance: TensorView<'_, T, 1>,
+        scale: Option<TensorView<'_, T, 1>>,
+        dy: TensorView<'_, T, N>,
+        beta: T,
+        gradients: NormGradientsMut<'_, T, N>,
+    ) -> Result<()> {
+        let channels = self.channels("BatchNormalization::backward_inference_into");
+        check_constants(channels, x, [mean, variance], scale, None)?;
+        channels.check_backward(x, scale, dy, &gradients)?;
+        channels.backward(x, [scale, None], Some([mean, variance]), dy, beta, gradients)
+    }
+}
+
+fn check_constants<T: Element, const N: usize>(
+    channels: Channels,
+    x: TensorView<'_, T, N>,
+    [mean, variance]: [TensorView<'_, T, 1>; 2],
+    scale: Option<TensorView<'_, T, 1>>,
+    shift: Option<TensorView<'_, T, 1>>,
+) -> Result<()> {
+    let [_, size] = channels.check(x, scale, shift)?;
+    expect(channels.op, "mean", &mean.shape(), &[size])?;
+    expect(channels.op, "variance", &variance.shape(), &[size])
+}
+
+/// Tensors for all gradients, filled by `run`.
+pub(super) fn owned<T: Element, const N: usize>(
+    channels: Channels,
+    x: TensorView<'_, T, N>,
+    run: impl FnOnce(NormGradientsMut<'_, T, N>) -> Result<()>,
+) -> Result<NormGradients<T, N>> {
+    let [_, size] = channels.check(x, None, None)?;
+    let mut input = Tensor::zeros(x.shape())?;
+    let (mut scale, mut shift) = (Tensor::zeros([size])?, Tensor::zeros([size])?);
+    run(NormGradientsMut {
+        input: Some(input.view_mut()),
+        scale: Some(scale.view_mut()),
+        shift: Some(shift.view_mut()),
+    })?;
+    Ok(NormGradients { input, scale, shift })
+}

@@ -1,0 +1,453 @@
+//! One pass over the gates of some rows and units: what follows the product, in vectors.
+#![forbid(unsafe_code)]
+
+use super::descriptor::Nonlinearity;
+use crate::element::Element;
+use crate::machine::Isa;
+use crate::simd::{Dispatch, Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+
+/// Element types with their passes compiled in this crate, not again in each crate that uses them.
+pub trait Passes: Sized {
+    /// What follows the product of a step.
+    fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>);
+
+    /// What precedes the product of a step back.
+    fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>);
+}
+
+macro_rules! passes {
+    ($($T:ty)*) => {$(
+        impl Passes for $T {
+            fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>) {
+                Self::dispatch(isa, pass);
+            }
+
+            fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>) {
+                Self::dispatch(isa, pass);
+            }
+        }
+    )*};
+}
+
+passes!(f32 f64);
+
+/// What a pass computes.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage<T> {
+    /// out = h.
+    Elman(Nonlinearity),
+    /// out = o ⊙ tanh c: h, unless that is projected.
+    Lstm { clip: Option<T> },
+    /// out = h.
+    GruAfter,
+    /// r and z; out = r ⊙ h.
+    GruReset,
+    /// n; out = h.
+    GruCandidate,
+}
+
+/// Forward, over some units: columns of a step's matrices, which have contiguous rows. What a stage does not use is empty.
+pub struct ForwardPass<'p, T> {
+    pub(super) stage: Stage<T>,
+    /// U x, gates interleaved; then the gates, where they are kept or needed.
+    pub(super) z: TensorViewMut<'p, T, 2>,
+    /// Added to it.
+    pub(super) bias: &'p [T],
+    pub(super) keep: bool,
+    /// W h, gates interleaved.
+    pub(super) product: TensorView<'p, T, 2>,
+    pub(super) h_prev: TensorView<'p, T, 2>,
+    pub(super) c_prev: TensorView<'p, T, 2>,
+    pub(super) c: TensorViewMut<'p, T, 2>,
+    pub(super) out: TensorViewMut<'p, T, 2>,
+    /// W h + b of gate n, where it is kept.
+    pub(super) candidate: TensorViewMut<'p, T, 2>,
+    pub(super) candidate_bias: &'p [T],
+    /// To i, f and o.
+    pub(super) peephole: [&'p [T]; 3],
+}
+
+/// Backward, over some units, likewise.
+pub struct BackwardPass<'p, T> {
+    pub(super) stage: Stage<T>,
+    /// The gates, interleaved.
+    pub(super) gates: TensorView<'p, T, 2>,
+    pub(super) h: TensorView<'p, T, 2>,
+    pub(super) h_prev: TensorView<'p, T, 2>,
+    pub(super) c: TensorView<'p, T, 2>,
+    pub(super) c_prev: TensorView<'p, T, 2>,
+    pub(super) candidate: TensorView<'p, T, 2>,
+    pub(super) peephole: [&'p [T]; 3],
+    /// The gradient for h, and after the pass what of it goes to the h before past the product.
+    pub(super) dh: TensorViewMut<'p, T, 2>,
+    /// The gradient for o ⊙ tanh c where that is projected, or for r ⊙ h.
+    pub(super) dout: TensorView<'p, T, 2>,
+    pub(super) projected: bool,
+    /// The gradient for c, and after the pass for the c before.
+    pub(super) dc: TensorViewMut<'p, T, 2>,
+    /// The gradients for the gates before their activations, gate by gate.
+    pub(super) dz: [TensorViewMut<'p, T, 2>; 4],
+    /// o ⊙ tanh c where that is projected, or r ⊙ h.
+    pub(super) out: TensorViewMut<'p, T, 2>,
+}
+
+/// The vector from `at` on, of which `n` elements exist.
+#[inline(always)]
+fn get<T: Element, S: Simd<T>>(simd: S, from: &[T], at: usize, n: usize) -> S::V {
+    if n == S::LANES { simd.load(&from[at..]) } else { simd.load_partial(&from[at..at + n]) }
+}
+
+/// Writes `n` elements of a vector from `at` on.
+#[inline(always)]
+fn put<T: Element, S: Simd<T>>(simd: S, v: S::V, to: &mut [T], at: usize, n: usize) {
+    if n == S::LANES { simd.store(v, &mut to[at..]) } else { simd.store_partial(v, &mut to[at..at + n]) }
+}
+
+/// Vector `k` of some.
+#[inline(always)]
+fn block<T: Element, S: Simd<T>>(simd: S, from: &[T], k: usize) -> S::V {
+    simd.load(&from[k * S::LANES..])
+}
+
+/// The sum of the vectors `k` of all three.
+#[inline(always)]
+fn sum<T: Element, S: Simd<T>>(simd: S, z: &[T], product: &[T], bias: &[T], k: usize) -> S::V {
+    simd.add(simd.add(block(simd, z, k), block(simd, bias, k)), block(simd, product, k))
+}
+
+#[inline(always)]
+fn row<'a, T>(view: &TensorView<'a, T, 2>, index: usize) -> &'a [T] {
+    view.row(index).unwrap_or(&[])
+}
+
+#[inline(always)]
+fn row_mut<'v, T>(view: &'v mut TensorViewMut<'_, T, 2>, index: usize) -> &'v mut [T] {
+    view.row_mut(index).unwrap_or(&mut [])
+}
+
+/// `body` with `at` the first unit of each vector and `n` the units in it.
+macro_rules! vectors {
+    ($S:ident, $units:expr, |$at:ident, $n:ident| $body:block) => {
+        for $at in (0..$units).step_by($S::LANES) {
+            let $n = $S::LANES.min($units - $at);
+            $body
+        }
+    };
+}
+
+impl<T: Element> SimdOp<T> for ForwardPass<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        match self.stage {
+            Stage::Elman(nonlinearity) => self.elman(simd, nonlinearity),
+            Stage::Lstm { clip } => self.lstm(simd, clip),
+            Stage::GruAfter => self.gru_after(simd),
+            Stage::GruReset => self.gru_reset(simd),
+            Stage::GruCandidate => self.gru_candidate(simd),
+        }
+    }
+}
+
+impl<T: Element> ForwardPass<'_, T> {
+    #[inline(always)]
+    fn elman<S: Simd<T>>(&mut self, s: S, nonlinearity: Nonlinearity) {
+        let [rows, units] = self.out.shape();
+        for i in 0..rows {
+            let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
+            let out = row_mut(&mut self.out, i);
+            vectors!(S, units, |at, n| {
+                let z = sum(s, &z[at..], &product[at..], &self.bias[at..], 0);
+                let h = match nonlinearity {
+                    Nonlinearity::Tanh => T::tanh_v(s, z),
+                    // In this order of operands NaN passes.
+                    Nonlinearity::Relu => s.max(s.splat(T::ZERO), z),
+                };
+                put(s, h, out, at, n);
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn lstm<S: Simd<T>>(&mut self, s: S, clip: Option<T>) {
+        let [rows, units] = self.out.shape();
+        let [to_i, to_f, to_o] = self.peephole;
+        for i in 0..rows {
+            let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
+            let (c_prev, c) = (row(&self.c_prev, i), row_mut(&mut self.c, i));
+            let out = row_mut(&mut self.out, i);
+            vectors!(S, units, |at, n| {
+                let z = &mut z[4 * at..4 * (at + S::LANES)];
+                let product = &product[4 * at..4 * (at + S::LANES)];
+                let bias = &self.bias[4 * at..4 * (at + S::LANES)];
+                let (mut i, mut f, g, mut o) = (
+                    sum(s, z, product, bias, 0),
+                    sum(s, z, product, bias, 1),
+                    sum(s, z, product, bias, 2),
+                    sum(s, z, product, bias, 3),
+                );
+                let before = get(s, c_prev, at, n);
+                if !to_i.is_empty() {
+                    i = s.mul_add(get(s, to_i, at, n), before, i);
+                    f = s.mul_add(get(s, to_f, at, n), before, f);
+                }
+                let (i, f, g) = (T::sigmoid_v(s, i), T::sigmoid_v(s, f), T::tanh_v(s, g));
+                let mut after = s.mul_add(f, before, s.mul(i, g));
+                if let Some(clip) = clip {
+                    // In this order of operands NaN passes.
+                    after = s.max(s.splat(-clip), s.min(s.splat(clip), after));
+                }
+                if !to_o.is_empty() {
+                    o = s.mul_add(get(s, to_o, at, n), after, o);
+                }
+                let o = T::sigmoid_v(s, o);
+                put(s, after, c, at, n);
+                put(s, s.mul(o, T::tanh_v(s, after)), out, at, n);
+                if self.keep {
+                    s.store(i, z);
+                    s.store(f, &mut z[S::LANES..]);
+                    s.store(g, &mut z[2 * S::LANES..]);
+                    s.store(o, &mut z[3 * S::LANES..]);
+                }
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn gru_after<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.out.shape();
+        for i in 0..rows {
+            let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
+            let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
+            let candidate = row_mut(&mut self.candidate, i);
+            vectors!(S, units, |at, n| {
+                let z = &mut z[3 * at..3 * (at + S::LANES)];
+                let product = &product[3 * at..3 * (at + S::LANES)];
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let (reset, update) = (
+                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
+                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
+                );
+                let q = s.add(s.load(&product[2 * S::LANES..]), get(s, self.candidate_bias, at, n));
+                let from_x = s.add(block(s, z, 2), block(s, bias, 2));
+                let new = T::tanh_v(s, s.mul_add(reset, q, from_x));
+                let h = get(s, h_prev, at, n);
+                put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
+                if self.keep {
+                    s.store(reset, z);
+                    s.store(update, &mut z[S::LANES..]);
+                    s.store(new, &mut z[2 * S::LANES..]);
+                    put(s, q, candidate, at, n);
+                }
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn gru_reset<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.out.shape();
+        for i in 0..rows {
+            let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
+            let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
+            vectors!(S, units, |at, n| {
+                let z = &mut z[3 * at..3 * (at + S::LANES)];
+                let product = &product[2 * at..2 * (at + S::LANES)];
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let (reset, update) = (
+                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
+                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
+                );
+                put(s, s.mul(reset, get(s, h_prev, at, n)), out, at, n);
+                s.store(reset, z);
+                s.store(update, &mut z[S::LANES..]);
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn gru_candidate<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.out.shape();
+        for i in 0..rows {
+            let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
+            let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
+            vectors!(S, units, |at, n| {
+                let z = &mut z[3 * at..3 * (at + S::LANES)];
+                let update = s.load(&z[S::LANES..]);
+                let bias = &self.bias[3 * at..3 * (at + S::LANES)];
+                let from_x = s.add(block(s, z, 2), block(s, bias, 2));
+                let new = T::tanh_v(s, s.add(from_x, s.load(&product[at..])));
+                let h = get(s, h_prev, at, n);
+                put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
+                if self.keep {
+                    s.store(new, &mut z[2 * S::LANES..]);
+                }
+            });
+        }
+    }
+}
+
+impl<T: Element> SimdOp<T> for BackwardPass<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        match self.stage {
+            Stage::Elman(nonlinearity) => self.elman(simd, nonlinearity),
+            Stage::Lstm { clip } => self.lstm(simd, clip),
+            Stage::GruAfter => self.gru_after(simd),
+            Stage::GruReset => self.gru_reset(simd),
+            Stage::GruCandidate => self.gru_candidate(simd),
+        }
+    }
+}
+
+/// 1 − v².
+#[inline(always)]
+fn tanh_slope<T: Element, S: Simd<T>>(s: S, v: S::V) -> S::V {
+    s.neg_mul_add(v, v, s.splat(T::ONE))
+}
+
+/// v (1 − v).
+#[inline(always)]
+fn sigmoid_slope<T: Element, S: Simd<T>>(s: S, v: S::V) -> S::V {
+    s.neg_mul_add(v, v, v)
+}
+
+impl<T: Element> BackwardPass<'_, T> {
+    #[inline(always)]
+    fn elman<S: Simd<T>>(&mut self, s: S, nonlinearity: Nonlinearity) {
+        let [rows, units] = self.dh.shape();
+        let zero = s.splat(T::ZERO);
+        for i in 0..rows {
+            let (h, dh) = (row(&self.h, i), row_mut(&mut self.dh, i));
+            let dz = row_mut(&mut self.dz[0], i);
+            vectors!(S, units, |at, n| {
+                let (h, gradient) = (get(s, h, at, n), get(s, dh, at, n));
+                let d = match nonlinearity {
+                    Nonlinearity::Tanh => s.mul(gradient, tanh_slope(s, h)),
+                    Nonlinearity::Relu => s.select(s.lt(zero, h), gradient, zero),
+                };
+                put(s, d, dz, at, n);
+                put(s, zero, dh, at, n);
+            });
+        }
+    }
+
+    #[inline(always)]
+    fn lstm<S: Simd<T>>(&mut self, s: S, clip: Option<T>) {
+        let [rows, units] = self.dc.shape();
+        let zero = s.splat(T::ZERO);
+        let [to_i, to_f, to_o] = self.peephole;
+        let [dz_i, dz_f, dz_g, dz_o] = &mut self.dz;
+        for i in 0..rows {
+            let (gates, c, c_prev) = (row(&self.gates, i), row(&self.c, i), row(&self.c_prev, i));
+            let (dh, dc, dout) = (row_mut(&mut self.dh, i), row_mut(&mut self.dc, i), row(&self.dout, i));
+            let (dz_i, dz_f) = (row_mut(dz_i, i), row_mut(dz_f, i));
+            let (dz_g, dz_o) = (row_mut(dz_g, i), row_mut(dz_o, i));
+            let out = row_mut(&mut self.out, i);
+            vectors!(S, units, |at, n| {
+                let gates = &gates[4 * at..4 * (at + S::LANES)];
+                let (i, f, g, o) =
+                    (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2), block(s, gates, 3));
+                let (c, before) = (get(s, c, at, n), get(s, c_prev, at, n));
+                let t = T::tanh_v(s, c);
+                let gradient = if self.projected { get(s, dout, at, n) } else { get(s, dh, at, n) };
+                let d_o = s.mul(s.mul(gradient, t), sigmoid_slope(s, o));
+                let mut cell = s.mul_add(s.mul(gradient, o), tanh_slope(s, t), get(s, dc, at, n));
+                if !to_o.is_empty() {
+                    cell = s.mul_add(d_o, get(s, to_o, at, n), cell);
+                }
+                if let Some(clip) = clip {
+                    cell = s.select(s.lt(s.abs(c), s.splat(clip)), cell, zero);
+                }
+                let d_i = s.mul(s.mul(cell, g), sigmoid_slope(s, i));
+                let d_f = s.mul(s.mul(cell, before), sigmoid_slope(s, f));
+                let d_g = s.mul(s.mul(cell, i), tanh_slope(s, g));
+                let mut cell = s.mul(cell, f);
+                if !to_i.is_empty() {
+                    cell = s.mul_add(d_i, get(s, to_i, at, n), cell);
+                    cell = s.mul_add(d_f, get(s, to_f, at, n), cell);
+                }
+                put(s, d_i, dz_i, at, n);
+                put(s, d_f, dz_f, at, n);
+                put(s, d_g, dz_g, at, n);
+                put(s, d_o, dz_o, at, n);
+                put(s, cell, dc, at, n);
+                if self.projected {
+                    put(s, s.mul(o, t), out, at, n);
+                } else {
+                    put(s, zero, dh, at, n);
+                }
+            });
+        }
+    }
+
+    /// dz is n's from x, r's, z's and n's from h.
+    #[inline(always)]
+    fn gru_after<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.dh.shape();
+        let [dz_n, dz_r, dz_z, dz_q] = &mut self.dz;
+        for i in 0..rows {
+            let (gates, h_prev, candidate) =
+                (row(&self.gates, i), row(&self.h_prev, i), row(&self.candidate, i));
+            let (dz_n, dz_r) = (row_mut(dz_n, i), row_mut(dz_r, i));
+            let (dz_z, dz_q) = (row_mut(dz_z, i), row_mut(dz_q, i));
+            let dh = row_mut(&mut self.dh, i);
+            vectors!(S, units, |at, n| {
+                let gates = &gates[3 * at..3 * (at + S::LANES)];
+                let (reset, update, new) = (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2));
+                let (h, q, gradient) = (get(s, h_prev, at, n), get(s, candidate, at, n), get(s, dh, at, n));
+                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), sigmoid_slope(s, update));
+                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), tanh_slope(s, new));
+                let d_r = s.mul(s.mul(d_n, q), sigmoid_slope(s, reset));
+                put(s, d_n, dz_n, at, n);
+                put(s, d_r, dz_r, at, n);
+                put(s, d_z, dz_z, at, n);
+                put(s, s.mul(d_n, reset), dz_q, at, n);
+                put(s, s.mul(gradient, update), dh, at, n);
+            });
+        }
+    }
+
+    /// The first of two: dz of z and n, and r ⊙ h.
+    #[inline(always)]
+    fn gru_candidate<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.dh.shape();
+        let [_, dz_z, dz_n, _] = &mut self.dz;
+        for i in 0..rows {
+            let (gates, h_prev) = (row(&self.gates, i), row(&self.h_prev, i));
+            let (dz_z, dz_n) = (row_mut(dz_z, i), row_mut(dz_n, i));
+            let (dh, out) = (row_mut(&mut self.dh, i), row_mut(&mut self.out, i));
+            vectors!(S, units, |at, n| {
+                let gates = &gates[3 * at..3 * (at + S::LANES)];
+                let (reset, update, new) = (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2));
+                let (h, gradient) = (get(s, h_prev, at, n), get(s, dh, at, n));
+                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), sigmoid_slope(s, update));
+                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), tanh_slope(s, new));
+                put(s, d_z, dz_z, at, n);
+                put(s, d_n, dz_n, at, n);
+                put(s, s.mul(reset, h), out, at, n);
+                put(s, s.mul(gradient, update), dh, at, n);
+            });
+        }
+    }
+
+    /// The second, after the product with W of gate n: dz of r.
+    #[inline(always)]
+    fn gru_reset<S: Simd<T>>(&mut self, s: S) {
+        let [rows, units] = self.dh.shape();
+        let [dz_r, ..] = &mut self.dz;
+        for i in 0..rows {
+            let (gates, h_prev, dout) = (row(&self.gates, i), row(&self.h_prev, i), row(&self.dout, i));
+            let (dh, dz_r) = (row_mut(&mut self.dh, i), row_mut(dz_r, i));
+            vectors!(S, units, |at, n| {
+                let reset = s.load(&gates[3 * at..]);
+                let (h, gradient) = (get(s, h_prev, at, n), get(s, dout, at, n));
+                put(s, s.mul(s.mul(gradient, h), sigmoid_slope(s, reset)), dz_r, at, n);
+                put(s, s.mul_add(gradient, reset, get(s, dh, at, n)), dh, at, n);
+            });
+        }
+    }
+}
