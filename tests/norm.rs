@@ -411,7 +411,9 @@ fn run_channels<T: Element>(mut case: ChannelsCase<T>) -> bool {
         let [held_x, held_p] = [held(0.5), held(-0.25)];
         y.view_mut().fill(held_x);
         let near_mean = p.view().to_tensor().unwrap();
-        [&mut *p, &mut *q].map(|p| p.view_mut().fill(held_p));
+        for p in [&mut *p, &mut *q] {
+            p.view_mut().fill(held_p);
+        }
         let plus = |t: f64, held: T| t + if beta == T::ZERO { 0.0 } else { beta.to_f64() * held.to_f64() };
         let gradients = NormGradientsMut {
             input: present[2].then(|| y.view_mut()),
