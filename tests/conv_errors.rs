@@ -285,3 +285,17 @@ fn an_output_of_nothing_takes_no_time() {
     let y = conv.forward(x.view(), w.view(), None).unwrap();
     assert!(y.iter().enumerate().all(|(i, &y)| y == 2.0 * i as f32));
 }
+
+/// Where the stride is longer than the kernel, no tap falls on some positions: they are sums over no channels.
+#[test]
+fn positions_between_the_taps_are_sums_of_nothing() {
+    let x = Tensor::<f32, 5>::full([1, 2, 4, 4, 4], 1.0).unwrap();
+    let w = Tensor::<f32, 5>::full([2, 3, 1, 1, 1], 2.0).unwrap();
+    let bias = Tensor::full([3], 0.5).unwrap();
+    let y = ConvolutionTranspose::<3>::new()
+        .stride([3; 3])
+        .forward(x.view(), w.view(), Some(bias.view()))
+        .unwrap();
+    let hit = |[_, _, d, h, w]: [usize; 5]| [d, h, w].iter().all(|at| at % 3 == 0);
+    assert!(y == Tensor::from_fn([1, 3, 10, 10, 10], |at| if hit(at) { 4.5 } else { 0.5 }).unwrap());
+}

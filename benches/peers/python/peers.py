@@ -158,4 +158,5 @@ def main():
             compare(task, problem, peers, emit)
 
 
-main()
+if __name__ == "__main__":
+    main()

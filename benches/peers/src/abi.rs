@@ -5,6 +5,8 @@
 //! must lead to matrices of the sizes given, and C may overlap no other.
 #![allow(clippy::missing_safety_doc)] // said once, above
 
+mod abi_conv;
+
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
 use tilewise::gemm::{Gemm, Operand, Packed, gram};

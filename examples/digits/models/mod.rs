@@ -1,5 +1,6 @@
 //! The models, one file each.
 
+mod cnn;
 mod dense;
 mod perceptron;
 mod recurrent;
@@ -17,4 +18,4 @@ pub struct Entry {
 
 /// In the order in which they run when `--models` says nothing.
 pub const MODELS: &[Entry] =
-    &[perceptron::ENTRY, dense::ENTRY, recurrent::RNN, recurrent::LSTM, recurrent::GRU];
+    &[perceptron::ENTRY, dense::ENTRY, cnn::ENTRY, recurrent::RNN, recurrent::LSTM, recurrent::GRU];

@@ -4,7 +4,7 @@
 use super::ConvolutionTranspose;
 use crate::activation::Activation;
 use crate::conv::geometry::{self, Geometry, Padding};
-use crate::conv::{Algorithm, Convolution, ConvolutionGradients};
+use crate::conv::{Convolution, ConvolutionGradients};
 use crate::element::Element;
 use crate::error::Result;
 use crate::spatial::{ImageRank, Spatial};
@@ -42,7 +42,7 @@ impl<const S: usize> ConvolutionTranspose<S> {
 
     fn convolution(&self, padding: Padding<S>) -> Convolution<S> {
         let geometry = Geometry { padding, ..self.geometry };
-        Convolution { geometry, activation: Activation::Identity, algorithm: Algorithm::Auto }
+        Convolution { geometry, activation: Activation::Identity, algorithm: self.algorithm }
     }
 
     /// dX `[batch, c_in, spatial…]`, of X's shape, from dZ, which has Y's, and W.
