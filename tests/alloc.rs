@@ -9,6 +9,7 @@ use rayon::ThreadPoolBuilder;
 use tilewise::activation::Activation;
 use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
 use tilewise::rnn::{Direction, Elman, Gru, Lstm, OutputMut, Recurrent, Reset, Sequence, Tape, Weights};
+use tilewise::norm::{BatchNormalization, GroupNormalization, LayerNormalization, NormGradientsMut};
 use tilewise::{Element, Tensor, TensorView, machine};
 
 /// The system's allocator, which counts what the threads of our pools ask of it.
@@ -120,6 +121,40 @@ fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
         call("batched", &mut || Gemm::new().run_batched(a.view(), b.view(), c.view_mut()).unwrap());
         call("batched, packed", &mut || Gemm::new().run_batched(a.view(), &packed, c.view_mut()).unwrap());
     }
+    norms::<T>(call);
+}
+
+fn norms<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
+    let (layer, batch, group) =
+        (LayerNormalization::new(), BatchNormalization::new(), GroupNormalization::new(4));
+    let x = matrix::<T>([700, 96]);
+    let (mut y, mut sum) = (matrix::<T>([700, 96]), matrix::<T>([700, 96]));
+    let mut vectors = [(); 4].map(|()| Tensor::<T, 1>::full([96], T::ONE).unwrap());
+    let [scale, shift, mean, variance] = &mut vectors;
+    call("layer norm", &mut || {
+        let (scale, shift) = (Some(scale.view()), Some(shift.view()));
+        let (sum, y) = (sum.view_mut(), y.view_mut());
+        layer.forward_residual_into(x.view(), x.view(), scale, shift, sum, y).unwrap();
+    });
+    let mut turned = matrix::<T>([96, 700]);
+    call("layer norm, strided", &mut || {
+        layer.forward_into(x.view(), None, Some(shift.view()), turned.view_mut().transpose()).unwrap();
+    });
+    call("layer norm, backward", &mut || {
+        let (dx, dscale) = (Some(y.view_mut()), Some(mean.view_mut()));
+        let gradients = NormGradientsMut { input: dx, scale: dscale, shift: Some(variance.view_mut()) };
+        layer.backward_into(x.view(), Some(scale.view()), x.view(), T::ZERO, gradients).unwrap();
+    });
+    call("batch norm", &mut || {
+        let (mean, variance) = (mean.view_mut(), variance.view_mut());
+        batch.forward_training_into(x.view(), None, None, mean, variance, y.view_mut()).unwrap();
+    });
+    let image = x.view().reshape([25, 96, 28]).unwrap();
+    call("group norm, backward", &mut || {
+        let dx = Some(y.view_mut().reshape([25, 96, 28]).unwrap());
+        let gradients = NormGradientsMut { input: dx, scale: Some(mean.view_mut()), shift: None };
+        group.backward_into(image, None, image, T::ZERO, gradients).unwrap();
+    });
 }
 
 /// Hands `call` recurrent calls, forward and back.

@@ -223,7 +223,7 @@ fn gradient_check(what: &str, values: &mut [f64], gradient: &[f64], mut loss: im
     }
 }
 
-fn dot(y: &Tensor<f64, 2>, dy: &Tensor<f64, 2>) -> f64 {
+fn dot<const N: usize>(y: &Tensor<f64, N>, dy: &Tensor<f64, N>) -> f64 {
     y.as_slice().iter().zip(dy.as_slice()).map(|(y, dy)| y * dy).sum()
 }
 
@@ -411,9 +411,8 @@ fn run_channels<T: Element>(mut case: ChannelsCase<T>) -> bool {
         let [held_x, held_p] = [held(0.5), held(-0.25)];
         y.view_mut().fill(held_x);
         let near_mean = p.view().to_tensor().unwrap();
-        for p in [&mut *p, &mut *q] {
-            p.view_mut().fill(held_p);
-        }
+        p.view_mut().fill(held_p);
+        q.view_mut().fill(held_p);
         let plus = |t: f64, held: T| t + if beta == T::ZERO { 0.0 } else { beta.to_f64() * held.to_f64() };
         let gradients = NormGradientsMut {
             input: present[2].then(|| y.view_mut()),
@@ -455,4 +454,234 @@ fn run_channels<T: Element>(mut case: ChannelsCase<T>) -> bool {
 fn channels_follow_the_reference() {
     quickcheck(500, channels::<f32> as fn(ChannelsCase<f32>) -> bool);
     quickcheck(500, channels::<f64> as fn(ChannelsCase<f64>) -> bool);
+}
+
+#[test]
+fn channel_gradients_are_those_of_finite_differences() -> Result<()> {
+    let mut rng = Rng::seed(11);
+    let shape = [3, 4, 2, 3];
+    let x = random::<f64, 4>(&mut rng, shape, 0.3, 1.0);
+    let dy = random::<f64, 4>(&mut rng, shape, 0.1, 1.0);
+    let (scale, shift) =
+        (random::<f64, 1>(&mut rng, [4], 1.0, 0.5), random::<f64, 1>(&mut rng, [4], 0.0, 1.0));
+    let (batch, instance, group) =
+        (BatchNormalization::new(), InstanceNormalization::new(), GroupNormalization::new(2));
+    let (mean, variance) = (Tensor::full([4], 0.25)?, Tensor::full([4], 1.5)?);
+    type Parts<'a> = (&'a Tensor<f64, 4>, &'a Tensor<f64, 1>, &'a Tensor<f64, 1>);
+    let all: [(&str, &dyn Fn(Parts) -> Tensor<f64, 4>); 4] = [
+        ("batch", &|(x, s, t)| batch.forward_training(x.view(), Some(s.view()), Some(t.view())).unwrap().0),
+        ("constant", &|(x, s, t)| {
+            let (s, t) = (Some(s.view()), Some(t.view()));
+            batch.forward_inference(x.view(), mean.view(), variance.view(), s, t).unwrap()
+        }),
+        ("instance", &|(x, s, t)| instance.forward(x.view(), Some(s.view()), Some(t.view())).unwrap()),
+        ("group", &|(x, s, t)| group.forward(x.view(), Some(s.view()), Some(t.view())).unwrap()),
+    ];
+    for (name, forward) in all {
+        let s = Some(scale.view());
+        let g = match name {
+            "batch" => batch.backward(x.view(), None, s, dy.view())?,
+            "instance" => instance.backward(x.view(), s, dy.view())?,
+            "group" => group.backward(x.view(), s, dy.view())?,
+            _ => {
+                let mut g = batch.backward(x.view(), None, s, dy.view())?;
+                let gradients = NormGradientsMut {
+                    input: Some(g.input.view_mut()),
+                    scale: Some(g.scale.view_mut()),
+                    shift: Some(g.shift.view_mut()),
+                };
+                let (mean, variance) = (mean.view(), variance.view());
+                batch.backward_inference_into(x.view(), mean, variance, s, dy.view(), 0.0, gradients)?;
+                g
+            }
+        };
+        let four = |values: &[f64]| Tensor::from_slice(values, shape).unwrap();
+        let one = |values: &[f64]| Tensor::from_slice(values, [4]).unwrap();
+        gradient_check(&format!("{name} dx"), &mut x.as_slice().to_vec(), g.input.as_slice(), |v| {
+            dot(&forward((&four(v), &scale, &shift)), &dy)
+        });
+        gradient_check(&format!("{name} dscale"), &mut scale.as_slice().to_vec(), g.scale.as_slice(), |v| {
+            dot(&forward((&x, &one(v), &shift)), &dy)
+        });
+        gradient_check(&format!("{name} dshift"), &mut shift.as_slice().to_vec(), g.shift.as_slice(), |v| {
+            dot(&forward((&x, &scale, &one(v))), &dy)
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn channels_have_the_same_bits_for_any_number_of_threads() {
+    let mut rng = Rng::seed(6);
+    // Many channels, many positions, one channel of one sample.
+    for shape in [[4, 200, 9, 9], [2, 5, 150, 160], [1, 1, 300, 300]] {
+        let x = random::<f32, 4>(&mut rng, shape, 1.0, 1.0);
+        let dy = random::<f32, 4>(&mut rng, shape, 0.0, 1.0);
+        let [_, c, h, w] = shape;
+        let last = [(h * w * c) as isize, 1, (w * c) as isize, c as isize];
+        for strides in [[(c * h * w) as isize, (h * w) as isize, w as isize, 1], last] {
+            let (x, dy) = (
+                TensorView::as_strided(x.as_slice(), shape, strides).unwrap(),
+                TensorView::as_strided(dy.as_slice(), shape, strides).unwrap(),
+            );
+            let results = in_pools(|| {
+                let batch = BatchNormalization::new();
+                let (y, statistics) = batch.forward_training(x, None, None).unwrap();
+                let g = batch.backward(x, Some(statistics.mean.view()), None, dy).unwrap();
+                let i = InstanceNormalization::new().backward(x, None, dy).unwrap();
+                let r = GroupNormalization::new(1).forward(x, None, None).unwrap();
+                [y.as_slice(), statistics.variance.as_slice(), g.input.as_slice(), g.scale.as_slice()]
+                    .into_iter()
+                    .chain([g.shift.as_slice(), i.input.as_slice(), i.scale.as_slice(), r.as_slice()])
+                    .map(bits)
+                    .collect::<Vec<_>>()
+            });
+            assert!(results.iter().all(|result| *result == results[0]), "{shape:?} {strides:?}");
+        }
+    }
+}
+
+#[test]
+fn a_large_mean_of_a_channel_costs_no_digits() {
+    let mut rng = Rng::seed(4);
+    let x = random::<f32, 4>(&mut rng, [3, 40, 21, 20], 1e6, 1.0);
+    let last = TensorView::as_strided(x.as_slice(), [3, 40, 21, 20], [16800, 1, 800, 40]).unwrap();
+    for x in [x.view(), last] {
+        let y = BatchNormalization::new().forward_training(x, None, None).unwrap().0;
+        let expected = twin::forward(Norm::Batch, x, None, None, 1e-5, None).unwrap();
+        near("batch", y.view(), &expected, 8.0 * (1.0 + largest(y.view())));
+        let y = GroupNormalization::new(8).forward(x, None, None).unwrap();
+        let expected = twin::forward(Norm::Group(8), x, None, None, 1e-5, None).unwrap();
+        near("group", y.view(), &expected, 8.0 * (1.0 + largest(y.view())));
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_in_its_set() {
+    let mut x = Tensor::full([2, 2, 40], 1.0f32).unwrap();
+    x.as_mut_slice()[5] = f32::NAN;
+    x.as_mut_slice()[3 * 40 + 7] = f32::INFINITY;
+    let rows = |y: Tensor<f32, 3>| {
+        y.as_slice().chunks(40).map(|row| row.iter().all(|y| y.is_nan())).collect::<Vec<_>>()
+    };
+    let y = LayerNormalization::new().forward(x.view(), None, None).unwrap();
+    assert_eq!(rows(y), [true, false, false, true]);
+    let y = InstanceNormalization::new().forward(x.view(), None, None).unwrap();
+    assert_eq!(rows(y), [true, false, false, true]);
+    let y = BatchNormalization::new().forward_training(x.view(), None, None).unwrap().0;
+    assert_eq!(rows(y), [true; 4]);
+}
+
+#[test]
+fn bad_input_is_refused_and_nothing_is_written() {
+    let text = |result: Result<()>| result.unwrap_err().to_string();
+    let x = Tensor::<f32, 2>::zeros([4, 6]).unwrap();
+    let (three, other) = (Tensor::<f32, 1>::zeros([3]).unwrap(), Tensor::<f32, 2>::zeros([4, 5]).unwrap());
+    let mut y = Tensor::<f32, 2>::full([4, 6], 7.0).unwrap();
+    let mut small = Tensor::<f32, 2>::full([4, 5], 7.0).unwrap();
+    let (layer, rms) = (LayerNormalization::new(), RmsNormalization::new());
+    let bad = Some(three.view());
+    assert_eq!(
+        text(layer.forward_into(x.view(), bad, None, y.view_mut())),
+        "LayerNormalization::forward_into: scale has shape [3], expected [6]"
+    );
+    assert_eq!(
+        text(layer.forward_into(x.view(), None, bad, y.view_mut())),
+        "LayerNormalization::forward_into: shift has shape [3], expected [6]"
+    );
+    assert_eq!(
+        text(rms.forward_into(x.view(), None, small.view_mut())),
+        "RmsNormalization::forward_into: y has shape [4, 5], expected [4, 6]"
+    );
+    assert_eq!(
+        text(rms.forward_residual(x.view(), other.view(), None).map(drop)),
+        "RmsNormalization::forward_residual: residual has shape [4, 5], expected [4, 6]"
+    );
+    for epsilon in [-1.0, f64::NAN, f64::INFINITY] {
+        assert_eq!(
+            text(layer.epsilon(epsilon).forward_into(x.view(), None, None, y.view_mut())),
+            format!("LayerNormalization::forward_into: epsilon is {epsilon}, expected finite and at least 0")
+        );
+    }
+    let scalar = Tensor::<f32, 0>::zeros([]).unwrap();
+    assert_eq!(
+        text(layer.forward(scalar.view(), None, None).map(drop)),
+        "LayerNormalization::forward: rank of x is 0, expected at least 1"
+    );
+    let gradients = NormGradientsMut { input: Some(y.view_mut()), scale: None, shift: None };
+    assert_eq!(
+        text(layer.backward_into(x.view(), None, other.view(), 0.0, gradients)),
+        "LayerNormalization::backward_into: dy has shape [4, 5], expected [4, 6]"
+    );
+    let mut wrong = Tensor::<f32, 1>::full([3], 7.0).unwrap();
+    let gradients =
+        NormGradientsMut { input: Some(y.view_mut()), scale: None, shift: Some(wrong.view_mut()) };
+    assert_eq!(
+        text(layer.backward_into(x.view(), None, x.view(), 0.0, gradients)),
+        "LayerNormalization::backward_into: gradients.shift has shape [3], expected [6]"
+    );
+    for groups in [0, 4, 7] {
+        assert_eq!(
+            text(GroupNormalization::new(groups).forward_into(x.view(), None, None, y.view_mut())),
+            format!(
+                "GroupNormalization::forward_into: groups is {groups} of 6, expected a divisor of the number of channels"
+            )
+        );
+    }
+    let (mut mean, mut variance) = (Tensor::full([3], 7.0f32).unwrap(), Tensor::full([6], 7.0f32).unwrap());
+    let batch = BatchNormalization::new();
+    assert_eq!(
+        text(batch.forward_training_into(
+            x.view(),
+            None,
+            None,
+            mean.view_mut(),
+            variance.view_mut(),
+            y.view_mut()
+        )),
+        "BatchNormalization::forward_training_into: mean has shape [3], expected [6]"
+    );
+    assert_eq!(
+        text(batch.forward_inference(x.view(), variance.view(), mean.view(), None, None).map(drop)),
+        "BatchNormalization::forward_inference: variance has shape [3], expected [6]"
+    );
+    let (_, statistics) = batch.forward_training(x.view(), None, None).unwrap();
+    assert_eq!(
+        text(statistics.update(1.5, variance.view_mut(), mean.view_mut())),
+        "BatchStatistics::update: momentum is 1.5, expected from 0 to 1"
+    );
+    assert_eq!(
+        text(statistics.update(0.5, variance.view_mut(), mean.view_mut())),
+        "BatchStatistics::update: running_variance has shape [3], expected [6]"
+    );
+    let (_, one) = batch.forward_training(x.view().slice(0, ..1, 1).unwrap(), None, None).unwrap();
+    let mut other = Tensor::full([6], 7.0f32).unwrap();
+    assert_eq!(
+        text(one.update(0.5, variance.view_mut(), other.view_mut())),
+        "BatchStatistics::update: elements of a channel is 1, expected at least 2"
+    );
+    let untouched = [y.as_slice(), small.as_slice(), mean.as_slice(), variance.as_slice(), wrong.as_slice()];
+    assert!(untouched.iter().all(|values| values.iter().all(|&value| value == 7.0)));
+}
+
+#[test]
+fn nothing_has_no_statistics() -> Result<()> {
+    let x = Tensor::<f64, 3>::zeros([0, 2, 5])?;
+    let (y, statistics) = BatchNormalization::new().forward_training(x.view(), None, None)?;
+    assert!(y.is_empty() && statistics.count == 0 && statistics.mean.iter().all(|mean| mean.is_nan()));
+    // A gradient of nothing is 0, added to beta times what was held.
+    let mut held = Tensor::full([2], 3.0)?;
+    let gradients = NormGradientsMut { input: None, scale: Some(held.view_mut()), shift: None };
+    InstanceNormalization::new().backward_into(x.view(), None, x.view(), 2.0, gradients)?;
+    assert_eq!(held.as_slice(), [6.0, 6.0]);
+    let mut held = Tensor::full([5], 3.0)?;
+    let gradients = NormGradientsMut { input: None, scale: Some(held.view_mut()), shift: None };
+    LayerNormalization::new().backward_into(x.view(), None, x.view(), 0.0, gradients)?;
+    assert_eq!(held.as_slice(), [0.0; 5]);
+    let none = Tensor::<f64, 3>::zeros([3, 0, 5])?;
+    assert!(GroupNormalization::new(2).forward(none.view(), None, None)?.is_empty());
+    assert!(
+        LayerNormalization::new().forward(Tensor::<f64, 2>::zeros([3, 0])?.view(), None, None)?.is_empty()
+    );
+    Ok(())
 }
