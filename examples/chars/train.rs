@@ -37,8 +37,9 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
         });
         let mut strips = Strips::new(train, batch, window).ok_or("no text")?;
         let mut state = model.lstm.zero_state(batch)?;
-        let (mut sum, mut done) = (0.0, 0);
+        let (mut sum, mut done, mut read) = (0.0, 0, 0);
         while let Some(window) = strips.next_window() {
+            read += window.next.len();
             let all = (steps * args.epochs as usize) as f64;
             let progress = (epoch * steps) as f64 / all + done as f64 / all;
             optimizer.set_learning_rate(args.rate * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos()));
@@ -51,7 +52,7 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
         }
         let losses = Epoch { train: sum / done.max(1) as f64, test: self::test(model, test, window)? };
         model.epochs.push(losses);
-        let rate = (done * batch * window) as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        let rate = read as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let line =
             format!("{heading}  loss {:.4}  test {:.4}  {rate:.0} characters/s", losses.train, losses.test);
         if let Some(bar) = bar {
