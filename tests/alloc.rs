@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::ThreadPoolBuilder;
 use tilewise::activation::Activation;
 use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
-use tilewise::rnn::{Direction, Elman, Gru, Lstm, OutputMut, Recurrent, Reset, Sequence, Tape, Weights};
 use tilewise::norm::{BatchNormalization, GroupNormalization, LayerNormalization, NormGradientsMut};
+use tilewise::rnn::{Direction, Elman, Gru, Lstm, OutputMut, Recurrent, Reset, Sequence, Tape, Weights};
 use tilewise::{Element, Tensor, TensorView, machine};
 
 /// The system's allocator, which counts what the threads of our pools ask of it.
