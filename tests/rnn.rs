@@ -8,7 +8,7 @@ use tilewise::machine::{self, Isa};
 use tilewise::reference::rnn as reference;
 use tilewise::rnn::{
     Direction, Elman, Gradients, GradientsMut, Gru, Lstm, Nonlinearity, Operand, Output, OutputGradients,
-    OutputMut, Recurrent, Reset, Sequence, StateMut, Tape, WeightGradientsMut, Weights,
+    OutputMut, Recurrent, Reset, Sequence, Tape, WeightGradientsMut, Weights,
 };
 use tilewise::{Element, Tensor, TensorView};
 

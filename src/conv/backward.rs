@@ -3,7 +3,8 @@
 
 use super::emit::Finish;
 use super::geometry::{self, flip};
-use super::{Convolution, transpose, weight_gradient};
+use super::transpose::Scatter;
+use super::{Convolution, weight_gradient};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -97,17 +98,8 @@ impl<const S: usize> Convolution<S> {
         let sliding = self.check_backward(op, dx.shape(), w.shape(), dz.shape())?;
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias: None, residual: None, activation: Activation::Identity };
-        transpose::scatter(
-            op,
-            machine::isa()?,
-            dz,
-            w,
-            self.geometry.groups,
-            &sliding,
-            finish,
-            self.algorithm,
-            dx,
-        )
+        let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
+        Scatter { op, isa, z: dz, w, groups, sliding, finish, algorithm }.run(dx)
     }
 
     /// dW `[c_out, c_in / groups, kernel…]` from X `[batch, c_in, spatial…]`, dZ `[batch, c_out, spatial…]` and the kernel's

@@ -225,10 +225,10 @@ impl Halo {
                         copy(simd, &row[column.unwrap_or(0)..][..inside.len()], &mut to[inside.start..]);
                     }
                     (Some(row), 2, _) if fits => {
-                        split::<T, S, 2>(simd, &mut padded, row, width.start, len, width.slots, to, volume);
+                        split::<T, S, 2>(simd, &mut padded, row, &width, to, volume);
                     }
                     (Some(row), 4, _) if fits => {
-                        split::<T, S, 4>(simd, &mut padded, row, width.start, len, width.slots, to, volume);
+                        split::<T, S, 4>(simd, &mut padded, row, &width, to, volume);
                     }
                     _ => {
                         for slot in 0..width.slots {
@@ -276,19 +276,18 @@ impl Halo {
 /// Elements of the longest row that is split in residues at once.
 const ROW: usize = 512;
 
-/// A row with zeros around it, whose first element is at `start`, as `slots` rows, `volume` apart: element `i` of slot `j` is
+/// A row with zeros around it as the slots of `width`, `volume` apart: element `i` of slot `j` is
 /// `i · P + j`. `padded` has zeros around the row, which lies at the same place each time.
 #[inline(always)]
 fn split<T: Element, S: Simd<T>, const P: usize>(
     simd: S,
     padded: &mut [T; ROW],
     row: &[T],
-    start: isize,
-    len: usize,
-    slots: usize,
+    width: &Axis,
     to: &mut [T],
     volume: usize,
 ) {
+    let Axis { start, size: len, slots, .. } = *width;
     let padded = &mut padded[..len.next_multiple_of(S::LANES) * P + slots];
     let low = usize::try_from(-start).unwrap_or(0).min(padded.len());
     let from = &row[usize::try_from(start).unwrap_or(0).min(row.len())..];

@@ -151,7 +151,13 @@ pub(super) fn run<T: Element>(
                     }
                     if !whole {
                         let rows = first + panel.start..first + panel.end;
-                        problem.emit(&sums[..], pitch, rows, &part, at, y.view_mut(), &mut turned)?;
+                        problem.emit(
+                            (&sums[..], pitch),
+                            with_channels(&part, rows),
+                            at,
+                            y.view_mut(),
+                            &mut turned,
+                        )?;
                     }
                 }
             }
@@ -161,7 +167,13 @@ pub(super) fn run<T: Element>(
             if whole || steps_done == 0 {
                 let step = if whole { rows } else { cut.width };
                 for rows in blocks(first..first + rows, step) {
-                    problem.emit(&sums[..], pitch, rows, &part, at, y.view_mut(), &mut turned)?;
+                    problem.emit(
+                        (&sums[..], pitch),
+                        with_channels(&part, rows),
+                        at,
+                        y.view_mut(),
+                        &mut turned,
+                    )?;
                 }
             }
         }
@@ -197,19 +209,15 @@ impl<T: Element> Correlation<'_, T> {
         Halo::new(&geometry, channels / self.weights.cut.groups, images)
     }
 
-    /// Finished sums of some channels of the part at `at` to a box of it.
+    /// Finished sums of some channels of the part at `at` to a box of it, both in `y`'s axes.
     pub(super) fn emit(
         &self,
-        sums: &[T],
-        pitch: usize,
-        channels: Range<usize>,
-        part: &[Range<usize>; 4],
+        (sums, pitch): (&[T], usize),
+        ranges: [Range<usize>; 5],
         at: [usize; 5],
         y: TensorViewMut<'_, T, 5>,
         turned: &mut [T],
     ) -> Result<()> {
-        let [images, depth, height, width] = part.clone();
-        let ranges = [images, channels, depth, height, width];
         let (mut y, mut residual) = (y, self.finish.residual);
         for (axis, range) in ranges.iter().enumerate() {
             y = y.slice(axis, range.clone(), 1)?;
@@ -222,6 +230,14 @@ impl<T: Element> Correlation<'_, T> {
         T::dispatch(self.weights.cut.isa, emit);
         Ok(())
     }
+}
+
+/// The ranges of a box along all axes.
+fn with_channels(
+    [images, depth, height, width]: &[Range<usize>; 4],
+    channels: Range<usize>,
+) -> [Range<usize>; 5] {
+    [images.clone(), channels, depth.clone(), height.clone(), width.clone()]
 }
 
 /// Patches of some steps of depth, from planes to panels.

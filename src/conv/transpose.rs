@@ -76,64 +76,66 @@ fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item =
 
 /// y\[n, c, j\] = finish(Σ over o, u of w\[o, c, u\] · z\[n, o, i\]): Z `[batch, groups · outer, …]`, W `[groups · outer, inner,
 /// kernel…]`, Y `[batch, groups · inner, …]`.
-pub(super) fn scatter<T: Element>(
-    op: &'static str,
-    isa: Isa,
-    z: TensorView<'_, T, 5>,
-    w: TensorView<'_, T, 5>,
-    groups: usize,
-    sliding: &Sliding,
-    finish: Finish<'_, T>,
-    algorithm: Algorithm,
-    mut y: TensorViewMut<'_, T, 5>,
-) -> Result<()> {
-    if y.is_empty() {
-        // Its other sizes may be anything.
-        return Ok(());
-    }
-    let [_, _, depth, height, width] = y.shape();
-    for d in residues(sliding, 0, depth) {
-        for h in residues(sliding, 1, height) {
-            for w_axis in residues(sliding, 2, width) {
-                let axes = [&d, &h, &w_axis];
-                let (mut taps, mut z, mut y, mut finish) = (w, z, y.view_mut(), finish);
-                let none = axes.iter().any(|residue| residue.taps == 0);
-                for (axis, residue) in axes.iter().enumerate() {
-                    let Residue { first, tap, step, .. } = **residue;
-                    y = y.slice(2 + axis, first.., sliding.stride[axis])?;
-                    if let Some(residual) = finish.residual {
-                        finish.residual = Some(residual.slice(2 + axis, first.., sliding.stride[axis])?);
+pub(super) struct Scatter<'a, T> {
+    pub op: &'static str,
+    pub isa: Isa,
+    pub z: TensorView<'a, T, 5>,
+    pub w: TensorView<'a, T, 5>,
+    pub groups: usize,
+    pub sliding: Sliding,
+    pub finish: Finish<'a, T>,
+    pub algorithm: Algorithm,
+}
+
+impl<T: Element> Scatter<'_, T> {
+    /// Computes `y`.
+    pub(super) fn run(&self, mut y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let Self { op, isa, z, w, groups, ref sliding, finish, algorithm } = *self;
+        let [_, _, depth, height, width] = y.shape();
+        for d in residues(sliding, 0, depth) {
+            for h in residues(sliding, 1, height) {
+                for w_axis in residues(sliding, 2, width) {
+                    let axes = [&d, &h, &w_axis];
+                    let (mut taps, mut z, mut y, mut finish) = (w, z, y.view_mut(), finish);
+                    let none = axes.iter().any(|residue| residue.taps == 0);
+                    for (axis, residue) in axes.iter().enumerate() {
+                        let Residue { first, tap, step, .. } = **residue;
+                        y = y.slice(2 + axis, first.., sliding.stride[axis])?;
+                        if let Some(residual) = finish.residual {
+                            finish.residual =
+                                Some(residual.slice(2 + axis, first.., sliding.stride[axis])?);
+                        }
+                        taps = if none {
+                            taps.slice(2 + axis, ..1, 1)?
+                        } else {
+                            taps.slice(2 + axis, tap.., step)?.flip(2 + axis)?
+                        };
                     }
-                    taps = if none {
-                        taps.slice(2 + axis, ..1, 1)?
-                    } else {
-                        taps.slice(2 + axis, tap.., step)?.flip(2 + axis)?
-                    };
+                    if none {
+                        // No tap falls there: nothing is summed up.
+                        z = z.slice(1, ..0, 1)?;
+                        taps = taps.slice(0, ..0, 1)?;
+                    }
+                    let [_, _, kernel @ ..] = taps.shape();
+                    Call {
+                        op,
+                        isa,
+                        x: z,
+                        w: Operand::View(Filter { view: taps, transposed: true }),
+                        groups,
+                        kernel,
+                        stride: [1; 3],
+                        dilation: axes.map(|residue| residue.dilation),
+                        start: axes.map(|residue| residue.start),
+                        finish,
+                        algorithm,
+                    }
+                    .run(y)?;
                 }
-                if none {
-                    // No tap falls there: nothing is summed up.
-                    z = z.slice(1, ..0, 1)?;
-                    taps = taps.slice(0, ..0, 1)?;
-                }
-                let [_, _, kernel @ ..] = taps.shape();
-                Call {
-                    op,
-                    isa,
-                    x: z,
-                    w: Operand::View(Filter { view: taps, transposed: true }),
-                    groups,
-                    kernel,
-                    stride: [1; 3],
-                    dilation: axes.map(|residue| residue.dilation),
-                    start: axes.map(|residue| residue.start),
-                    finish,
-                    algorithm,
-                }
-                .run(y)?;
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Options of a transposed convolution over `S` spatial axes, also called deconvolution: plain data.
@@ -351,7 +353,8 @@ impl<const S: usize> ConvolutionTranspose<S> {
         geometry::expect(op, "y", S, y.shape(), shape)?;
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
-        scatter(op, machine::isa()?, x, w, self.geometry.groups, &sliding, finish, self.algorithm, y)
+        let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
+        Scatter { op, isa, z: x, w, groups, sliding, finish, algorithm }.run(y)
     }
 }
 

@@ -122,7 +122,7 @@ impl<T: Element, R: Share<T>> SimdOp<T> for Piece<'_, '_, T, R> {
         let (planes, lanes) = if last { (1, channels) } else { (channels, 1) };
         let width = call.axes[2];
         let outputs = width.outputs();
-        let shifts = Shifts::new::<T>(call.op, &width, lanes)?;
+        let shifts = Shifts::new(call.op, &width, lanes)?;
         let margins = shifts.as_ref().map_or([0; 2], |shifts| shifts.margins);
         let (given, spread) =
             (outputs * lanes, shifts.as_ref().map_or(columns * lanes, |shifts| shifts.spread));
@@ -171,7 +171,7 @@ impl<T: Element, R: Share<T>> SimdOp<T> for Piece<'_, '_, T, R> {
                 }
                 if R::WEIGHTED {
                     for (to, &weight) in to.chunks_exact_mut(lanes).zip(weights.iter()) {
-                        to.iter_mut().for_each(|to| *to = *to * weight);
+                        to.iter_mut().for_each(|to| *to *= weight);
                     }
                 }
                 let sums_along = match &shifts {
@@ -272,7 +272,7 @@ struct Shifts {
 
 impl Shifts {
     /// `None` where windows are gone through one by one.
-    fn new<T: Element>(op: &'static str, width: &Axis, lanes: usize) -> Result<Option<Self>> {
+    fn new(op: &'static str, width: &Axis, lanes: usize) -> Result<Option<Self>> {
         let &Axis::Sliding(Slide { kernel, stride, dilation, padding, image, outputs }) = width else {
             return Ok(None);
         };

@@ -75,8 +75,8 @@ fn shape<const N: usize>(image: [usize; N], axes: &[Axis]) -> [usize; N] {
 }
 
 /// Calls `f` with each index of a shape.
-fn each<const N: usize>(shape: [usize; N], mut f: impl FnMut([usize; N])) -> Result<()> {
-    Tensor::from_fn(shape, |index| f(index)).map(|_| ())
+fn each<const N: usize>(shape: [usize; N], f: impl FnMut([usize; N])) -> Result<()> {
+    Tensor::from_fn(shape, f).map(|_| ())
 }
 
 /// The twin of [`MaxPool::forward_with_indices`](crate::pool::MaxPool::forward_with_indices).

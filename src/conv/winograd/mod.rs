@@ -200,8 +200,8 @@ pub(super) fn run<T: Element, const O: usize>(
                     T::dispatch(isa, outputs);
                 }
             }
-            let part = [n.clone(), 0..1, h, w];
-            problem.emit(&sums, pitch, first..first + rows, &part, at, y.view_mut(), &mut turned)?;
+            let part = [n.clone(), first..first + rows, 0..1, h, w];
+            problem.emit((&sums, pitch), part, at, y.view_mut(), &mut turned)?;
         }
     }
     Ok(())
