@@ -27,9 +27,11 @@
 #![forbid(unsafe_code)]
 
 mod activate;
+mod attention;
 mod clip;
 mod conv;
 mod dropout;
+mod feed_forward;
 mod embedding;
 mod flatten;
 mod init;
@@ -37,23 +39,29 @@ mod linear;
 mod norm;
 pub mod optimizer;
 mod parameter;
+mod position;
 mod recurrent;
 mod sequential;
+mod transformer;
 
 pub use activate::Activate;
+pub use attention::MultiHeadAttention;
 pub use clip::{clip_gradient_norm, clip_gradient_value};
 pub use conv::{
     Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
 };
 pub use dropout::Dropout;
+pub use feed_forward::FeedForward;
 pub use embedding::Embedding;
 pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;
 pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
+pub use position::{Rotary, sinusoidal};
 pub use recurrent::{Gru, Lstm, Recurrent, RecurrentSizes, Rnn, State};
 pub use sequential::Sequential;
+pub use transformer::{NormOrder, TransformerBlock};
 
 use crate::element::Element;
 use crate::error::{Error, Result};

@@ -1,0 +1,135 @@
+//! The feed-forward part of a transformer.
+
+use super::{Init, Layer, Linear, Parameter, Parameters, Saved};
+use crate::activation::{self, Activation};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::random::Rng;
+use crate::tensor::{Tensor, TensorView};
+
+/// Two dense layers with an activation between them, at each position alike: f(x W₁ + b₁) W₂ + b₂; gated,
+/// (f(x W₁ + b₁) ⊙ (x W₃ + b₃)) W₂ + b₂. With SiLU the gated form is SwiGLU.
+///
+/// Takes and gives `[batch, length, width]`. Parameters are those of the [`Linear`] layers `"up"`, `"gate"` (W₃) and
+/// `"down"`. Source: N. Shazeer, "GLU variants improve transformer" (2020).
+///
+/// ```
+/// use tilewise::layer::{FeedForward, Layer};
+/// use tilewise::{Tensor, activation::Activation, random::Rng};
+/// let x = Tensor::<f32, 3>::full([2, 5, 8], 0.5)?;
+/// let mut rng = Rng::seed(1);
+/// let gelu = FeedForward::new(8, 32, Activation::Gelu, &mut rng)?;
+/// let swiglu = FeedForward::gated(8, 32, Activation::Silu, &mut rng)?;
+/// assert_eq!(gelu.infer(x.view())?.shape(), [2, 5, 8]);
+/// assert_eq!(swiglu.infer(x.view())?.shape(), [2, 5, 8]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub struct FeedForward<T> {
+    up: Linear<T>,
+    gate: Option<Linear<T>>,
+    down: Linear<T>,
+    activation: Activation,
+    /// x W₁ + b₁ and, gated, x W₃ + b₃.
+    sums: Saved<T, 2>,
+    gates: Saved<T, 2>,
+}
+
+impl<T: Element> FeedForward<T> {
+    /// From `width` to `hidden` and back.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory.
+    pub fn new(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
+        let init = Init::xavier_uniform();
+        Ok(Self {
+            up: Linear::new(width, hidden, init, rng)?,
+            gate: None,
+            down: Linear::new(hidden, width, init, rng)?,
+            activation,
+            sums: Saved::NONE,
+            gates: Saved::NONE,
+        })
+    }
+
+    /// The gated form.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn gated(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
+        let gate = Linear::new(width, hidden, Init::xavier_uniform(), rng)?;
+        Ok(Self { gate: Some(gate), ..Self::new(width, hidden, activation, rng)? })
+    }
+
+    /// What goes into the second layer, from x W₁ + b₁ and x W₃ + b₃.
+    fn inner(&self, sums: &Tensor<T, 2>, gates: Option<&Tensor<T, 2>>) -> Result<Tensor<T, 2>> {
+        let mut inner = Tensor::zeros(sums.shape())?;
+        activation::forward(self.activation, sums.view(), inner.view_mut())?;
+        if let Some(gates) = gates {
+            inner.as_mut_slice().iter_mut().zip(gates.as_slice()).for_each(|(x, &gate)| *x *= gate);
+        }
+        Ok(inner)
+    }
+}
+
+/// `[batch, length, width]` as rows, copied where that needs it.
+pub(super) fn rows<T: Element>(x: TensorView<'_, T, 3>) -> Result<Tensor<T, 2>> {
+    let [batch, length, width] = x.shape();
+    x.to_tensor()?.reshape([batch.checked_mul(length).unwrap_or(usize::MAX), width])
+}
+
+impl<T: Element> Parameters<T> for FeedForward<T> {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.up.visit(&mut |name, parameter| f(&format!("up.{name}"), parameter));
+        if let Some(gate) = &mut self.gate {
+            gate.visit(&mut |name, parameter| f(&format!("gate.{name}"), parameter));
+        }
+        self.down.visit(&mut |name, parameter| f(&format!("down.{name}"), parameter));
+    }
+}
+
+impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
+    fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let x2 = rows(x)?;
+        let sums = self.up.forward(x2.view())?;
+        let gates = self.gate.as_mut().map(|gate| gate.forward(x2.view())).transpose()?;
+        let y = self.down.forward(self.inner(&sums, gates.as_ref())?.view())?;
+        (self.sums, self.gates) = (Saved(Some(sums)), Saved(gates));
+        y.reshape(x.shape())
+    }
+
+    fn infer(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let x2 = rows(x)?;
+        let gates = self.gate.as_ref().map(|gate| gate.infer(x2.view())).transpose()?;
+        let inner = self.inner(&self.up.infer(x2.view())?, gates.as_ref())?;
+        self.down.infer(inner.view())?.reshape(x.shape())
+    }
+
+    fn backward(&mut self, dy: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let op = "FeedForward::backward";
+        let sums = self.sums.get(op)?;
+        let [batch, length, width] = dy.shape();
+        if batch.checked_mul(length) != Some(sums.shape()[0]) {
+            return Err(Error::shape(op, "dy", &dy.shape(), &[batch, sums.shape()[0] / batch.max(1), width]));
+        }
+        let mut dinner = self.down.backward(rows(dy)?.view())?;
+        let mut dx = None;
+        if let (Some(layer), Some(gates)) = (&mut self.gate, &self.gates.0) {
+            let mut dgates = Tensor::zeros(sums.shape())?;
+            activation::forward(self.activation, sums, dgates.view_mut())?;
+            for ((dgate, dinner), &gate) in
+                dgates.as_mut_slice().iter_mut().zip(dinner.as_mut_slice()).zip(gates.as_slice())
+            {
+                *dgate *= *dinner;
+                *dinner *= gate;
+            }
+            dx = Some(layer.backward(dgates.view())?);
+        }
+        let mut dsums = Tensor::zeros(sums.shape())?;
+        activation::backward(self.activation, sums, dinner.view(), dsums.view_mut())?;
+        let mut through = self.up.backward(dsums.view())?;
+        if let Some(dx) = dx {
+            through.as_mut_slice().iter_mut().zip(dx.as_slice()).for_each(|(sum, &dx)| *sum += dx);
+        }
+        through.reshape(dy.shape())
+    }
+}
