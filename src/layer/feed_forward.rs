@@ -74,7 +74,7 @@ impl<T: Element> FeedForward<T> {
 /// `[batch, length, width]` as rows, copied where that needs it.
 pub(super) fn rows<T: Element>(x: TensorView<'_, T, 3>) -> Result<Tensor<T, 2>> {
     let [batch, length, width] = x.shape();
-    x.to_tensor()?.reshape([batch.checked_mul(length).unwrap_or(usize::MAX), width])
+    x.to_tensor()?.reshape([batch.saturating_mul(length), width])
 }
 
 impl<T: Element> Parameters<T> for FeedForward<T> {
