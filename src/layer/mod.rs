@@ -31,8 +31,8 @@ mod attention;
 mod clip;
 mod conv;
 mod dropout;
-mod feed_forward;
 mod embedding;
+mod feed_forward;
 mod flatten;
 mod init;
 mod linear;
@@ -51,8 +51,8 @@ pub use conv::{
     Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
 };
 pub use dropout::Dropout;
-pub use feed_forward::FeedForward;
 pub use embedding::Embedding;
+pub use feed_forward::FeedForward;
 pub use flatten::Flatten;
 pub use init::{Fan, Init, gain};
 pub use linear::Linear;

@@ -46,8 +46,7 @@ impl Channels {
         check_epsilon(self.op, self.epsilon)?;
         let [batch, channels, ..] = x.lift().shape();
         if let Sets::Groups(groups) = self.sets
-            && (groups == 0 || !channels.is_multiple_of(groups))
-            && channels + groups > 0
+            && !channels.is_multiple_of(groups)
         {
             let expected = "a divisor of the number of channels";
             return Err(Error::argument(self.op, "groups", format!("{groups} of {channels}"), expected));

@@ -53,7 +53,7 @@ impl Norm {
             return Err(Error::argument(op, "rank of x", shape.len(), "an axis for the parameters"));
         }
         match self {
-            Norm::Group(groups) if groups == 0 || !shape[1].is_multiple_of(groups) => {
+            Norm::Group(groups) if !shape[1].is_multiple_of(groups) => {
                 Err(Error::argument(op, "groups", groups, "a divisor of the number of channels"))
             }
             _ => Ok(()),
