@@ -37,6 +37,7 @@ mod linear;
 mod norm;
 pub mod optimizer;
 mod parameter;
+mod pool;
 mod recurrent;
 mod sequential;
 
@@ -52,6 +53,7 @@ pub use init::{Fan, Init, gain};
 pub use linear::Linear;
 pub use norm::{BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use parameter::Parameter;
+pub use pool::{AvgPool, AvgPool1d, AvgPool2d, AvgPool3d, MaxPool, MaxPool1d, MaxPool2d, MaxPool3d};
 pub use recurrent::{Gru, Lstm, Recurrent, RecurrentSizes, Rnn, State};
 pub use sequential::Sequential;
 
