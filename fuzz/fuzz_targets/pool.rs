@@ -181,7 +181,11 @@ where
     let (max, average, lp) = match input.adaptive {
         None => (
             MaxPool::new(kernel).stride(stride).dilation(dilation).padding_sides(padding).ceil(input.ceil),
-            AveragePool::new(kernel).stride(stride).dilation(dilation).padding_sides(padding).ceil(input.ceil),
+            AveragePool::new(kernel)
+                .stride(stride)
+                .dilation(dilation)
+                .padding_sides(padding)
+                .ceil(input.ceil),
             LpPool::new(kernel, p).stride(stride).dilation(dilation).padding_sides(padding).ceil(input.ceil),
         ),
         Some(true) => (MaxPool::adaptive(kernel), AveragePool::adaptive(kernel), LpPool::adaptive(kernel, p)),
@@ -240,7 +244,12 @@ where
     let dy = Tensor::from_fn(outputs, |at| T::from_usize(at.iter().sum::<usize>() % 5)).expect("small");
     let mut dx = Stored::<T, N>::new(shape, input.lies[2]);
     max.backward_into(dy.view(), indices.view(), dx.view_mut()).expect("as forward");
-    near("max backward", dx.view(), &reference::maximum_backward(dy.view(), places.view(), shape).expect("small"), 0.0);
+    near(
+        "max backward",
+        dx.view(),
+        &reference::maximum_backward(dy.view(), places.view(), shape).expect("small"),
+        0.0,
+    );
     assert!(y.canaries_live() && dx.canaries_live(), "a gap was written");
 
     let include = input.count_include_pad;
