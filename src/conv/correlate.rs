@@ -3,6 +3,7 @@
 
 use super::Algorithm;
 use super::correlation::Correlation;
+use super::depthwise::Reach;
 use super::emit::{Finish, channels_last};
 use super::packed::PackedConvolution;
 use super::weights::{Cut, Filter, Weights};
@@ -43,6 +44,8 @@ pub(super) enum Path {
     PointwiseRows,
     /// Plain products over views, one for each image.
     PointwiseImages,
+    /// Groups of one input channel: channels are lanes.
+    Depthwise,
     Implicit,
 }
 
@@ -52,15 +55,27 @@ impl<T: Element> Call<'_, T> {
         if y.is_empty() {
             return Ok(());
         }
+        if let Operand::Packed(packed) = self.w
+            && let Some(filter) = packed.filter()?
+        {
+            return Call { w: Operand::View(filter), ..*self }.run(y);
+        }
         match (self.path(y.shape(), y.strides()), self.w) {
             (Path::PointwiseRows, Operand::View(w)) => self.pixels(w, y),
             (Path::PointwiseImages, Operand::View(w)) => self.images(w, y),
+            (Path::Depthwise, Operand::View(w)) => self.depthwise(w, y),
             _ => self.implicit(y),
         }
     }
 
     fn path(&self, y: [usize; 5], strides: [isize; 5]) -> Path {
-        let [images, _, image @ ..] = self.x.shape();
+        let [images, channels, image @ ..] = self.x.shape();
+        let Call { kernel, stride, dilation, start, groups, .. } = *self;
+        let reach = Reach { kernel, stride, dilation, start };
+        // An input without channels has groups without any.
+        if channels == groups && reach.fits(groups, 1, &y[2..], &image) {
+            return Path::Depthwise;
+        }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
         if !plain || matches!(self.w, Operand::Packed(_)) {
             return Path::Implicit;

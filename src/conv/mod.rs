@@ -32,6 +32,7 @@
 //! | the same with mergeable planes (NCHW), one image or at least 400 pixels | a batched GEMM, in place |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
+//! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
 //! | `backward_input`, transposed convolution | the same paths, once for each residue of the stride |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
@@ -45,6 +46,7 @@
 mod backward;
 mod correlate;
 mod correlation;
+mod depthwise;
 mod emit;
 mod geometry;
 mod halo;

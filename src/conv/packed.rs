@@ -30,11 +30,26 @@ impl<T: Element> PackedConvolution<T> {
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
         let filter = Filter { view, transposed: false };
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
+        if depthwise(groups, w.shape()) {
+            let mut data = workspace::try_vec(op, view.len())?;
+            data.resize(view.len(), T::ZERO);
+            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
+            return Ok(Self { shape: w.shape(), flipped, weights: Weights { cut, data } });
+        }
         let len = cut.len(op)?;
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
         T::pack(&filter, op, &cut, &mut data)?;
         Ok(Self { shape: w.shape(), flipped, weights: Weights { cut, data } })
+    }
+
+    /// Depthwise weights, which are kept as they are, row-major.
+    pub(super) fn filter(&self) -> Result<Option<Filter<'_, T>>> {
+        if !depthwise(self.weights.cut.groups, self.shape) {
+            return Ok(None);
+        }
+        let view = TensorView::from_slice(&self.weights.data[..], self.shape)?;
+        Ok(Some(Filter { view, transposed: false }))
     }
 
     /// The instruction set it was packed for.
@@ -79,6 +94,11 @@ impl<T: Element> PackedConvolution<T> {
             expected: describe(&current, flipped),
         })
     }
+}
+
+/// True for groups of one input channel.
+fn depthwise(groups: usize, [_, channels, ..]: [usize; 5]) -> bool {
+    groups > 1 && channels == 1
 }
 
 impl<T> std::fmt::Debug for PackedConvolution<T> {

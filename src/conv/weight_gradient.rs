@@ -14,6 +14,7 @@
 
 use std::ops::Range;
 
+use super::depthwise::{self, Reach};
 use super::halo::{self, Fill, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -37,6 +38,10 @@ pub(super) fn run<T: Element>(
 ) -> Result<()> {
     if dw.is_empty() {
         return Ok(());
+    }
+    let reach = Reach::of(sliding);
+    if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) {
+        return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
     let [images, _, depth, height, width] = dz.shape();
     let outputs = dz.shape()[1] / groups;

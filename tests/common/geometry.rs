@@ -52,10 +52,15 @@ fn mostly(g: &mut Gen, usual: &[usize], others: &[usize]) -> usize {
 
 impl<const S: usize, const N: usize> Arbitrary for Problem<S, N> {
     fn arbitrary(g: &mut Gen) -> Self {
-        let groups = mostly(g, &[1, 1, 2], &[3, 4, 17]);
-        let (per_input, per_output) = match within(g, 0..4) {
-            0 => (1, mostly(g, &[1], &[2, 3])),
-            _ => (mostly(g, &[1, 2, 3, 5], &[0, 8, 16]), mostly(g, &[1, 2, 4, 7], &[0, 12, 13, 33])),
+        let depthwise = within(g, 0..4) == 0;
+        let groups = if depthwise {
+            mostly(g, &[2, 5, 16], &[17, 33, 70])
+        } else {
+            mostly(g, &[1, 1, 2], &[3, 4, 17])
+        };
+        let (per_input, per_output) = match depthwise || within(g, 0..4) == 0 {
+            true => (1, mostly(g, &[1], &[2, 3])),
+            false => (mostly(g, &[1, 2, 3, 5], &[0, 8, 16]), mostly(g, &[1, 2, 4, 7], &[0, 12, 13, 33])),
         };
         let small = groups > 4;
         let (per_input, per_output) =

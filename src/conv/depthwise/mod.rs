@@ -1,0 +1,348 @@
+//! One input channel for each output channel: nothing to multiply as matrices, so channels become the lanes of vectors.
+//!
+//! ```text
+//! for each block of channels                       a vector of them, more where they are neighbours in memory
+//!     for each box of outputs
+//!         input → pixels of these channels with zeros around, vector by vector: `[rows, columns, lanes]`, a copy in L2
+//!         for each output: Σ over taps of weights · pixel
+//!         sums → the output's layout
+//! ```
+//!
+//! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
+//! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
+#![forbid(unsafe_code)]
+
+mod emit;
+mod kernel;
+mod pixels;
+
+use std::ops::Range;
+
+use self::emit::Emit;
+use self::kernel::{Products, Sums};
+use self::pixels::Fill;
+
+use super::correlate::Call;
+use super::emit::channels_last;
+use super::weights::Filter;
+use crate::element::Element;
+use crate::error::Result;
+use crate::machine::{self, Isa};
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::spatial::Sliding;
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace::scratch;
+
+/// Columns of a box at most.
+const COLUMNS: usize = 512;
+/// Bytes of sums that are kept before they go to the output.
+const KEPT: usize = 48 << 10;
+/// The widest vector.
+const MOST_LANES: usize = 16;
+/// Multiply-adds a task is worth.
+const GRAIN: usize = 1 << 17;
+
+/// Where windows read: one axis after the other depth, height and width.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reach {
+    pub kernel: [usize; 3],
+    pub stride: [usize; 3],
+    pub dilation: [usize; 3],
+    /// Where the first window's first tap is.
+    pub start: [isize; 3],
+}
+
+impl Reach {
+    pub(super) fn of(sliding: &Sliding) -> Self {
+        let Sliding { kernel, stride, dilation, padding } = *sliding;
+        Self { kernel, stride, dilation, start: padding.map(|[before, _]| -(before as isize)) }
+    }
+
+    /// Whether so many outputs over an image of this size are taken here: groups of one input channel, several of them, and
+    /// not much more padding than image, of which there is a copy.
+    pub(super) fn fits(&self, groups: usize, channels: usize, outputs: &[usize], image: &[usize]) -> bool {
+        groups > 1
+            && channels == 1
+            && (0..3).all(|axis| {
+                let span = outputs[axis].saturating_sub(1).saturating_mul(self.stride[axis]);
+                let extent = (self.kernel[axis] - 1).saturating_mul(self.dilation[axis]).saturating_add(1);
+                self.stride[axis] <= 64 && span.saturating_add(extent) <= image[axis].saturating_mul(2).saturating_add(64)
+            })
+    }
+
+    fn taps(&self) -> usize {
+        self.kernel.iter().product()
+    }
+
+    /// Elements along an axis under so many windows.
+    fn span(&self, axis: usize, outputs: usize) -> usize {
+        (outputs - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
+    }
+
+    /// Vectors of channels, of so many there are, rows and columns of a box of outputs, whose input has some room in L2.
+    fn box_of<T>(&self, lanes: usize, vectors: usize, [height, width]: [usize; 2]) -> [usize; 3] {
+        let room = machine::caches().l2 / 4;
+        let columns = (COLUMNS / self.stride[2]).clamp(1, width);
+        let line = self.kernel[0] * self.span(2, columns) * lanes * size_of::<T>();
+        let most = self.span(1, height.min(8));
+        let vectors = vectors.min((room / (line * most)).max(1));
+        let lines = (room / (line * vectors)).saturating_sub(self.span(1, 1)) / self.stride[1] + 1;
+        [vectors, lines.min(height), columns]
+    }
+}
+
+/// A depthwise correlation.
+struct Forward<'a, T> {
+    call: &'a Call<'a, T>,
+    reach: Reach,
+    filter: Filter<'a, T>,
+    /// Output channels of a group.
+    multiplier: usize,
+}
+
+impl<T: Element> Call<'_, T> {
+    /// Computes `y` where [`Reach::fits`].
+    pub(super) fn depthwise(&self, filter: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let Call { kernel, stride, dilation, start, groups, .. } = *self;
+        let reach = Reach { kernel, stride, dilation, start };
+        let multiplier = filter.sizes(groups)[0];
+        let tasks = parallel::tasks(y.len().saturating_mul(reach.taps()), GRAIN);
+        Forward { call: self, reach, filter, multiplier }.split(y, [0; 5], tasks)
+    }
+}
+
+/// Along which axis, and in which units, work on channels is cut.
+fn cut(shape: [usize; 5], unit: usize, axes: &[usize]) -> Option<[usize; 2]> {
+    let units = |axis: usize| if axis == 1 { unit } else { 1 };
+    let axis = axes.iter().copied().find(|&axis| shape[axis] > units(axis))?;
+    Some([axis, units(axis)])
+}
+
+impl<T: Element> Forward<'_, T> {
+    fn split(&self, y: TensorViewMut<'_, T, 5>, origin: [usize; 5], tasks: usize) -> Result<()> {
+        // Neighbouring channels are best read together.
+        let rows = channels_last(y.shape(), y.strides()) && y.shape()[3] >= 16;
+        let axes: &[usize] = if rows { &[0, 2, 3] } else { &[0, 1, 2, 3] };
+        let Some([axis, unit]) = cut(y.shape(), MOST_LANES, axes).filter(|_| tasks > 1) else {
+            return T::dispatch(self.call.isa, Piece { forward: self, y, origin });
+        };
+        let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
+        let at = (parts / 2).max(1) * unit;
+        let (low, high) = y.split_at(axis, at)?;
+        let mut beyond = origin;
+        beyond[axis] += at;
+        let (first, second) =
+            parallel::join(|| self.split(low, origin, half), || self.split(high, beyond, tasks - half));
+        first.and(second)
+    }
+
+    /// The bias and the weights of channels, vector by vector.
+    fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) {
+        let [_, _, _, height, width] = self.filter.view.shape();
+        let taps = self.reach.taps();
+        to.fill(T::ZERO);
+        for (i, channel) in channels.enumerate() {
+            let to = &mut to[i / lanes * (1 + taps) * lanes + i % lanes..];
+            to[0] = self.call.finish.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO);
+            let [outer, inner] = match self.filter.transposed {
+                true => [channel / self.multiplier, channel % self.multiplier],
+                false => [channel, 0],
+            };
+            for tap in 0..taps {
+                let at = [outer, inner, tap / width / height, tap / width % height, tap % width];
+                to[(1 + tap) * lanes] = self.filter.view.get(at).copied().unwrap_or(T::ZERO);
+            }
+        }
+    }
+}
+
+struct Piece<'p, T> {
+    forward: &'p Forward<'p, T>,
+    y: TensorViewMut<'p, T, 5>,
+    origin: [usize; 5],
+}
+
+/// Vectors of channels that are best taken together.
+fn together<T>(x: &TensorView<'_, T, 5>, channels: usize, lanes: usize) -> usize {
+    if channels_last(x.shape(), x.strides()) { channels.div_ceil(lanes) } else { 1 }
+}
+
+impl<T: Element> SimdOp<T> for Piece<'_, T> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
+        let Piece { forward, mut y, origin } = self;
+        let Call { op, x, finish, .. } = *forward.call;
+        let reach = forward.reach;
+        let [images, channels, depths, height, width] = y.shape();
+        let vectors = together(&x, channels, S::LANES);
+        let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
+        let whole = reach.pixels(S::LANES, vectors, [rows, columns], forward.multiplier);
+        let kept = (KEPT / size_of::<T>() / (vectors * columns * S::LANES)).clamp(1, rows);
+        let mut pixels = scratch::<T>(op, whole.len())?;
+        let packed = (1 + reach.taps()) * S::LANES;
+        let mut weights = scratch::<T>(op, packed * vectors)?;
+        let mut sums = scratch::<T>(op, (kept * columns + 4) * S::LANES * vectors)?;
+        let mut turned = scratch::<T>(op, (kept * columns).next_multiple_of(4) * S::LANES)?;
+        for first in (0..channels).step_by(vectors * S::LANES) {
+            let block = first..channels.min(first + vectors * S::LANES);
+            let channel = origin[1] + first;
+            forward.pack(channel..channel + block.len(), S::LANES, &mut weights);
+            for at in 0..images * depths {
+                let (image, d) = (at / depths, at % depths);
+                let x = x.select::<4>(0, origin[0] + image)?;
+                let residual = match finish.residual {
+                    // The part of it that lies over `y`.
+                    Some(residual) => {
+                        let mut part = residual.select::<4>(0, origin[0] + image)?;
+                        for axis in 0..4 {
+                            part = part.slice(axis, origin[1 + axis].., 1)?;
+                        }
+                        Some(part)
+                    }
+                    None => None,
+                };
+                let boxes = height.div_ceil(rows) * width.div_ceil(columns);
+                for at in 0..boxes {
+                    let across = width.div_ceil(columns);
+                    let (h, w) = (at / across * rows, at % across * columns);
+                    let place = [origin[2] + d, origin[3] + h, origin[4] + w];
+                    let outputs = [rows.min(height - h), columns.min(width - w)];
+                    let pixel = whole.over(&reach, place, outputs, channel, block.len());
+                    simd.call(Fill { x, pixels: pixel, to: &mut pixels });
+                    for row in (0..outputs[0]).step_by(kept) {
+                        let outputs = [kept.min(outputs[0] - row), outputs[1]];
+                        let vector = (outputs[0] * outputs[1] + 4) * S::LANES;
+                        let start = row * reach.stride[1] * pixel.columns * S::LANES;
+                        let count = block.len().div_ceil(S::LANES);
+                        let sums = &mut sums[..count * vector];
+                        let planes = pixels.chunks_exact(pixel.plane()).zip(weights.chunks_exact(packed));
+                        for ((plane, weights), sums) in planes.zip(sums.chunks_exact_mut(vector)) {
+                            let (reach, pixels, from) = (&reach, &pixel, &plane[start..]);
+                            simd.call(Sums { reach, pixels, from, weights, outputs, sums });
+                        }
+                        simd.call(Emit {
+                            sums,
+                            outputs,
+                            y: y.view_mut().select(0, image)?,
+                            residual,
+                            channels: block.clone(),
+                            at: [d, h + row, w],
+                            finish: &finish,
+                            turned: &mut turned,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The gradient for depthwise weights, where [`Reach::fits`]: dW `[groups · multiplier, 1, kernel…]`.
+pub(super) fn weight_gradient<T: Element>(
+    op: &'static str,
+    isa: Isa,
+    x: TensorView<'_, T, 5>,
+    dz: TensorView<'_, T, 5>,
+    reach: Reach,
+    dw: TensorViewMut<'_, T, 5>,
+) -> Result<()> {
+    let multiplier = dw.shape()[0] / x.shape()[1].max(1);
+    let tasks = parallel::tasks(dz.len().saturating_mul(reach.taps()), GRAIN);
+    Gradient { op, isa, x, dz, reach, multiplier }.split(dw, 0, tasks)
+}
+
+struct Gradient<'a, T> {
+    op: &'static str,
+    isa: Isa,
+    x: TensorView<'a, T, 5>,
+    dz: TensorView<'a, T, 5>,
+    reach: Reach,
+    multiplier: usize,
+}
+
+impl<T: Element> Gradient<'_, T> {
+    /// Computes a part of dW, which begins with `channel`. An element is never cut: positions are added up in order.
+    fn split(&self, dw: TensorViewMut<'_, T, 5>, channel: usize, tasks: usize) -> Result<()> {
+        let parts = dw.shape()[0].div_ceil(MOST_LANES);
+        if tasks <= 1 || parts <= 1 {
+            return T::dispatch(self.isa, GradientPiece { gradient: self, dw, channel });
+        }
+        let (half, at) = (tasks / 2, parts / 2 * MOST_LANES);
+        let (low, high) = dw.split_at(0, at)?;
+        let (first, second) = parallel::join(
+            || self.split(low, channel, half),
+            || self.split(high, channel + at, tasks - half),
+        );
+        first.and(second)
+    }
+}
+
+struct GradientPiece<'p, T> {
+    gradient: &'p Gradient<'p, T>,
+    dw: TensorViewMut<'p, T, 5>,
+    channel: usize,
+}
+
+impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
+        let GradientPiece { gradient, mut dw, channel } = self;
+        let Gradient { op, x, dz, reach, multiplier, .. } = *gradient;
+        let [images, _, depths, height, width] = dz.shape();
+        let [channels, _, _, kernel_height, kernel_width] = dw.shape();
+        let taps = reach.taps();
+        if dz.is_empty() {
+            dw.fill(T::ZERO);
+            return Ok(());
+        }
+        // Boxes that all tasks have: they say in which order positions are added up.
+        let vectors = together(&x, dz.shape()[1], S::LANES);
+        let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
+        let vectors = vectors.min(channels.div_ceil(S::LANES));
+        let whole = reach.pixels(S::LANES, vectors, [rows, columns], multiplier);
+        // Where dZ itself is read.
+        let plain = Reach { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], start: [0; 3] };
+        let given = plain.pixels(S::LANES, vectors, [rows, columns], 1);
+        let (mut pixels, mut gradients) = (scratch::<T>(op, whole.len())?, scratch::<T>(op, given.len())?);
+        let mut sums = scratch::<T>(op, taps * S::LANES * vectors)?;
+        for first in (0..channels).step_by(vectors * S::LANES) {
+            let count = channels.min(first + vectors * S::LANES) - first;
+            sums.fill(T::ZERO);
+            for at in 0..images * depths {
+                let (image, d) = (at / depths, at % depths);
+                let (x, dz) = (x.select::<4>(0, image)?, dz.select::<4>(0, image)?);
+                let across = width.div_ceil(columns);
+                for at in 0..height.div_ceil(rows) * across {
+                    let (h, w) = (at / across * rows, at % across * columns);
+                    let outputs = [rows.min(height - h), columns.min(width - w)];
+                    let x_pixels = whole.over(&reach, [d, h, w], outputs, channel + first, count);
+                    let dz_pixels = given.over(&plain, [d, h, w], outputs, channel + first, count);
+                    simd.call(Fill { x, pixels: x_pixels, to: &mut pixels });
+                    simd.call(Fill { x: dz, pixels: dz_pixels, to: &mut gradients });
+                    let planes = pixels.chunks_exact(x_pixels.plane()).zip(gradients.chunks_exact(dz_pixels.plane()));
+                    let sums = sums.chunks_exact_mut(taps * S::LANES).take(x_pixels.vectors);
+                    for ((x, dz), sums) in planes.zip(sums) {
+                        simd.call(Products { reach: &reach, pixels: &x_pixels, x, dz, outputs, sums });
+                    }
+                }
+            }
+            for (i, &sum) in sums.iter().enumerate() {
+                let (vector, tap, lane) = (i / S::LANES / taps, i / S::LANES % taps, i % S::LANES);
+                let rest = tap / kernel_width;
+                let at = [first + vector * S::LANES + lane, 0, rest / kernel_height, rest % kernel_height, tap % kernel_width];
+                if at[0] < first + count
+                    && let Some(to) = dw.get_mut(at)
+                {
+                    *to = sum;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! Depthwise convolution: what the random cases of `conv.rs` do not reach.
+
+mod common;
+
+use common::{bits, in_pools};
+use tilewise::conv::Convolution;
+use tilewise::reference::conv::{self, Geometry};
+use tilewise::{Tensor, TensorView, machine};
+
+/// Values that a formula gives.
+fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f32, N> {
+    let mut t = phase;
+    Tensor::from_fn(shape, |_| {
+        t += 0.7;
+        (t * t).sin() as f32
+    })
+    .unwrap()
+}
+
+/// The same elements with channels last in memory.
+fn last(x: &Tensor<f32, 4>) -> Tensor<f32, 4> {
+    x.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
+}
+
+fn turned(x: &Tensor<f32, 4>) -> TensorView<'_, f32, 4> {
+    x.view().permute([0, 3, 1, 2]).unwrap()
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for (channels, size, stride, multiplier) in [(150, 40, 1, 1), (150, 41, 2, 1), (33, 60, 1, 2)] {
+        let conv = Convolution::<2>::new().groups(channels).stride([stride; 2]).padding([1, 1]);
+        let x = wave([3, channels, size, size], 0.1);
+        let w = wave([channels * multiplier, 1, 3, 3], 0.2);
+        let x_last = last(&x);
+        for x in [x.view(), turned(&x_last)] {
+            let results = in_pools(|| {
+                let y = conv.forward(x, w.view(), None).unwrap();
+                let dx = conv.backward_input(y.view(), w.view(), [size; 2]).unwrap();
+                let dw = conv.backward_weight(x, y.view(), [3, 3]).unwrap();
+                [bits(y.as_slice()), bits(dx.as_slice()), bits(dw.as_slice())]
+            });
+            assert!(results.iter().all(|result| *result == results[0]));
+        }
+    }
+}
+
+#[test]
+fn layers_of_networks_equal_the_reference() {
+    for (channels, size, stride, kernel) in [(70, 28, 1, 3), (150, 7, 1, 3), (40, 29, 2, 3), (33, 14, 1, 5)] {
+        let padding = kernel / 2;
+        let conv = Convolution::<2>::new().groups(channels).stride([stride; 2]).padding([padding; 2]);
+        let geometry =
+            Geometry { groups: channels, stride: [stride; 2], padding: [[padding; 2]; 2], ..Geometry::new() };
+        let x = wave([2, channels, size, size], 0.1);
+        let w = wave([channels, 1, kernel, kernel], 0.2);
+        let expected = conv::forward(&geometry, x.view(), w.view(), None).unwrap();
+        let x_last = last(&x);
+        for &isa in machine::supported() {
+            machine::with_isa(isa, || {
+                for x in [x.view(), turned(&x_last)] {
+                    let y = conv.forward(x, w.view(), None).unwrap();
+                    for (found, expected) in y.iter().zip(&expected) {
+                        assert!((f64::from(*found) - expected).abs() < 1e-5, "{isa} {channels} {size}");
+                    }
+                    let mut y_last = last(&y);
+                    y_last.as_mut_slice().fill(f32::NAN);
+                    let into = y_last.view_mut().permute([0, 3, 1, 2]).unwrap();
+                    conv.forward_into(x, w.view(), None, into).unwrap();
+                    assert!(turned(&y_last) == y.view(), "{isa}");
+                    let packed = conv.pack(w.view()).unwrap();
+                    assert!(conv.forward(x, &packed, None).unwrap() == y, "{isa}");
+                }
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_window_behind_the_image_is_zero() {
+    let conv = Convolution::<1>::new().groups(5).padding_sides([[0, 9]]);
+    let x = Tensor::<f32, 3>::full([1, 5, 3], 1.0).unwrap();
+    let w = Tensor::<f32, 3>::full([5, 1, 2], 1.0).unwrap();
+    let y = conv.forward(x.view(), w.view(), None).unwrap();
+    for channel in y.as_slice().chunks(11) {
+        assert_eq!(channel, [2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+}
