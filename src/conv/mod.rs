@@ -235,9 +235,9 @@ impl<const S: usize> Convolution<S> {
     /// by [`pack`](Self::pack)) and b `[c_out]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where shapes do not fit or the kernel is larger than the padded image, [`Error::Argument`] where
-    /// a kernel, stride, dilation or number of groups is 0 or groups do not divide the channels, [`Error::Overflow`] where
-    /// sizes overflow, [`Error::Packed`] where the weights were packed for something else, [`Error::Alloc`] where there is
+    /// [`Error::Shape`](crate::Error::Shape) where shapes do not fit or the kernel is larger than the padded image, [`Error::Argument`](crate::Error::Argument) where
+    /// a kernel, stride, dilation or number of groups is 0 or groups do not divide the channels, [`Error::Overflow`](crate::Error::Overflow) where
+    /// sizes overflow, [`Error::Packed`](crate::Error::Packed) where the weights were packed for something else, [`Error::Alloc`](crate::Error::Alloc) where there is
     /// no memory.
     pub fn forward<'a, T: Element, const N: usize>(
         &self,
@@ -259,7 +259,7 @@ impl<const S: usize> Convolution<S> {
     /// [`forward`](Self::forward) into `y`, whose old contents are not read.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::Shape`] where `y` has another shape. Nothing is written then.
+    /// As [`forward`](Self::forward), and [`Error::Shape`](crate::Error::Shape) where `y` has another shape. Nothing is written then.
     pub fn forward_into<'a, T: Element, const N: usize>(
         &self,
         x: TensorView<'_, T, N>,
@@ -350,8 +350,8 @@ impl<const S: usize> Convolution<S> {
     /// Packs weights `[c_out, c_in / groups, kernel…]` for many calls with these groups.
     ///
     /// # Errors
-    /// [`Error::Argument`] where groups do not divide the output channels, [`Error::Alloc`] where there is no memory,
-    /// [`Error::Isa`] where `TILEWISE_ISA` is wrong.
+    /// [`Error::Argument`](crate::Error::Argument) where groups do not divide the output channels, [`Error::Alloc`](crate::Error::Alloc) where there is no memory,
+    /// [`Error::Isa`](crate::Error::Isa) where `TILEWISE_ISA` is wrong.
     ///
     /// ```
     /// use tilewise::{Tensor, conv::Convolution};

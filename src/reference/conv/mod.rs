@@ -151,7 +151,7 @@ fn indices([d, h, w]: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
     (0..d).flat_map(move |z| (0..h).flat_map(move |y| (0..w).map(move |x| [z, y, x])))
 }
 
-/// y[o] = b + Σ over channels of the group and taps of w[u] · x[o·s + u·d − p], where x is 0 outside the image; with
+/// y\[o\] = b + Σ over channels of the group and taps of w\[u\] · x\[o·s + u·d − p\], where x is 0 outside the image; with
 /// `flipped`, w[k − 1 − u]. `[batch, c_out, out…]` from x `[batch, c_in, in…]`, w `[c_out, c_in / groups, k…]`.
 ///
 /// # Errors
@@ -189,7 +189,7 @@ pub fn forward<T: Element, const S: usize, const N: usize>(
     })?)
 }
 
-/// y[i·s + u·d − p] = b + Σ of x[i] · w[u] over all pixels i, taps u and channels that come to lie there: the transpose of
+/// y\[i·s + u·d − p\] = b + Σ of x\[i\] · w\[u\] over all pixels i, taps u and channels that come to lie there: the transpose of
 /// [`forward`] as a linear map from images of the output's size. `[batch, c_out, out…]` from x `[batch, c_in, in…]`
 /// and w `[c_in, c_out / groups, k…]`; out is (in − 1) · s − before − after + d · (k − 1) + 1 + `output_padding`.
 ///

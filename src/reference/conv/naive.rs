@@ -117,7 +117,7 @@ pub fn backward_weight<T: Element, const S: usize, const N: usize>(
 /// db `[c_out]`: the sum of dY `[batch, c_out, out…]` over samples and positions.
 ///
 /// # Errors
-/// [`Error::Alloc`] where there is no memory.
+/// [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
 ///
 /// ```
 /// use tilewise::{TensorView, reference::conv::naive};
