@@ -57,7 +57,10 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
                         simd.store(simd.load(&sums[v * vector + at..]), &mut to[v * S::LANES..]);
                     }
                     if whole * S::LANES < to.len() {
-                        simd.store_partial(simd.load(&sums[whole * vector + at..]), &mut to[whole * S::LANES..]);
+                        simd.store_partial(
+                            simd.load(&sums[whole * vector + at..]),
+                            &mut to[whole * S::LANES..],
+                        );
                     }
                 }
             }

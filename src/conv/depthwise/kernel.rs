@@ -48,7 +48,8 @@ impl<T: Element> SimdOp<T> for Sums<'_, T> {
                 let [a, b, c] = offsets.map(|offset| &from[offset..][..len]);
                 let mut at = 0;
                 for to in to.chunks_exact_mut(S::LANES) {
-                    let (a, b, c) = (&a[at..][..3 * S::LANES], &b[at..][..3 * S::LANES], &c[at..][..3 * S::LANES]);
+                    let (a, b, c) =
+                        (&a[at..][..3 * S::LANES], &b[at..][..3 * S::LANES], &c[at..][..3 * S::LANES]);
                     let mut sum = simd.mul_add(w[0], simd.load(a), bias);
                     sum = simd.mul_add(w[1], simd.load(&a[S::LANES..]), sum);
                     sum = simd.mul_add(w[2], simd.load(&a[2 * S::LANES..]), sum);
@@ -114,7 +115,8 @@ impl<T: Element> SimdOp<T> for Products<'_, T> {
                 let mut at = 0;
                 for dz in dz.chunks_exact(S::LANES) {
                     let dz = simd.load(dz);
-                    let (a, b, c) = (&a[at..][..3 * S::LANES], &b[at..][..3 * S::LANES], &c[at..][..3 * S::LANES]);
+                    let (a, b, c) =
+                        (&a[at..][..3 * S::LANES], &b[at..][..3 * S::LANES], &c[at..][..3 * S::LANES]);
                     sums[0] = simd.mul_add(dz, simd.load(a), sums[0]);
                     sums[1] = simd.mul_add(dz, simd.load(&a[S::LANES..]), sums[1]);
                     sums[2] = simd.mul_add(dz, simd.load(&a[2 * S::LANES..]), sums[2]);

@@ -67,7 +67,8 @@ impl Reach {
             && (0..3).all(|axis| {
                 let span = outputs[axis].saturating_sub(1).saturating_mul(self.stride[axis]);
                 let extent = (self.kernel[axis] - 1).saturating_mul(self.dilation[axis]).saturating_add(1);
-                self.stride[axis] <= 64 && span.saturating_add(extent) <= image[axis].saturating_mul(2).saturating_add(64)
+                self.stride[axis] <= 64
+                    && span.saturating_add(extent) <= image[axis].saturating_mul(2).saturating_add(64)
             })
     }
 
@@ -138,9 +139,12 @@ impl<T: Element> Forward<'_, T> {
     }
 
     /// The bias and the weights of channels, vector by vector.
-    fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) {
-        let [_, _, _, height, width] = self.filter.view.shape();
+    fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) -> Result<()> {
+        let view = self.filter.view;
+        let [_, inputs, _, height, width] = view.shape();
         let taps = self.reach.taps();
+        // Rows of taps, or as gradients have them, from the last to the first.
+        let (forward, backward) = (view.as_slice(), view.flip(2)?.flip(3)?.flip(4)?.as_slice());
         to.fill(T::ZERO);
         for (i, channel) in channels.enumerate() {
             let to = &mut to[i / lanes * (1 + taps) * lanes + i % lanes..];
@@ -149,11 +153,20 @@ impl<T: Element> Forward<'_, T> {
                 true => [channel / self.multiplier, channel % self.multiplier],
                 false => [channel, 0],
             };
-            for tap in 0..taps {
-                let at = [outer, inner, tap / width / height, tap / width % height, tap % width];
-                to[(1 + tap) * lanes] = self.filter.view.get(at).copied().unwrap_or(T::ZERO);
+            let to = to[lanes..].iter_mut().step_by(lanes);
+            let from = (outer * inputs + inner) * taps..(outer * inputs + inner + 1) * taps;
+            if let Some(all) = forward {
+                to.zip(&all[from]).for_each(|(to, &from)| *to = from);
+            } else if let Some(all) = backward {
+                to.zip(all[from].iter().rev()).for_each(|(to, &from)| *to = from);
+            } else {
+                for (tap, to) in to.take(taps).enumerate() {
+                    let at = [outer, inner, tap / width / height, tap / width % height, tap % width];
+                    *to = view.get(at).copied().unwrap_or(T::ZERO);
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -189,7 +202,7 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         for first in (0..channels).step_by(vectors * S::LANES) {
             let block = first..channels.min(first + vectors * S::LANES);
             let channel = origin[1] + first;
-            forward.pack(channel..channel + block.len(), S::LANES, &mut weights);
+            forward.pack(channel..channel + block.len(), S::LANES, &mut weights)?;
             for at in 0..images * depths {
                 let (image, d) = (at / depths, at % depths);
                 let x = x.select::<4>(0, origin[0] + image)?;
@@ -325,7 +338,8 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
                     let dz_pixels = given.over(&plain, [d, h, w], outputs, channel + first, count);
                     simd.call(Fill { x, pixels: x_pixels, to: &mut pixels });
                     simd.call(Fill { x: dz, pixels: dz_pixels, to: &mut gradients });
-                    let planes = pixels.chunks_exact(x_pixels.plane()).zip(gradients.chunks_exact(dz_pixels.plane()));
+                    let planes =
+                        pixels.chunks_exact(x_pixels.plane()).zip(gradients.chunks_exact(dz_pixels.plane()));
                     let sums = sums.chunks_exact_mut(taps * S::LANES).take(x_pixels.vectors);
                     for ((x, dz), sums) in planes.zip(sums) {
                         simd.call(Products { reach: &reach, pixels: &x_pixels, x, dz, outputs, sums });
@@ -335,7 +349,13 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
             for (i, &sum) in sums.iter().enumerate() {
                 let (vector, tap, lane) = (i / S::LANES / taps, i / S::LANES % taps, i % S::LANES);
                 let rest = tap / kernel_width;
-                let at = [first + vector * S::LANES + lane, 0, rest / kernel_height, rest % kernel_height, tap % kernel_width];
+                let at = [
+                    first + vector * S::LANES + lane,
+                    0,
+                    rest / kernel_height,
+                    rest % kernel_height,
+                    tap % kernel_width,
+                ];
                 if at[0] < first + count
                     && let Some(to) = dw.get_mut(at)
                 {

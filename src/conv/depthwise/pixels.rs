@@ -38,7 +38,13 @@ impl Pixels {
 
 impl Reach {
     /// Room for a box of outputs.
-    pub(super) fn pixels(&self, lanes: usize, vectors: usize, outputs: [usize; 2], multiplier: usize) -> Pixels {
+    pub(super) fn pixels(
+        &self,
+        lanes: usize,
+        vectors: usize,
+        outputs: [usize; 2],
+        multiplier: usize,
+    ) -> Pixels {
         Pixels {
             depth: [0, self.dilation[0] as isize],
             depths: self.kernel[0],
@@ -104,6 +110,12 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
         let plane = pixels.plane();
         for d in 0..depths {
             let position = within(depth[0] + d as isize * depth[1], image_depth);
+            let mut lines: [Option<&[T]>; MOST_LANES] = [None; MOST_LANES];
+            if let (true, Some(d)) = (turning && !last, position) {
+                for (lane, line) in lines.iter_mut().enumerate().take(pixels.channels) {
+                    *line = x.line([(pixels.channel + lane) / pixels.multiplier, d]);
+                }
+            }
             for row in 0..rows {
                 let start = (d * rows + row) * row_len;
                 let line = position.zip(within(at[0] + row as isize, height));
@@ -116,7 +128,7 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
                 if last {
                     pixels.neighbours(simd, &x, [d, h], [first, inside], plane, &mut to[low..]);
                 } else if turning {
-                    pixels.turned(simd, &x, [d, h], [first, inside], plane, &mut to[low..]);
+                    pixels.turned(simd, &x, &lines, [d, h], [first, inside], &mut to[low..]);
                 } else {
                     pixels.single(&x, [d, h], [first, inside], plane, &mut to[low..]);
                 }
@@ -159,18 +171,18 @@ impl Pixels {
         }
     }
 
-    /// Columns that are neighbours in memory.
+    /// Columns that are neighbours in memory; `lines` are whole planes of the first channels, where they are slices.
     #[inline(always)]
     fn turned<T: Element, S: Simd<T>>(
         &self,
         simd: S,
         x: &TensorView<'_, T, 4>,
+        lines: &[Option<&[T]>; MOST_LANES],
         [d, h]: [usize; 2],
         [first, count]: [usize; 2],
-        plane: usize,
         to: &mut [T],
     ) {
-        let width = x.shape()[3];
+        let (width, plane) = (x.shape()[3], self.plane());
         for v in 0..self.vectors {
             for four in (0..S::LANES).step_by(4) {
                 let mut from: [&[T]; 4] = [&[]; 4];
@@ -178,9 +190,9 @@ impl Pixels {
                     let lane = v * S::LANES + four + i;
                     if lane < self.channels {
                         let channel = (self.channel + lane) / self.multiplier;
-                        let row = match x.line([channel, d]) {
-                            Some(plane) => &plane[h * width..][..width],
-                            None => x.matrix_at([channel, d]).row(h).unwrap_or(&[]),
+                        let row = match lines.get(lane) {
+                            Some(Some(plane)) => &plane[h * width..][..width],
+                            _ => x.matrix_at([channel, d]).row(h).unwrap_or(&[]),
                         };
                         *from = &row[first..][..count];
                     }
