@@ -108,7 +108,8 @@ pub fn backward<T: Element, const S: usize, const N: usize>(
     let (rows, taps, outputs) = (matrix.shape()[0], product(1, kernel)?, c_out / g.groups);
     let mut dmatrix = Tensor::zeros(matrix.shape())?;
     let (mut dw, mut db) = (Tensor::zeros(weight.shape())?, Tensor::zeros([c_out])?);
-    for group in 0..g.groups {
+    // Groups of no channels at all may be any number.
+    for group in 0..g.groups.min(c_in.max(c_out)) {
         let (inputs, first) = (group * per_group * taps, group * outputs);
         let columns = inputs..inputs + per_group * taps;
         // [columns, c_out / groups]: the weights of the group, transposed; a turned kernel in the order of the taps.
