@@ -15,10 +15,10 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 ///
 /// ```
 /// use tilewise::{TensorView, norm::RmsNormalization};
-/// let x = TensorView::from_slice(&[1.0, 7.0], [1, 2])?; // the mean square is 25
-/// let scale = TensorView::from_slice(&[5.0, 10.0], [2])?;
+/// let x = TensorView::from_slice(&[4.0, 3.0, 2.0, 1.0, 1.0, -1.0, 0.0, 0.0], [1, 8])?; // the mean square is 4
+/// let scale = TensorView::from_slice(&[1.0, 10.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [8])?;
 /// let y = RmsNormalization::new().epsilon(0.0).forward(x, Some(scale))?;
-/// assert_eq!(y.as_slice(), [1.0, 14.0]);
+/// assert_eq!(y.as_slice(), [2.0, 15.0, 1.0, 0.5, 0.5, -0.5, 0.0, 0.0]);
 /// # Ok::<(), tilewise::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,10 +110,10 @@ impl RmsNormalization {
     /// ```
     /// use tilewise::{TensorView, norm::RmsNormalization};
     /// let x = TensorView::from_slice(&[1.0, 3.0], [1, 2])?;
-    /// let residual = TensorView::from_slice(&[0.0, 4.0], [1, 2])?;
+    /// let residual = TensorView::from_slice(&[3.0, -7.0], [1, 2])?;
     /// let (sum, y) = RmsNormalization::new().epsilon(0.0).forward_residual(x, residual, None)?;
-    /// assert_eq!(sum.as_slice(), [1.0, 7.0]);
-    /// assert_eq!(y.as_slice(), [0.2, 1.4]);
+    /// assert_eq!(sum.as_slice(), [4.0, -4.0]);
+    /// assert_eq!(y.as_slice(), [1.0, -1.0]);
     /// # Ok::<(), tilewise::Error>(())
     /// ```
     pub fn forward_residual<T: Element, const N: usize>(
