@@ -102,7 +102,7 @@ impl<T: Element> Call<'_, T> {
     fn pixels(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let [rows, channels, ..] = w.sizes(self.groups);
         let pixels = y.len() / y.shape()[1];
-        for (group, y) in groups(y, self.groups)?.enumerate() {
+        for (group, y) in groups(y, self.groups).enumerate() {
             let y = y?.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?;
             let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
             let x = x.permute([0, 2, 3, 4, 1])?.reshape([pixels, channels])?;
@@ -125,7 +125,7 @@ impl<T: Element> Call<'_, T> {
         let [rows, channels, ..] = w.sizes(self.groups);
         let [images, _, d, h, width] = y.shape();
         let pixels = d * h * width;
-        for (group, y) in groups(y, self.groups)?.enumerate() {
+        for (group, y) in groups(y, self.groups).enumerate() {
             let y = y?.reshape([images, rows, pixels])?;
             let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
             let w = w.group(self.groups, group)?.reshape([1, rows, channels])?;
@@ -195,10 +195,10 @@ const SMALL: usize = 400;
 fn groups<'a, T>(
     y: TensorViewMut<'a, T, 5>,
     groups: usize,
-) -> Result<impl Iterator<Item = Result<TensorViewMut<'a, T, 5>>>> {
+) -> impl Iterator<Item = Result<TensorViewMut<'a, T, 5>>> {
     let rows = y.shape()[1] / groups;
     let mut rest = Some(y);
-    Ok((0..groups).map(move |group| {
+    (0..groups).map(move |group| {
         let y = rest.take().ok_or_else(|| crate::Error::argument("conv", "groups", groups, "a divisor"))?;
         if group + 1 == groups {
             return Ok(y);
@@ -206,7 +206,7 @@ fn groups<'a, T>(
         let (first, others) = y.split_at(1, rows)?;
         rest = Some(others);
         Ok(first)
-    }))
+    })
 }
 
 /// True where these axes can be seen as one.

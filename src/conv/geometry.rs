@@ -151,6 +151,11 @@ pub(super) fn lower<const N: usize>(shape: [usize; 5]) -> [usize; N] {
     std::array::from_fn(|axis| if axis < 2 { shape[axis] } else { shape[axis + 5 - N] })
 }
 
+/// The greatest common divisor.
+pub(super) fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 /// The kernel turned by 180°.
 pub(super) fn flip<T: Element>(w: TensorView<'_, T, 5>, flipped: bool) -> Result<TensorView<'_, T, 5>> {
     if flipped { w.flip(2)?.flip(3)?.flip(4) } else { Ok(w) }

@@ -12,6 +12,7 @@
 //! belongs to a task.
 #![forbid(unsafe_code)]
 
+use super::geometry::gcd;
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorView;
@@ -80,10 +81,6 @@ impl Axis {
         let low = places(-first);
         low..places(self.image as isize - first).max(low)
     }
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Window geometry along three axes, the outputs of a box and the image they read.

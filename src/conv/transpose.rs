@@ -11,7 +11,7 @@ mod backward;
 use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
-use super::geometry::{self, Geometry, Padding, flip};
+use super::geometry::{self, Geometry, Padding, flip, gcd};
 use super::weights::Filter;
 use crate::activation::Activation;
 use crate::element::Element;
@@ -31,10 +31,6 @@ struct Residue {
     /// What the last tap, which is the first in reverse order, reads for the first position.
     start: isize,
     dilation: usize,
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The least n with n · `factor` ≡ `residue` (mod `modulus`), by Euclid's algorithm: a search would take as long as the kernel

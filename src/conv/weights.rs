@@ -140,7 +140,7 @@ impl<'a, T: Element> Filter<'a, T> {
             };
             let data = &mut data[group * cut.group_len()..][..cut.group_len()];
             if winograd > 0 {
-                winograd::pack(cut, winograd, matrix, data);
+                winograd::pack(cut, matrix, data);
                 continue;
             }
             for first in (0..depth).step_by(kc) {

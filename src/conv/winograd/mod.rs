@@ -40,7 +40,8 @@ use crate::workspace;
 const GAP: usize = 16;
 
 /// Packs the filters of a group, `[rows, channels, 1, 3, 3]`, as `[panel][point][channel][row]`.
-pub(super) fn pack<T: Element>(cut: &Cut, outputs: usize, w: TensorView<'_, T, 2>, data: &mut [T]) {
+pub(super) fn pack<T: Element>(cut: &Cut, w: TensorView<'_, T, 2>, data: &mut [T]) {
+    let outputs = cut.winograd;
     let channels = w.shape()[1] / 9;
     let panel = cut.width * channels * (outputs + 2) * (outputs + 2);
     let tasks = parallel::tasks(data.len(), 1 << 16);
