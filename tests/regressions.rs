@@ -141,3 +141,24 @@ fn a_forced_instruction_set_does_not_reach_jobs_that_run_meanwhile() {
         });
     });
 }
+
+/// Found by the fuzzer: the length of a row that no vector would have held overflowed.
+#[test]
+fn a_convolution_may_have_any_stride() {
+    let x = Tensor::<f32, 4>::from_fn([1, 1, 3, 4], |[_, _, i, j]| (4 * i + j) as f32).unwrap();
+    let w = Tensor::<f32, 4>::full([1, 1, 2, 2], 1.0).unwrap();
+    for stride in [1 << 62, usize::MAX / 2, usize::MAX] {
+        let conv = |stride| tilewise::conv::Convolution::<2>::new().stride(stride);
+        let y = conv([stride, stride]).forward(x.view(), w.view(), None).unwrap();
+        assert_eq!(y.as_slice(), [10.0]);
+        let y = conv([stride, 1]).forward(x.view(), w.view(), None).unwrap();
+        assert_eq!(y.as_slice(), [10.0, 14.0, 18.0]);
+        let y = conv([1, stride]).forward(x.view(), w.view(), None).unwrap();
+        assert_eq!(y.as_slice(), [10.0, 26.0]);
+        let dy = Tensor::<f32, 4>::full([1, 1, 1, 3], 1.0).unwrap();
+        let dw = conv([stride, 1]).backward_weight(x.view(), dy.view(), [2, 2]).unwrap();
+        assert_eq!(dw.as_slice(), [3.0, 6.0, 15.0, 18.0]);
+        let dx = conv([stride, 1]).backward_input(dy.view(), w.view(), [3, 4]).unwrap();
+        assert_eq!(dx.as_slice(), [1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+}

@@ -199,7 +199,9 @@ impl Halo {
         let (len, volume, channel) = (width.size, self.volume, self.channel());
         let inside = height.inside(slot);
         let first = height.position(slot, inside.start).unwrap_or(0);
-        let fits = width.step == 1 && len.next_multiple_of(S::LANES) * width.stride + width.slots <= ROW;
+        let fits = width.step == 1
+            && width.stride <= 4
+            && len.next_multiple_of(S::LANES) * width.stride + width.slots <= ROW;
         let single = (width.slots == 1).then(|| (width.inside(0), width.position(0, width.inside(0).start)));
         let mut padded = [T::ZERO; ROW];
         for c in 0..self.channels {
@@ -240,7 +242,8 @@ impl Halo {
                         }
                     }
                 }
-                position += height.stride;
+                // Behind the last place there need not be another.
+                position = position.saturating_add(height.stride);
             }
         }
     }
