@@ -82,6 +82,7 @@ struct Input {
     bias: bool,
     residual: bool,
     packed: bool,
+    packed_last: bool,
     order: bool,
     algorithm: u8,
     lies: [Lie; 4],
@@ -301,7 +302,10 @@ where
     if input.relu {
         conv = conv.activation(Activation::Relu);
     }
-    let packed = input.packed.then(|| conv.pack(w.view()).expect("its shape is right"));
+    let packed = input.packed.then(|| {
+        if input.packed_last { conv.pack_channels_last(w.view()) } else { conv.pack(w.view()) }
+            .expect("its shape is right")
+    });
     let result = match (&packed, input.residual) {
         (Some(packed), false) => conv.forward_into(x.view(), packed, bias, y.view_mut()),
         (None, false) => conv.forward_into(x.view(), w.view(), bias, y.view_mut()),
