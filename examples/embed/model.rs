@@ -74,7 +74,11 @@ impl Dense {
         Ok(Self { weight: Packed::rhs(weight.view().transpose())?, bias })
     }
 
-    fn load(weights: &Weights<'_>, name: &str, [inputs, outputs]: [usize; 2]) -> Result<Self, Box<dyn Error>> {
+    fn load(
+        weights: &Weights<'_>,
+        name: &str,
+        [inputs, outputs]: [usize; 2],
+    ) -> Result<Self, Box<dyn Error>> {
         let weight = weights.get(&format!("{name}.weight"), [outputs, inputs])?;
         Ok(Self::pack(&weight, weights.get(&format!("{name}.bias"), [outputs])?)?)
     }
@@ -149,7 +153,12 @@ impl MiniLm {
     }
 
     /// The embeddings of sentences of at least one and at most [`LONGEST`] tokens, as rows of `y`, `[sentences, WIDTH]`.
-    pub fn embed(&self, sentences: &[Vec<u32>], memory: &mut Memory, mut y: Matrix<'_>) -> tilewise::Result<()> {
+    pub fn embed(
+        &self,
+        sentences: &[Vec<u32>],
+        memory: &mut Memory,
+        mut y: Matrix<'_>,
+    ) -> tilewise::Result<()> {
         let Memory { order, x, sum, attended, wide } = memory;
         order.clear();
         order.extend(0..sentences.len());
@@ -169,7 +178,11 @@ impl MiniLm {
             let mut wide = matrix(wide, rows, WIDE)?;
             let gelu = block.widen.options().activation(Activation::Gelu);
             gelu.run(x.view(), &block.widen.weight, wide.view_mut())?;
-            block.narrow.options().residual(x.view()).run(wide.view(), &block.narrow.weight, sum.view_mut())?;
+            block.narrow.options().residual(x.view()).run(
+                wide.view(),
+                &block.narrow.weight,
+                sum.view_mut(),
+            )?;
             block.norm.run(sum.view(), x.view_mut())?;
         }
 

@@ -23,9 +23,8 @@ impl WordPiece {
     /// From a vocabulary with one piece a line; those that continue a word begin with `##`.
     pub fn parse(vocabulary: &str) -> Result<Self, Box<dyn Error>> {
         let pieces: HashMap<String, u32> = vocabulary.lines().map(str::to_owned).zip(0..).collect();
-        let find = |piece: &str| {
-            pieces.get(piece).copied().ok_or_else(|| format!("the vocabulary has no {piece}"))
-        };
+        let find =
+            |piece: &str| pieces.get(piece).copied().ok_or_else(|| format!("the vocabulary has no {piece}"));
         Ok(Self { unknown: find("[UNK]")?, first: find("[CLS]")?, last: find("[SEP]")?, pieces })
     }
 
