@@ -76,18 +76,21 @@ impl Silero {
         let (mut channels, mut frames) = (BINS, FRAMES);
         let mut encoder = Vec::new();
         for (i, (outputs, stride)) in [(128, 1), (64, 2), (64, 2), (128, 1)].into_iter().enumerate() {
-            let weight = weights.get(&format!("conv{}.weight", i + 1), [outputs, channels, 3])?;
-            let bias = weights.get(&format!("conv{}.bias", i + 1), [outputs])?;
+            let weight =
+                weights.get(&format!("model.encoder.{i}.reparam_conv.weight"), [outputs, channels, 3])?;
+            let bias = weights.get(&format!("model.encoder.{i}.reparam_conv.bias"), [outputs])?;
             let convolution = Convolution::new().stride([stride]).padding([1]).activation(Activation::Relu);
             (channels, frames) = (outputs, frames.div_ceil(stride));
             let weight = convolution.pack(weight.view())?;
             encoder.push(Encoder { convolution, weight, bias, output: [frames, channels] });
         }
         let gates = [4 * HIDDEN, HIDDEN];
-        let (input, recurrent): (Tensor<f32, 2>, Tensor<f32, 2>) =
-            (weights.get("lstm_cell.weight_ih", gates)?, weights.get("lstm_cell.weight_hh", gates)?);
-        let bias = weights.get("lstm_cell.bias_ih", [4 * HIDDEN])?;
-        let recurrent_bias = weights.get("lstm_cell.bias_hh", [4 * HIDDEN])?;
+        let (input, recurrent): (Tensor<f32, 2>, Tensor<f32, 2>) = (
+            weights.get("model.decoder.rnn.weight_ih", gates)?,
+            weights.get("model.decoder.rnn.weight_hh", gates)?,
+        );
+        let bias = weights.get("model.decoder.rnn.bias_ih", [4 * HIDDEN])?;
+        let recurrent_bias = weights.get("model.decoder.rnn.bias_hh", [4 * HIDDEN])?;
         let lstm = WeightTensors::from_pytorch(
             DirectionWeights {
                 input: input.view(),
@@ -99,13 +102,13 @@ impl Silero {
             },
             None,
         )?;
-        let spectrum = weights.get("stft_conv.weight", [2 * BINS, 1, WINDOW])?;
+        let spectrum = weights.get("model.stft.forward_basis_buffer", [2 * BINS, 1, WINDOW])?;
         Ok(Self {
             spectrum: Self::transform().pack(spectrum.view())?,
             encoder,
             lstm: rnn::Lstm::new().pack(lstm.view())?,
-            head: weights.get("final_conv.weight", [1, HIDDEN, 1])?.reshape([HIDDEN, 1])?,
-            head_bias: weights.get("final_conv.bias", [1])?,
+            head: weights.get("model.decoder.decoder.2.weight", [1, HIDDEN, 1])?.reshape([HIDDEN, 1])?,
+            head_bias: weights.get("model.decoder.decoder.2.bias", [1])?,
         })
     }
 
