@@ -57,7 +57,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match embed(&Args::parse()) {
+    match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "embed: {error}");
@@ -66,11 +66,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// All of it runs on a thread of the pool: from outside, each product would hand its work over and sleep meanwhile.
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
+    Ok(pool.install(|| embed(args).map_err(|error| error.to_string()))?)
+}
+
 fn embed(args: &Args) -> Result<(), Box<dyn Error>> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
-        pool.build_global().map_err(|error| format!("cannot start {threads} threads: {error}"))?;
-    }
     let folder = args.models.clone().unwrap_or_else(weights::default_folder);
     let model = MiniLm::parse(&weights::read(&folder, WEIGHTS)?)?;
     let mut memory = Memory::default();
