@@ -2,6 +2,8 @@
 //!
 //! `examples/fetch-models`, once, then `cargo run --release --example embed -- "first sentence" "second sentence"`
 
+#[path = "../support/awake.rs"]
+mod awake;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
@@ -81,13 +83,13 @@ fn embed(args: &Args) -> Result<(), Box<dyn Error>> {
             let sentences = vec![vec![1996; length.clamp(1, LONGEST)]; batch];
             let (model, mut memory, mut y) =
                 (&model, Memory::default(), Tensor::<f32, 2>::zeros([batch, WIDTH])?);
-            Ok(Box::new(move || Ok(model.embed(&sentences, &mut memory, y.view_mut())?)))
+            Ok(Box::new(move || Ok(awake::awake(|| model.embed(&sentences, &mut memory, y.view_mut()))?)))
         });
     }
     let tokens = WordPiece::parse(&String::from_utf8(weights::read(&folder, VOCABULARY)?)?)?;
     let sentences: Vec<_> = args.sentences.iter().map(|text| tokens.encode(text, LONGEST)).collect();
     let mut y = Tensor::<f32, 2>::zeros([sentences.len(), WIDTH])?;
-    model.embed(&sentences, &mut memory, y.view_mut())?;
+    awake::awake(|| model.embed(&sentences, &mut memory, y.view_mut()))?;
 
     let rows: Vec<&[f32]> = y.as_slice().chunks_exact(WIDTH).collect();
     let mut out = io::stdout().lock();

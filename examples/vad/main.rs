@@ -2,6 +2,8 @@
 //!
 //! `examples/fetch-models`, once, then `cargo run --release --example vad -- sound.wav`
 
+#[path = "../support/awake.rs"]
+mod awake;
 mod chart;
 #[cfg(test)]
 mod conformance;
@@ -122,7 +124,12 @@ fn vad(args: &Args) -> Result<(), Box<dyn Error>> {
             let (model, mut streams) = (&model, model.streams(batch)?);
             Ok(Box::new(move || {
                 for _ in 0..chunks {
-                    model.step(&sound, &mut streams)?;
+                    // The products of one stream are not worth a second thread.
+                    if batch > 1 {
+                        awake::awake(|| model.step(&sound, &mut streams).map(|_| ()))?;
+                    } else {
+                        model.step(&sound, &mut streams)?;
+                    }
                 }
                 Ok(())
             }))
