@@ -2,7 +2,7 @@
 //!
 //! `benches/peers/python/networks.py` runs this program beside other libraries: with `--measure NETWORK`, it answers each line
 //! `BATCH LAYOUT SECONDS` with the time of a call (layout 0 is NCHW, 1 is NHWC), and with `--export NETWORK BATCH FILE` it
-//! writes weights, images and scores, all `f32`.
+//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH LAYOUT` says where one thread spends its time.
 
 mod support {
     pub mod digits;
@@ -88,6 +88,17 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
         }
         ["--export", name, batch, file] => export(name, batch.parse()?, file)?,
+        ["--profile", name, batch, layout] => {
+            let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
+            let mut network = network(name)?(batch.parse()?, layout == "1")?;
+            let kinds = pool.install(|| network.profile(15))?;
+            let total: f64 = kinds.iter().map(|kind| kind.3).sum();
+            for (what, count, work, seconds) in kinds {
+                let (rate, share) = (2e-9 * work / seconds, 100.0 * seconds / total);
+                println!("{what}  {count} x  {:8.3} ms  {share:5.1} %  {rate:6.1} GFLOP/s", 1e3 * seconds);
+            }
+            println!("{:.3} ms", 1e3 * total);
+        }
         _ => {
             let mut criterion = Criterion::default().configure_from_args();
             bench(&mut criterion);

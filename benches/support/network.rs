@@ -5,6 +5,8 @@
 //! PyTorch has it; M. Sandler et al., "MobileNetV2: inverted residuals and linear bottlenecks" (2018).
 #![allow(dead_code)] // each user uses its part
 
+use std::time::Instant;
+
 use tilewise::activation::Activation;
 use tilewise::conv::{Convolution, PackedConvolution};
 use tilewise::gemm::{Bias, Gemm, Packed};
@@ -32,6 +34,8 @@ struct Conv {
     bias: Tensor<f32, 1>,
     /// The slot of what is added.
     shortcut: Option<usize>,
+    kernel: usize,
+    depthwise: bool,
 }
 
 struct Step {
@@ -107,7 +111,7 @@ impl Builder {
         let [_, after @ ..] = options.output_shape([1, shape[0], shape[1], shape[2]], weight.shape())?;
         self.largest = self.largest.max(after.iter().product());
         let weight = options.pack(weight.view())?;
-        let conv = Some(Conv { options, weight, bias, shortcut });
+        let conv = Some(Conv { options, weight, bias, shortcut, kernel, depthwise });
         self.steps.push(Step { from: (from, shape), to: (to, after), conv });
         Ok(after)
     }
@@ -191,33 +195,84 @@ pub fn mobilenet_v2(batch: usize, channels_last: bool) -> Result<Network> {
     net.finish((2, last), batch, channels_last)
 }
 
+impl Step {
+    fn run(&self, slots: &mut [Vec<f32>], batch: usize, last: bool) -> Result<()> {
+        let Self { from, to, conv } = self;
+        // What is written is neither read nor added.
+        let mut out = std::mem::take(&mut slots[to.0]);
+        let x = view(&slots[from.0], batch, from.1, last)?;
+        let y = view_mut(&mut out, batch, to.1, last)?;
+        match conv {
+            None => MaxPool::new([3, 3]).stride([2, 2]).padding([1, 1]).forward_into(x, y)?,
+            Some(Conv { options, weight, bias, shortcut: None, .. }) => {
+                options.forward_into(x, weight, Some(bias.view()), y)?;
+            }
+            Some(Conv { options, weight, bias, shortcut: Some(slot), .. }) => {
+                let shortcut = view(&slots[*slot], batch, to.1, last)?;
+                options.forward_add_into(x, weight, Some(bias.view()), shortcut, y)?;
+            }
+        }
+        slots[to.0] = out;
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        let ([c_in, rows, _], [c_out, after, _]) = (self.from.1, self.to.1);
+        let sizes = format!("{c_in:>4} -> {c_out:<4} {rows:>3} -> {after:<3}");
+        match &self.conv {
+            None => format!("max 3x3      {sizes}"),
+            Some(conv) => {
+                let kind = if conv.depthwise { "depthwise" } else { "" };
+                let add = if conv.shortcut.is_some() { "+" } else { " " };
+                format!("{0}x{0}{add}{kind:9}{sizes}", conv.kernel)
+            }
+        }
+    }
+
+    fn multiplications(&self) -> f64 {
+        let taps = self
+            .conv
+            .as_ref()
+            .map_or(0, |conv| conv.kernel * conv.kernel * if conv.depthwise { 1 } else { self.from.1[0] });
+        taps as f64 * self.to.1.iter().product::<usize>() as f64
+    }
+}
+
 impl Network {
     /// The scores of the images, `[batch, CLASSES]`.
     pub fn run(&mut self) -> Result<&[f32]> {
-        let (batch, last) = (self.batch, self.channels_last);
-        for Step { from, to, conv } in &self.steps {
-            // What is written is neither read nor added.
-            let mut out = std::mem::take(&mut self.slots[to.0]);
-            let (x, y) =
-                (view(&self.slots[from.0], batch, from.1, last)?, view_mut(&mut out, batch, to.1, last)?);
-            match conv {
-                None => MaxPool::new([3, 3]).stride([2, 2]).padding([1, 1]).forward_into(x, y)?,
-                Some(Conv { options, weight, bias, shortcut }) => match shortcut {
-                    None => options.forward_into(x, weight, Some(bias.view()), y)?,
-                    Some(slot) => {
-                        let shortcut = view(&self.slots[*slot], batch, to.1, last)?;
-                        options.forward_add_into(x, weight, Some(bias.view()), shortcut, y)?;
-                    }
-                },
-            }
-            self.slots[to.0] = out;
+        for step in &self.steps {
+            step.run(&mut self.slots, self.batch, self.channels_last)?;
         }
-        let (slot, shape) = self.features;
+        let (batch, (slot, shape)) = (self.batch, self.features);
         let means = self.pooled.view_mut().reshape([batch, shape[0], 1, 1])?;
-        AveragePool::<2>::global().forward_into(view(&self.slots[slot], batch, shape, last)?, means)?;
+        AveragePool::<2>::global()
+            .forward_into(view(&self.slots[slot], batch, shape, self.channels_last)?, means)?;
         let head = Gemm::new().bias(Bias::PerColumn(self.head_bias.view()));
         head.run(self.pooled.view(), &self.head, self.scores.view_mut())?;
         Ok(self.scores.as_slice())
+    }
+
+    /// For each kind of step, in order of appearance: what it is, how often it is there, its multiplications and the
+    /// seconds of all of its kind, the least of `rounds`.
+    pub fn profile(&mut self, rounds: usize) -> Result<Vec<(String, usize, f64, f64)>> {
+        let mut best = vec![f64::INFINITY; self.steps.len()];
+        for _ in 0..rounds {
+            for (step, best) in self.steps.iter().zip(&mut best) {
+                let start = Instant::now();
+                step.run(&mut self.slots, self.batch, self.channels_last)?;
+                *best = best.min(start.elapsed().as_secs_f64());
+            }
+        }
+        let mut kinds: Vec<(String, usize, f64, f64)> = Vec::new();
+        for (step, seconds) in self.steps.iter().zip(best) {
+            let (name, work) = (step.name(), step.multiplications() * self.batch as f64);
+            match kinds.iter_mut().find(|kind| kind.0 == name) {
+                Some(kind) => *kind = (name, kind.1 + 1, kind.2 + work, kind.3 + seconds),
+                None => kinds.push((name, 1, work, seconds)),
+            }
+        }
+        Ok(kinds)
     }
 
     /// The images, in the order of their memory.
