@@ -2,7 +2,8 @@
 //!
 //! `benches/peers/python/networks.py` runs this program beside other libraries: with `--measure NETWORK`, it answers each line
 //! `BATCH LAYOUT SECONDS` with the time of a call (layout 0 is NCHW, 1 is NHWC), and with `--export NETWORK BATCH FILE` it
-//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH LAYOUT` says where one thread spends its time.
+//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH LAYOUT`, or `--profile digits BATCH`,
+//! says where the time goes.
 
 mod support {
     pub mod digits;
@@ -14,6 +15,7 @@ mod support {
 use std::env;
 use std::error::Error;
 use std::hint::black_box;
+use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
 use rayon::ThreadPoolBuilder;
@@ -88,6 +90,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
         }
         ["--export", name, batch, file] => export(name, batch.parse()?, file)?,
+        ["--profile", TRAINING, batch] => {
+            let mut training = Training::new(batch.parse()?)?;
+            let mut best: Vec<(String, f64)> = Vec::new();
+            for _ in 0..20 {
+                let (mut at, mut last) = (0, Instant::now());
+                training.step_in_laps(&mut |what| {
+                    let seconds = last.elapsed().as_secs_f64();
+                    match best.get_mut(at) {
+                        Some(lap) => lap.1 = lap.1.min(seconds),
+                        None => best.push((what.to_owned(), seconds)),
+                    }
+                    (at, last) = (at + 1, Instant::now());
+                })?;
+            }
+            best.iter().for_each(|(what, seconds)| println!("{what:24} {:8.3} ms", 1e3 * seconds));
+        }
         ["--profile", name, batch, layout] => {
             let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
             let mut network = network(name)?(batch.parse()?, layout == "1")?;

@@ -56,11 +56,19 @@ impl Training {
 
     /// Gives the loss.
     pub fn step(&mut self) -> Result<f32> {
+        self.step_in_laps(&mut |_| {})
+    }
+
+    /// [`step`](Self::step); `lap` hears what has just been done.
+    pub fn step_in_laps(&mut self, lap: &mut dyn FnMut(&str)) -> Result<f32> {
         let Net { convolutions, hidden, head } = &mut self.net;
         let mut y = self.images.view().to_tensor()?;
-        for (layer, activation) in convolutions.iter_mut() {
+        lap("copy of the images");
+        for (i, (layer, activation)) in convolutions.iter_mut().enumerate() {
             y = layer.forward(y.view())?;
+            lap(&format!("convolution {i}"));
             y = activation.forward(y.view())?;
+            lap(&format!("ReLU {i}"));
         }
         let shape = y.shape();
         let y = y.reshape([shape[0], shape[1..].iter().product()])?;
@@ -68,16 +76,22 @@ impl Training {
         let y = hidden.1.forward(y.view())?;
         let scores = head.forward(y.view())?;
         let (loss, d) = CrossEntropy::new().forward_backward(scores.view(), &self.labels)?;
+        lap("dense layers and loss");
         self.net.zero_gradients();
+        lap("gradients to 0");
         let Net { convolutions, hidden, head } = &mut self.net;
         let d = head.backward(d.view())?;
         let d = hidden.1.backward(d.view())?;
         let mut d = hidden.0.backward(d.view())?.reshape(shape)?;
-        for (layer, activation) in convolutions.iter_mut().rev() {
+        lap("dense layers, back");
+        for (i, (layer, activation)) in convolutions.iter_mut().enumerate().rev() {
             d = activation.backward(d.view())?;
+            lap(&format!("ReLU {i}, back"));
             d = layer.backward(d.view())?;
+            lap(&format!("convolution {i}, back"));
         }
         self.optimizer.step(&mut self.net)?;
+        lap("AdamW");
         Ok(loss)
     }
 }
