@@ -87,7 +87,11 @@ impl Training {
         for (i, (layer, activation)) in convolutions.iter_mut().enumerate().rev() {
             d = activation.backward(d.view())?;
             lap(&format!("ReLU {i}, back"));
-            d = layer.backward(d.view())?;
+            if i > 0 {
+                d = layer.backward(d.view())?;
+            } else {
+                layer.backward_parameters(d.view())?;
+            }
             lap(&format!("convolution {i}, back"));
         }
         self.optimizer.step(&mut self.net)?;
