@@ -60,6 +60,7 @@ pub struct Network {
 }
 
 struct Builder {
+    channels_last: bool,
     rng: Rng,
     steps: Vec<Step>,
     numbers: Vec<f32>,
@@ -80,8 +81,14 @@ fn kind(channels: usize, kernel: usize, stride: usize, activation: Activation) -
 }
 
 impl Builder {
-    fn new() -> Self {
-        Self { rng: Rng::seed(1), steps: Vec::new(), numbers: Vec::new(), largest: 3 * SIDE * SIDE }
+    fn new(channels_last: bool) -> Self {
+        Self {
+            channels_last,
+            rng: Rng::seed(1),
+            steps: Vec::new(),
+            numbers: Vec::new(),
+            largest: 3 * SIDE * SIDE,
+        }
     }
 
     fn random<const N: usize>(&mut self, shape: [usize; N], most: f32) -> Result<Tensor<f32, N>> {
@@ -110,13 +117,17 @@ impl Builder {
         let options = options.activation(activation);
         let [_, after @ ..] = options.output_shape([1, shape[0], shape[1], shape[2]], weight.shape())?;
         self.largest = self.largest.max(after.iter().product());
-        let weight = options.pack(weight.view())?;
+        let weight = match self.channels_last {
+            true => options.pack_channels_last(weight.view())?,
+            false => options.pack(weight.view())?,
+        };
         let conv = Some(Conv { options, weight, bias, shortcut, kernel, depthwise });
         self.steps.push(Step { from: (from, shape), to: (to, after), conv });
         Ok(after)
     }
 
-    fn finish(mut self, (slot, shape): Place, batch: usize, channels_last: bool) -> Result<Network> {
+    fn finish(mut self, (slot, shape): Place, batch: usize) -> Result<Network> {
+        let channels_last = self.channels_last;
         let head = self.random([CLASSES, shape[0]], (3.0 / shape[0] as f32).sqrt())?;
         let head_bias = self.random([CLASSES], 0.1)?;
         let image = Tensor::from_fn([batch, 3, SIDE, SIDE], |_| self.rng.uniform(-1.0, 1.0))?;
@@ -140,7 +151,7 @@ impl Builder {
 
 pub fn resnet50(batch: usize, channels_last: bool) -> Result<Network> {
     let (relu, linear) = (Activation::Relu, Activation::Identity);
-    let mut net = Builder::new();
+    let mut net = Builder::new(channels_last);
     let stem = net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(64, 7, 2, relu), None)?;
     let mut x = (0, [stem[0], stem[1] / 2, stem[2] / 2]);
     net.steps.push(Step { from: (1, stem), to: x, conv: None });
@@ -159,12 +170,12 @@ pub fn resnet50(batch: usize, channels_last: bool) -> Result<Network> {
             x = (to, net.conv((3, middle), to, kind(4 * width, 1, 1, relu), Some(shortcut))?);
         }
     }
-    net.finish(x, batch, channels_last)
+    net.finish(x, batch)
 }
 
 pub fn mobilenet_v2(batch: usize, channels_last: bool) -> Result<Network> {
     let (relu6, linear) = (Activation::relu6(), Activation::Identity);
-    let mut net = Builder::new();
+    let mut net = Builder::new(channels_last);
     let mut x = (1, net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(32, 3, 2, relu6), None)?);
     let settings = [
         (1, 16, 1, 1),
@@ -192,7 +203,7 @@ pub fn mobilenet_v2(batch: usize, channels_last: bool) -> Result<Network> {
         }
     }
     let last = net.conv(x, 2, kind(1280, 1, 1, relu6), None)?;
-    net.finish((2, last), batch, channels_last)
+    net.finish((2, last), batch)
 }
 
 impl Step {
