@@ -166,11 +166,15 @@ impl<'a, T: Element> Filter<'a, T> {
     fn lines(&self, groups: usize, group: usize) -> Result<Option<Lines<'a, T>>> {
         let ([all, inner, d, h, w], strides) = (self.view.shape(), self.view.strides());
         let taps = d * h * w;
-        if taps > MOST_TAPS || strides[4] != 1 || !merges(self.view.shape(), strides, &[1, 2, 3, 4]) {
+        if taps > MOST_TAPS || !merges(self.view.shape(), strides, &[1, 2, 3, 4]) {
             return Ok(None);
         }
         let outer = all / groups;
         let part = self.view.slice(0, group * outer..(group + 1) * outer, 1)?;
+        let matrix = part.reshape([outer, inner * taps])?;
+        if matrix.strides()[1] != 1 {
+            return Ok(None);
+        }
         let mut seen = [0; MOST_TAPS];
         let [of_d, of_h, of_w] = self.taps;
         let mut count = 0;
@@ -182,7 +186,6 @@ impl<'a, T: Element> Filter<'a, T> {
                 }
             }
         }
-        let matrix = part.reshape([outer, inner * taps])?;
         Ok(Some(Lines { matrix, transposed: self.transposed, taps, seen, count }))
     }
 

@@ -434,6 +434,10 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 for v in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(bt.wrapping_offset(b.ahead + v as isize));
                 }
+                if PACKED && ($step == 0 || UNROLL * R * size_of::<T>() > simd::CACHE_LINE) {
+                    // Weights that are read once come from memory: the processor's own prefetching is too slow for them.
+                    simd::prefetch(at[0].wrapping_add(8192 / size_of::<T>()));
+                }
                 at = at.map(|at| at.wrapping_offset(a.step));
                 bt = bt.wrapping_offset(b.step);
             })*};
