@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each target uses a part")]
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
-use tilewise::{Element, Error, TensorView, TensorViewMut, machine};
+use tilewise::{Element, Error, Layout, TensorView, TensorViewMut, machine};
 
 pub const CANARY: f64 = -7.25e11;
 
@@ -158,9 +158,10 @@ pub fn product(sizes: &[usize]) -> Option<usize> {
     if sizes.contains(&0) { Some(0) } else { sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size)) }
 }
 
-/// True for a shape that is worth a comparison. Even a view of nothing has no size larger than memory.
-pub fn small(shape: &[usize]) -> bool {
-    product(shape).is_some_and(|len| len <= WORK) && shape.iter().all(|&size| isize::try_from(size).is_ok())
+/// True for a shape that is worth a comparison, and that a view may have: not even one without elements has sizes that
+/// overflow.
+pub fn small<const N: usize>(shape: &[usize; N]) -> bool {
+    product(shape).is_some_and(|len| len <= WORK) && Layout::contiguous(*shape).is_ok()
 }
 
 /// True where an error says what no reference can: that numbers are too large for this machine.
