@@ -15,14 +15,15 @@
 //! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
 //! | `HardSwish` | x·max(0, min(1, x/6 + ½)) | 0 for x ≤ −3, 1 for x ≥ 3, else x/3 + ½ |
 //! | `Sign` | −1 for x < 0, else +1 | 0 |
+//! | `Clip` | max(low, min(high, x)) | 1 for low < x < high, else 0 |
 //!
 //! Results are within a few ulp also in the tails, where the textbook's form of a formula overflows or cancels
 //! (a tail that falls like e^(−x²/2) as near as x itself is known: (4 + 2x²)·ε). At ±∞ they are the limits:
-//! GELU, SiLU and hard swish of −∞ are −0. NaN gives NaN, for [`Relu`](Activation::Relu) too; its derivative
-//! at NaN is 1.
+//! GELU, SiLU and hard swish of −∞ are −0. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too; their
+//! derivative at NaN is 1.
 //!
 //! Sources: Clevert et al. 2015 (ELU), Hendrycks and Gimpel 2016 (GELU and its tanh form), Elfwing et al. 2017
-//! and Ramachandran et al. 2017 (SiLU), Howard et al. 2019 (hard swish).
+//! and Ramachandran et al. 2017 (SiLU), Howard et al. 2019 (hard swish), Krizhevsky 2010 (ReLU6).
 #![forbid(unsafe_code)]
 
 mod lane;
@@ -88,6 +89,13 @@ pub enum Activation {
     HardSwish,
     /// −1 for x < 0, else +1, as the perceptron has it: sign(±0) = +1.
     Sign,
+    /// max(low, min(high, x)); [`relu6`](Activation::relu6) is one.
+    Clip {
+        /// The least value.
+        low: f64,
+        /// The largest, unless `low` is larger.
+        high: f64,
+    },
 }
 
 impl Activation {
@@ -101,6 +109,16 @@ impl Activation {
         Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }
     }
 
+    /// `Clip` from 0 to 6: the activation of MobileNet.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation;
+    /// assert_eq!(Activation::relu6(), Activation::Clip { low: 0.0, high: 6.0 });
+    /// ```
+    pub const fn relu6() -> Self {
+        Activation::Clip { low: 0.0, high: 6.0 }
+    }
+
     /// What a run costs more than copying it, for the number of tasks.
     fn cost(self) -> usize {
         match self {
@@ -109,7 +127,8 @@ impl Activation {
             | Activation::LeakyRelu { .. }
             | Activation::HardSigmoid { .. }
             | Activation::HardSwish
-            | Activation::Sign => 1,
+            | Activation::Sign
+            | Activation::Clip { .. } => 1,
             _ => 5,
         }
     }
