@@ -107,6 +107,23 @@ impl Net {
         let weights = weights.view().reshape([batch, heads * queries, keys])?;
         AveragePool::<1>::global().forward(weights.permute([0, 2, 1])?)?.reshape([batch, keys])
     }
+
+    /// The gradient for what the convolution gives.
+    fn backward_to_patches(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
+        let d = self.head.backward(dy)?;
+        let batch = d.shape()[0];
+        let d: Tensor<f32, 3> = self.mean.backward(d.view().reshape([batch, WIDTH, 1])?)?;
+        let mut d = self.norm.backward(d.view().permute([0, 2, 1])?)?;
+        for block in self.blocks.iter_mut().rev() {
+            d = block.backward(d.view())?;
+        }
+        let gradient = self.positions.gradient_mut();
+        for d in d.as_slice().chunks_exact(gradient.len()) {
+            gradient.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
+        }
+        let d = d.view().permute([0, 2, 1])?.to_tensor()?;
+        d.reshape([batch, WIDTH, self.grid[0], self.grid[1]])
+    }
 }
 
 impl Parameters<f32> for Net {
@@ -145,19 +162,13 @@ impl Layer<f32, 4, 2> for Net {
     }
 
     fn backward(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
-        let d = self.head.backward(dy)?;
-        let batch = d.shape()[0];
-        let d: Tensor<f32, 3> = self.mean.backward(d.view().reshape([batch, WIDTH, 1])?)?;
-        let mut d = self.norm.backward(d.view().permute([0, 2, 1])?)?;
-        for block in self.blocks.iter_mut().rev() {
-            d = block.backward(d.view())?;
-        }
-        let gradient = self.positions.gradient_mut();
-        for d in d.as_slice().chunks_exact(gradient.len()) {
-            gradient.iter_mut().zip(d).for_each(|(sum, d)| *sum += d);
-        }
-        let d = d.view().permute([0, 2, 1])?.to_tensor()?;
-        self.patches.backward(d.view().reshape([batch, WIDTH, self.grid[0], self.grid[1]])?)
+        let d = self.backward_to_patches(dy)?;
+        self.patches.backward(d.view())
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<()> {
+        let d = self.backward_to_patches(dy)?;
+        self.patches.backward_parameters(d.view())
     }
 }
 
@@ -192,7 +203,7 @@ impl Model for Transformer {
             let logits = self.net.forward(x)?;
             let (loss, d_logits) = CrossEntropy::new().forward_backward(logits.view(), &labels)?;
             self.net.zero_gradients();
-            self.net.backward(d_logits.view())?;
+            self.net.backward_parameters(d_logits.view())?;
             let share = (self.seen as f64 / (EPOCHS * train.len()) as f64).min(0.98);
             self.optimizer.set_learning_rate(RATE * 0.5 * (1.0 + (std::f64::consts::PI * share).cos()));
             self.optimizer.step(&mut self.net)?;
