@@ -2,10 +2,16 @@
 
 mod common;
 
+use std::collections::HashMap;
+
 use tilewise::activation::Activation;
 use tilewise::attention::Align;
-use tilewise::layer::{FeedForward, Layer, MultiHeadAttention, NormOrder, RmsNorm, Rotary, TransformerBlock};
-use tilewise::{Tensor, TensorView, random::Rng, reference};
+use tilewise::layer::{
+    FeedForward, Layer, MultiHeadAttention, NormOrder, Parameters, RmsNorm, Rotary, TransformerBlock,
+};
+use tilewise::reference::norm::Norm;
+use tilewise::reference::transformer as twin;
+use tilewise::{Tensor, TensorView, random::Rng};
 
 /// Values between −1 and 1 that a formula gives.
 fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f64, N> {
@@ -87,52 +93,92 @@ fn gradients_are_central_differences() {
     }
 }
 
-#[test]
-fn multi_head_attention_is_its_formula() {
-    let ([batch, queries, keys, width], heads) = ([2, 5, 7, 12], 3);
-    let dim = width / heads;
-    let (x, context) = (wave([batch, queries, width], 0.1), wave([batch, keys, width], 0.2));
-    let (w, b) = (wave([3 * width, width], 0.3), wave([3 * width], 0.4));
-    let (wo, bo) = (wave([width, width], 0.5), wave([width], 0.6));
-    let copy2 = |t: &Tensor<f64, 2>| t.view().to_tensor().unwrap();
-    let copy1 = |t: &Tensor<f64, 1>| t.view().to_tensor().unwrap();
-    let layer = |causal| {
-        let parts = (copy2(&w), Some(copy1(&b)), copy2(&wo), Some(copy1(&bo)));
-        let layer = MultiHeadAttention::from_parts([heads; 2], parts.0, parts.1, parts.2, parts.3).unwrap();
-        if causal { layer.causal(Align::Start) } else { layer }
-    };
-    let expected = |context: &Tensor<f64, 3>, causal: bool| {
-        let project = |x: &Tensor<f64, 3>, number: usize| {
-            let [batch, length, _] = x.shape();
-            let rows = number * width..(number + 1) * width;
-            let x = x.view().reshape([batch * length, width]).unwrap();
-            let weight = w.view().slice(0, rows.clone(), 1).unwrap().transpose();
-            let y = reference::dense(x, weight, Some(b.view().slice(0, rows, 1).unwrap()), |z| z).unwrap();
-            y.reshape([batch, length, heads, dim]).unwrap()
-        };
-        let [q, k, v] = [project(&x, 0), project(context, 1), project(context, 2)];
-        let heads_first = |t: &Tensor<f64, 4>| t.view().permute([0, 2, 1, 3]).unwrap().to_tensor().unwrap();
-        let mut attention = reference::attention::Attention::new(1.0 / (dim as f64).sqrt());
-        attention.causal = causal;
-        let y = attention
-            .forward(heads_first(&q).view(), heads_first(&k).view(), heads_first(&v).view())
-            .unwrap()
-            .output;
-        let y = heads_first(&y).reshape([batch * queries, width]).unwrap();
-        reference::dense(y.view(), wo.view().transpose(), Some(bo.view()), |z| z).unwrap()
-    };
-    let near = |found: Tensor<f64, 3>, expected: Tensor<f64, 2>| {
-        let expected = expected.view().reshape([batch, queries, width]).unwrap();
-        assert!(found.view().all_close(expected, 1e-12, 1e-12));
-    };
-    near(layer(false).infer(x.view()).unwrap(), expected(&x, false));
-    near(layer(true).infer(x.view()).unwrap(), expected(&x, true));
-    near(layer(false).infer_cross(x.view(), context.view()).unwrap(), expected(&context, false));
+/// The parameters of a layer, all made different from their initial values.
+struct Values(HashMap<String, (Vec<usize>, Vec<f64>)>);
 
-    // The gradient for the context, by differences.
-    let (mut layer, mut context) = (layer(false), context);
+impl Values {
+    fn of(layer: &mut dyn Layer<f64, 3, 3>) -> Self {
+        let (mut found, mut phase) = (HashMap::new(), 0.0);
+        layer.visit(&mut |name, parameter| {
+            phase += 0.3;
+            let wave = wave([parameter.len()], phase);
+            parameter.value_mut().iter_mut().zip(&wave).for_each(|(x, wave)| *x += 0.3 * wave);
+            found.insert(name.to_owned(), (parameter.shape().to_vec(), parameter.value().to_vec()));
+        });
+        Self(found)
+    }
+
+    fn view<const N: usize>(&self, name: &str) -> TensorView<'_, f64, N> {
+        let (shape, values) = &self.0[name];
+        TensorView::from_slice(values, shape.as_slice().try_into().unwrap()).unwrap()
+    }
+
+    fn dense(&self, name: &str) -> twin::Linear<'_, f64> {
+        let bias = Some(self.view(&format!("{name}.bias")));
+        twin::Linear { weight: self.view(&format!("{name}.weight")), bias }
+    }
+
+    fn attention(&self, prefix: &str, heads: [usize; 2]) -> twin::MultiHeadAttention<'_, f64> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let projection = |weight: &str, bias: &str| twin::Linear {
+            weight: self.view::<2>(&name(weight)).transpose(),
+            bias: Some(self.view(&name(bias))),
+        };
+        twin::MultiHeadAttention {
+            heads,
+            input: projection("in_proj_weight", "in_proj_bias"),
+            output: projection("out_proj.weight", "out_proj.bias"),
+            causal: false,
+            rotary: None,
+        }
+    }
+
+    fn feed_forward(&self, prefix: &str, activation: Activation) -> twin::FeedForward<'_, f64> {
+        let name = |name: &str| format!("{prefix}{name}");
+        let gate = self.0.contains_key(&name("gate.weight")).then(|| self.dense(&name("gate")));
+        twin::FeedForward { up: self.dense(&name("up")), gate, down: self.dense(&name("down")), activation }
+    }
+
+    fn norm(&self, name: &str, norm: Norm) -> twin::RowNorm<'_, f64> {
+        let [scale, shift] = ["weight", "bias"].map(|part| format!("{name}.{part}"));
+        let shift = self.0.contains_key(&shift).then(|| self.view(&shift));
+        let epsilon = if norm == Norm::Rms { 1e-6 } else { 1e-5 };
+        twin::RowNorm { norm, scale: Some(self.view(&scale)), shift, epsilon }
+    }
+}
+
+fn near(found: &Tensor<f64, 3>, expected: &Tensor<f64, 3>) {
+    assert!(found.view().all_close(expected.view(), 1e-12, 1e-12));
+}
+
+#[test]
+fn multi_head_attention_equals_its_twin() {
+    let (x, context) = (wave([2, 5, 12], 0.1), wave([2, 7, 12], 0.2));
+    for (causal, rotary) in [(false, None), (true, None), (true, Some(false)), (true, Some(true))] {
+        let mut layer = MultiHeadAttention::<f64>::grouped(12, 6, 2, &mut Rng::seed(5)).unwrap();
+        if causal {
+            layer = layer.causal(Align::Start);
+        }
+        if let Some(interleaved) = rotary {
+            let rotary = Rotary::new(2, 9, 100.0).unwrap();
+            layer = layer.rotary(if interleaved { rotary.interleaved() } else { rotary });
+        }
+        let values = Values::of(&mut layer);
+        let mut twin = values.attention("", [6, 2]);
+        twin.causal = causal;
+        twin.rotary = rotary.map(|interleaved| twin::Rotary { base: 100.0, interleaved });
+        near(&layer.infer(x.view()).unwrap(), &twin.forward(x.view(), x.view()).unwrap());
+        let cross = layer.infer_cross(x.view(), context.view()).unwrap();
+        near(&cross, &twin.forward(x.view(), context.view()).unwrap());
+    }
+}
+
+#[test]
+fn the_gradient_for_the_context_is_central_differences() {
+    let (x, mut context) = (wave([2, 5, 12], 0.1), wave([2, 7, 12], 0.2));
+    let mut layer = MultiHeadAttention::<f64>::new(12, 3, &mut Rng::seed(5)).unwrap();
     layer.forward_cross(x.view(), context.view()).unwrap();
-    let r = wave([batch, queries, width], 0.7);
+    let r = wave([2, 5, 12], 0.7);
     let (_, dcontext) = layer.backward_cross(r.view()).unwrap();
     let dcontext = dcontext.unwrap();
     for i in 0..context.len() {
@@ -143,6 +189,152 @@ fn multi_head_attention_is_its_formula() {
             y.iter().zip(&r).map(|(y, r)| y * r).sum::<f64>()
         });
         assert!(((high - low) / 2e-5 - dcontext.as_slice()[i]).abs() < 1e-7);
+    }
+}
+
+#[test]
+fn feed_forward_equals_its_twin() {
+    let (x, mut rng) = (wave([2, 5, 8], 0.1), Rng::seed(2));
+    let gelu = FeedForward::<f64>::new(8, 12, Activation::Gelu, &mut rng).unwrap();
+    let swiglu = FeedForward::<f64>::gated(8, 12, Activation::Silu, &mut rng).unwrap();
+    for (mut layer, activation) in [(gelu, Activation::Gelu), (swiglu, Activation::Silu)] {
+        let values = Values::of(&mut layer);
+        let twin = values.feed_forward("", activation);
+        near(&layer.infer(x.view()).unwrap(), &twin.forward(x.view()).unwrap());
+    }
+}
+
+#[test]
+fn a_block_equals_its_twin() {
+    let x = wave([2, 5, 8], 0.1);
+    for (order, rms) in
+        [(NormOrder::Pre, false), (NormOrder::Pre, true), (NormOrder::Post, false), (NormOrder::Post, true)]
+    {
+        let mut rng = Rng::seed(2);
+        let mut block = if rms {
+            let attention = MultiHeadAttention::grouped(8, 4, 2, &mut rng).unwrap();
+            let swiglu = FeedForward::gated(8, 12, Activation::Silu, &mut rng).unwrap();
+            let norms: [Box<dyn Layer<f64, 3, 3> + Send + Sync>; 2] =
+                [Box::new(RmsNorm::new(8).unwrap()), Box::new(RmsNorm::new(8).unwrap())];
+            TransformerBlock::from_parts(attention, swiglu, norms, order)
+        } else {
+            TransformerBlock::<f64>::decoder(8, 4, 12, order, &mut rng).unwrap()
+        };
+        let values = Values::of(&mut block);
+        let (norm, activation) =
+            if rms { (Norm::Rms, Activation::Silu) } else { (Norm::Layer, Activation::Gelu) };
+        let mut attention = values.attention("attention.", [4, if rms { 2 } else { 4 }]);
+        attention.causal = !rms;
+        let twin = twin::TransformerBlock {
+            attention,
+            feed_forward: values.feed_forward("feed_forward.", activation),
+            norms: [values.norm("norm1", norm), values.norm("norm2", norm)],
+            pre: order == NormOrder::Pre,
+        };
+        near(&block.infer(x.view()).unwrap(), &twin.forward(x.view()).unwrap());
+    }
+}
+
+#[test]
+fn positions_equal_their_twins() {
+    for (length, dim) in [(0, 4), (3, 0), (7, 5), (50, 16)] {
+        let encoding = tilewise::layer::sinusoidal::<f64>(length, dim).unwrap();
+        assert!(encoding.view().all_close(twin::sinusoidal(length, dim).unwrap().view(), 0.0, 1e-13));
+    }
+    for interleaved in [false, true] {
+        let rotary = Rotary::new(6, 60, 1e4).unwrap();
+        let rotary = if interleaved { rotary.interleaved() } else { rotary };
+        let x = wave([2, 3, 5, 6], 0.1);
+        let mut y = x.view().to_tensor().unwrap();
+        rotary.apply(y.view_mut(), 50).unwrap();
+        let expected = twin::Rotary { base: 1e4, interleaved }.apply(x.view(), 50).unwrap();
+        assert!(y.view().all_close(expected.view(), 0.0, 1e-13));
+        rotary.revert(y.view_mut(), 50).unwrap();
+        assert!(y.view().all_close(x.view(), 0.0, 1e-13));
+    }
+}
+
+/// With the unit matrix for values and for the output's projection, what comes out are the weights.
+#[test]
+fn dropout_takes_weights_in_training_alone() {
+    let n = 64;
+    let mut weight = Tensor::<f64, 2>::zeros([3 * n, n]).unwrap();
+    for i in 0..n {
+        *weight.get_mut([2 * n + i, i]).unwrap() = 1.0;
+    }
+    let unit = weight.view().slice(0, 2 * n.., 1).unwrap().to_tensor().unwrap();
+    let x = unit.view().reshape([1, n, n]).unwrap().to_tensor().unwrap();
+    let layer = |seed| {
+        let (weight, unit) = (weight.view().to_tensor().unwrap(), unit.view().to_tensor().unwrap());
+        MultiHeadAttention::from_parts([1, 1], weight, None, unit, None).unwrap().dropout(0.25, seed).unwrap()
+    };
+    let mut one = layer(3);
+    let all = one.infer(x.view()).unwrap();
+    assert!(all.iter().all(|&weight| (weight - 1.0 / 64.0).abs() < 1e-12));
+    assert!(one.weights(x.view()).unwrap().as_slice() == all.as_slice());
+    let first = one.forward(x.view()).unwrap();
+    let dropped = first.iter().filter(|&&weight| weight == 0.0).count();
+    // Six standard deviations.
+    assert!((dropped as f64 - 1024.0).abs() < 6.0 * (4096.0f64 * 0.1875).sqrt(), "{dropped}");
+    assert!(first.iter().all(|&weight| weight == 0.0 || (weight - 1.0 / 48.0).abs() < 1e-12));
+    assert!(one.forward(x.view()).unwrap() != first);
+    assert!(layer(3).forward(x.view()).unwrap() == first);
+    assert!(layer(4).forward(x.view()).unwrap() != first);
+    assert!(one.infer(x.view()).unwrap() == all);
+}
+
+#[test]
+fn gradients_under_dropout_are_central_differences() {
+    let x = wave([2, 4, 8], 0.1);
+    let r = wave([2, 4, 8], 0.9);
+    for order in [NormOrder::Pre, NormOrder::Post] {
+        // The first call of equal layers drops the same elements.
+        let make = || {
+            let block = TransformerBlock::<f64>::decoder(8, 2, 12, order, &mut Rng::seed(6)).unwrap();
+            block.dropout(0.3, 11).unwrap()
+        };
+        let loss = |mut block: TransformerBlock<f64>, x: &Tensor<f64, 3>| {
+            let y = block.forward(x.view()).unwrap();
+            y.iter().zip(&r).map(|(y, r)| y * r).sum::<f64>()
+        };
+        let mut block = make();
+        let y = block.forward(x.view()).unwrap();
+        assert!(y != block.infer(x.view()).unwrap());
+        let plain = TransformerBlock::<f64>::decoder(8, 2, 12, order, &mut Rng::seed(6)).unwrap();
+        assert!(plain.infer(x.view()).unwrap() == block.infer(x.view()).unwrap());
+        let dx = block.backward(r.view()).unwrap();
+        block.zero_gradients();
+        assert!(block.backward(r.view()).unwrap() == dx);
+        let h = 1e-5;
+        let near = |what: &str, [high, low]: [f64; 2], gradient: f64| {
+            let found = (high - low) / (2.0 * h);
+            assert!((found - gradient).abs() < 1e-7 * (1.0 + gradient.abs()), "{what}: {found} {gradient}");
+        };
+        for i in 0..x.len() {
+            let losses = [h, -h].map(|h| {
+                let mut x = x.view().to_tensor().unwrap();
+                x.as_mut_slice()[i] += h;
+                loss(make(), &x)
+            });
+            near("dx", losses, dx.as_slice()[i]);
+        }
+        let mut gradients = Vec::new();
+        block.visit(&mut |name, parameter| {
+            let at = parameter.len() / 3;
+            gradients.push((name.to_owned(), at, parameter.gradient()[at]));
+        });
+        for (name, at, gradient) in gradients {
+            let losses = [h, -h].map(|h| {
+                let mut block = make();
+                block.visit(&mut |found, parameter| {
+                    if found == name {
+                        parameter.value_mut()[at] += h;
+                    }
+                });
+                loss(block, &x)
+            });
+            near(&name, losses, gradient);
+        }
     }
 }
 
@@ -191,6 +383,15 @@ fn bad_input_is_refused() {
     let full = text(layer.decode(x.view(), &mut cache).map(|_| ()));
     assert_eq!(full, "KvCache::append: the number of positions is 3, expected at most the room that is left");
     assert!(cache.is_empty());
+    for probability in [-0.1, 1.0, f64::NAN] {
+        let layer = MultiHeadAttention::<f32>::new(8, 2, &mut rng).unwrap();
+        assert_eq!(
+            text(layer.dropout(probability, 1).map(|_| ())),
+            format!(
+                "MultiHeadAttention::dropout: probability is {probability}, expected at least 0 and less than 1"
+            )
+        );
+    }
     layer.forward(x.view()).unwrap();
     assert_eq!(
         text(layer.backward(narrow.view()).map(|_| ())),

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 
+use crate::model::{Net, Options};
+
 /// Where the text lies that comes with the repository.
 const TEXT: &str = "examples/data/text/kjv-selection.txt";
 
@@ -12,7 +14,7 @@ fn from_one(most: u64) -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..=most)
 }
 
-/// Trains an LSTM on a text, character by character, by truncated back-propagation through time, and lets it write.
+/// Trains an LSTM or a transformer on a text, character by character, and lets it write.
 ///
 /// Prints the loss of each pass, and at the end what the model writes; saves the model and a chart of the loss.
 /// The same seed on the same machine gives the same bits.
@@ -27,29 +29,37 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 6)]
     pub epochs: u32,
 
-    /// Units of each LSTM layer
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = from_one(16_384))]
-    pub hidden: u32,
+    /// What learns
+    #[arg(long, value_name = "NET", value_enum, default_value_t = Net::Lstm)]
+    pub net: Net,
 
-    /// LSTM layers
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = from_one(16))]
-    pub layers: u32,
+    /// Units of each LSTM layer, or the width of the transformer [default: 256, or 128]
+    #[arg(long, value_name = "N", value_parser = from_one(16_384))]
+    hidden: Option<u32>,
 
-    /// Probability of dropout between layers
-    #[arg(long, value_name = "P", default_value_t = 0.2)]
-    pub dropout: f64,
+    /// LSTM layers or blocks of the transformer [default: 1, or 4]
+    #[arg(long, value_name = "N", value_parser = from_one(16))]
+    layers: Option<u32>,
+
+    /// Heads of the transformer, each of an even part of its width
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = from_one(1024))]
+    heads: u32,
+
+    /// Probability of dropout, between LSTM layers or in the transformer [default: 0.2, or 0.1]
+    #[arg(long, value_name = "P")]
+    dropout: Option<f64>,
 
     /// Places of the text that are read at the same time
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = from_one(4096))]
     pub batch: u32,
 
-    /// Characters through which gradients go back
+    /// Characters through which gradients go back, and to which the transformer attends
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = from_one(65_536))]
     pub window: u32,
 
-    /// Learning rate of AdamW at the start; it falls to a tenth along half a cosine
-    #[arg(long, value_name = "R", default_value_t = 4e-3)]
-    pub rate: f64,
+    /// Learning rate of AdamW at the start; it falls to a tenth along half a cosine [default: 0.004, or 0.002]
+    #[arg(long, value_name = "R")]
+    rate: Option<f64>,
 
     /// File of the model, in the safetensors format
     #[arg(long, value_name = "FILE", default_value = "target/chars.safetensors")]
@@ -89,6 +99,26 @@ pub struct Args {
 }
 
 impl Args {
+    /// What a new model is made of.
+    pub fn options(&self) -> Options {
+        let net = self.net;
+        let or = |value: Option<u32>, lstm, transformer| {
+            value.map_or(if net == Net::Lstm { lstm } else { transformer }, |value| value as usize)
+        };
+        Options {
+            net,
+            hidden: or(self.hidden, 256, 128),
+            layers: or(self.layers, 1, 4),
+            heads: self.heads as usize,
+            context: self.window as usize,
+            dropout: self.dropout.unwrap_or(if net == Net::Lstm { 0.2 } else { 0.1 }),
+        }
+    }
+
+    pub fn rate(&self, net: Net) -> f64 {
+        self.rate.unwrap_or(if net == Net::Lstm { 4e-3 } else { 2e-3 })
+    }
+
     pub fn text(&self) -> PathBuf {
         // The folder of the sources may be gone by the time that the program runs.
         self.text.clone().unwrap_or_else(|| {
@@ -114,11 +144,15 @@ mod tests {
         let args = Args::parse_from(["chars"]);
         assert!(args.text().ends_with(TEXT));
         assert!(!args.resume && args.seed == 42);
+        let (lstm, transformer) =
+            (args.options(), Args::parse_from(["chars", "--net=transformer"]).options());
+        assert_eq!((lstm.net, lstm.hidden, lstm.layers), (Net::Lstm, 256, 1));
+        assert_eq!((transformer.net, transformer.hidden, transformer.layers), (Net::Transformer, 128, 4));
     }
 
     #[test]
     fn numbers_out_of_range_are_refused() {
-        for option in ["--hidden", "--layers", "--batch", "--window", "--threads"] {
+        for option in ["--hidden", "--layers", "--heads", "--batch", "--window", "--threads"] {
             for value in ["0", "-1", "x", "4294967296"] {
                 assert!(Args::try_parse_from(["chars", &format!("{option}={value}")]).is_err());
             }

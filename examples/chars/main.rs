@@ -1,9 +1,10 @@
-//! Trains an LSTM to write, character by character, in the manner of a text, and lets it write.
+//! Trains an LSTM or a transformer to write, character by character, in the manner of a text, and lets it write.
 //!
 //! `cargo run --release --example chars -- --help`
 
 mod args;
 mod chart;
+mod decoder;
 mod model;
 mod sample;
 mod save;
@@ -38,9 +39,7 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
     let text = Text::load(&args.text())?;
     let mut model = match args.resume {
         true => save::load(&args.model)?,
-        false => {
-            Model::new(text.alphabet(), args.hidden as usize, args.layers as usize, args.dropout, args.seed)?
-        }
+        false => Model::new(text.alphabet(), args.options(), args.seed)?,
     };
     // Before the training, which takes minutes.
     save::check_writable(&args.model)?;
@@ -60,7 +59,7 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
     if !model.epochs.is_empty() {
         save::write(&args.chart, chart::loss(&model.epochs)?.as_bytes())?;
     }
-    save::save(&model, &args.model)?;
+    save::save(&mut model, &args.model)?;
     let written = sample::write(&model, args)?;
     writeln!(io::stdout(), "\n{written}\n")?;
     writeln!(io::stdout(), "model: {}\nloss: {}", args.model.display(), args.chart.display())?;

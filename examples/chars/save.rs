@@ -6,29 +6,36 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use clap::ValueEnum;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::NamedTempFile;
 use tilewise::layer::Parameters;
 
-use crate::model::{Epoch, Model};
+use crate::model::{Epoch, Model, Net, Options};
 use crate::text::Alphabet;
+
+/// As the command line has it.
+const MOST_CONTEXT: usize = 65_536;
 
 /// What a parameter is called, its shape and its numbers.
 type Entry = (String, Vec<usize>, Vec<u8>);
 
-pub fn save(model: &Model, path: &Path) -> Result<(), Box<dyn Error>> {
+pub fn save(model: &mut Model, path: &Path) -> Result<(), Box<dyn Error>> {
     let list =
         |of: fn(&Epoch) -> f64| model.epochs.iter().map(|epoch| of(epoch).to_string()).collect::<Vec<_>>();
     let info = HashMap::from([
         ("alphabet".to_owned(), model.alphabet.as_string()),
-        ("hidden".to_owned(), model.hidden.to_string()),
-        ("layers".to_owned(), model.layers.to_string()),
-        ("dropout".to_owned(), model.dropout.to_string()),
+        ("net".to_owned(), name(model.options.net)),
+        ("hidden".to_owned(), model.options.hidden.to_string()),
+        ("layers".to_owned(), model.options.layers.to_string()),
+        ("heads".to_owned(), model.options.heads.to_string()),
+        ("context".to_owned(), model.options.context.to_string()),
+        ("dropout".to_owned(), model.options.dropout.to_string()),
         ("train_loss".to_owned(), list(|epoch| epoch.train).join(" ")),
         ("test_loss".to_owned(), list(|epoch| epoch.test).join(" ")),
     ]);
-    let entries = entries(model)?;
+    let entries = entries(model);
     let views = entries
         .iter()
         .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
@@ -36,30 +43,18 @@ pub fn save(model: &Model, path: &Path) -> Result<(), Box<dyn Error>> {
     write(path, &safetensors::serialize(views, Some(info))?)
 }
 
-fn entries(model: &Model) -> tilewise::Result<Vec<Entry>> {
+/// As on the command line.
+fn name(net: Net) -> String {
+    net.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn entries(model: &mut Model) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let mut push = |name: String, shape: &[usize], values: &mut dyn Iterator<Item = f32>| {
-        entries.push((name, shape.to_vec(), values.flat_map(f32::to_le_bytes).collect()));
-    };
-    let embedding = model.embedding.weight();
-    push("embedding.weight".to_owned(), embedding.shape(), &mut embedding.value().iter().copied());
-    for layer in 0..model.layers {
-        let weights = model.lstm.weights(layer)?;
-        for (name, view) in [("input", weights.input), ("recurrent", weights.recurrent)] {
-            push(format!("lstm.{layer}.{name}"), &view.shape(), &mut view.iter().copied());
-        }
-        for (name, view) in [("bias", weights.bias), ("recurrent_bias", weights.recurrent_bias)] {
-            if let Some(view) = view {
-                push(format!("lstm.{layer}.{name}"), &view.shape(), &mut view.iter().copied());
-            }
-        }
-    }
-    for (name, parameter) in [("weight", Some(model.head.weight())), ("bias", model.head.bias())] {
-        if let Some(parameter) = parameter {
-            push(format!("head.{name}"), parameter.shape(), &mut parameter.value().iter().copied());
-        }
-    }
-    Ok(entries)
+    model.visit(&mut |name, parameter| {
+        let bytes = parameter.value().iter().flat_map(|x| x.to_le_bytes()).collect();
+        entries.push((name.to_owned(), parameter.shape().to_vec(), bytes));
+    });
+    entries
 }
 
 pub fn load(path: &Path) -> Result<Model, Box<dyn Error>> {
@@ -76,14 +71,30 @@ fn parse(bytes: &[u8]) -> Result<Model, Box<dyn Error>> {
         Ok(get(key)?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
     };
     let tensors = SafeTensors::deserialize(bytes)?;
-    let (hidden, layers) = (get("hidden")?.parse::<usize>()?, get("layers")?.parse::<usize>()?);
+    let size = |key: &str| -> Result<usize, Box<dyn Error>> { Ok(get(key)?.parse()?) };
+    // Older files know one net.
+    let net = info.get("net").map_or(Ok(Net::Lstm), |net| Net::from_str(net, false))?;
+    let decoder = |key: &str| if net == Net::Lstm { Ok(1) } else { size(key) };
+    let options = Options {
+        net,
+        hidden: size("hidden")?,
+        layers: size("layers")?,
+        heads: decoder("heads")?,
+        context: decoder("context")?,
+        dropout: get("dropout")?.parse()?,
+    };
     // The file has as many numbers as the model, so a size out of all proportion asks for no memory.
-    let (head, recurrent) = (tensors.tensor("head.weight")?, tensors.tensor("lstm.0.recurrent")?);
-    let fits = head.shape() == [hidden, alphabet.len()] && recurrent.shape().get(2) == Some(&hidden);
-    if !fits || layers > tensors.len() {
+    let (first, columns) = match net {
+        Net::Lstm => ("lstm.0.recurrent", 2),
+        Net::Transformer => ("decoder.0.attention.out_proj.weight", 1),
+    };
+    let (head, first) = (tensors.tensor("head.weight")?, tensors.tensor(first)?);
+    let fits = head.shape() == [options.hidden, alphabet.len()]
+        && first.shape().get(columns) == Some(&options.hidden);
+    if !fits || options.layers > tensors.len() || options.context > MOST_CONTEXT {
         return Err("its sizes are not those of its tensors".into());
     }
-    let mut model = Model::new(alphabet, hidden, layers, get("dropout")?.parse()?, 0)?;
+    let mut model = Model::new(alphabet, options, 0)?;
     model.epochs = losses("train_loss")?
         .into_iter()
         .zip(losses("test_loss")?)
@@ -148,14 +159,19 @@ mod tests {
     fn a_model_is_the_same_after_saving_and_loading() {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("a/model.safetensors");
-        let alphabet = Alphabet::from_sorted("abc").unwrap();
-        let mut model = Model::new(alphabet, 5, 2, 0.25, 7).unwrap();
-        model.epochs.push(Epoch { train: 1.5, test: 2.25 });
-        save(&model, &path).unwrap();
-        let loaded = load(&path).unwrap();
-        assert_eq!(entries(&loaded).unwrap(), entries(&model).unwrap());
-        assert_eq!((loaded.alphabet, loaded.hidden, loaded.layers), (model.alphabet, 5, 2));
-        assert_eq!((loaded.epochs, loaded.dropout), (model.epochs, 0.25));
+        for net in [Net::Lstm, Net::Transformer] {
+            let alphabet = Alphabet::from_sorted("abc").unwrap();
+            let options = Options { net, hidden: 4, layers: 2, heads: 2, context: 9, dropout: 0.25 };
+            let mut model = Model::new(alphabet, options, 7).unwrap();
+            model.epochs.push(Epoch { train: 1.5, test: 2.25 });
+            save(&mut model, &path).unwrap();
+            let mut loaded = load(&path).unwrap();
+            assert_eq!(entries(&mut loaded), entries(&mut model));
+            assert_eq!(loaded.alphabet, model.alphabet);
+            assert_eq!(loaded.epochs, model.epochs);
+            let (heads, context) = if net == Net::Lstm { (1, 1) } else { (2, 9) };
+            assert_eq!(loaded.options, Options { heads, context, ..options });
+        }
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 

@@ -1,5 +1,6 @@
-//! Truncated back-propagation through time: the text is cut into as many strips as are read at the same time, each is
-//! read window by window, states are carried on, gradients are not carried back.
+//! The text is cut into as many strips as are read at the same time, each is read window by window. For an LSTM this is
+//! truncated back-propagation through time: states are carried on, gradients are not carried back. A transformer knows
+//! nothing of the windows before.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -16,7 +17,7 @@ const TEST: usize = 20;
 
 pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<dyn Error>> {
     let (train, test) = text.split_at(text.len() - text.len() / TEST);
-    let (batch, window) = (args.batch as usize, args.window as usize);
+    let (batch, window) = (args.batch as usize, model.window(args.window as usize));
     let steps = Strips::new(train, batch, window).map_or(0, |strips| strips.windows());
     if args.epochs > 0 && steps == 0 {
         let (needed, found) = (batch.saturating_add(1), train.len());
@@ -25,7 +26,8 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
         )
         .into());
     }
-    let mut optimizer = AdamW::new(args.rate);
+    let rate = args.rate(model.options.net);
+    let mut optimizer = AdamW::new(rate);
     let bars = !args.quiet && !ProgressDrawTarget::stderr().is_hidden();
     for epoch in 0..args.epochs as usize {
         let started = Instant::now();
@@ -36,13 +38,13 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
             ProgressBar::new(steps as u64).with_style(style).with_prefix(heading.clone())
         });
         let mut strips = Strips::new(train, batch, window).ok_or("no text")?;
-        let mut state = model.lstm.zero_state(batch)?;
+        let mut state = model.start(batch)?;
         let (mut sum, mut done, mut read) = (0.0, 0, 0);
         while let Some(window) = strips.next_window() {
             read += window.next.len();
             let all = (steps * args.epochs as usize) as f64;
             let progress = (epoch * steps) as f64 / all + done as f64 / all;
-            optimizer.set_learning_rate(args.rate * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos()));
+            optimizer.set_learning_rate(rate * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos()));
             sum += model.train(&window, &mut state, &mut optimizer)?;
             done += 1;
             if let Some(bar) = &bar {
@@ -52,9 +54,9 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
         }
         let losses = Epoch { train: sum / done.max(1) as f64, test: self::test(model, test, window)? };
         model.epochs.push(losses);
-        let rate = read as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        let speed = read as f64 / started.elapsed().as_secs_f64().max(1e-9);
         let line =
-            format!("{heading}  loss {:.4}  test {:.4}  {rate:.0} characters/s", losses.train, losses.test);
+            format!("{heading}  loss {:.4}  test {:.4}  {speed:.0} characters/s", losses.train, losses.test);
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
@@ -71,7 +73,7 @@ fn test(model: &Model, text: &[usize], window: usize) -> Result<f64, Box<dyn Err
     /// Each strip begins without knowing what came before.
     const STRIPS: usize = 8;
     let Some(mut strips) = Strips::new(text, STRIPS, window) else { return Ok(f64::NAN) };
-    let mut state = model.lstm.zero_state(STRIPS)?;
+    let mut state = model.start(STRIPS)?;
     let (mut sum, mut count) = (0.0, 0);
     while let Some(window) = strips.next_window() {
         sum += model.test(&window, &mut state)? * window.next.len() as f64;

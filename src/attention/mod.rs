@@ -361,7 +361,7 @@ impl<'e, T: Element> Attention<'e, T> {
     /// # Errors
     /// As [`forward`](Self::forward), and [`Error::Argument`] where the gradient of a bias is asked for and there is
     /// none.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "what went in, what came out and what is wanted")]
     pub fn backward_into(
         &self,
         q: TensorView<'_, T, 4>,

@@ -6,7 +6,7 @@ use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCach
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::linear::{Dense, DenseGradientsMut};
-use crate::random::Rng;
+use crate::random::{self, Rng};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Attention over heads, with projections before and after: Y = concat(headₕ) Woᵀ + bo, headₕ = att(Qₕ, Kₕ, Vₕ), where Q, K
@@ -42,6 +42,10 @@ pub struct MultiHeadAttention<T> {
     out_bias: Option<Parameter<T>>,
     causal: Option<Align>,
     rotary: Option<Rotary<T>>,
+    /// Rate and seed.
+    dropout: Option<(f64, u64)>,
+    /// Calls in training so far.
+    calls: u64,
     saved: Option<Call<T>>,
 }
 
@@ -58,6 +62,8 @@ struct Call<T> {
     /// K and V of the other sequence.
     projected_context: Option<Tensor<T, 2>>,
     attended: Attended<T>,
+    /// Rate and seed of this call.
+    dropout: Option<(f64, u64)>,
 }
 
 impl<T: Element> MultiHeadAttention<T> {
@@ -132,6 +138,8 @@ impl<T: Element> MultiHeadAttention<T> {
             out_bias: out_bias.map(Parameter::new).transpose()?,
             causal: None,
             rotary: None,
+            dropout: None,
+            calls: 0,
             saved: None,
         })
     }
@@ -170,6 +178,19 @@ impl<T: Element> MultiHeadAttention<T> {
         Self { rotary: Some(rotary), ..self }
     }
 
+    /// Dropout of the weights while training: each becomes 0 with this probability, and the others are divided by 1 −
+    /// `probability`. Which do depends on the seed, the number of the call and their places alone.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the probability is not at least 0 and less than 1.
+    pub fn dropout(self, probability: f64, seed: u64) -> Result<Self> {
+        if !(0.0..1.0).contains(&probability) {
+            let op = "MultiHeadAttention::dropout";
+            return Err(Error::argument(op, "probability", probability, "at least 0 and less than 1"));
+        }
+        Ok(Self { dropout: (probability > 0.0).then_some((probability, seed)), ..self })
+    }
+
     /// An empty cache for [`decode`](Self::decode), with room for `capacity` positions.
     ///
     /// # Errors
@@ -200,8 +221,9 @@ impl<T: Element> MultiHeadAttention<T> {
         Dense::new().forward(rows.view(), self.out_weight.view::<2>()?.transpose(), bias)?.reshape(shape)
     }
 
-    fn options(&self) -> Attention<'static, T> {
-        self.causal.map_or(Attention::new(), |align| Attention::new().causal(align))
+    fn options(&self, dropout: Option<(f64, u64)>) -> Attention<'static, T> {
+        let options = self.causal.map_or(Attention::new(), |align| Attention::new().causal(align));
+        dropout.map_or(options, |(rate, seed)| options.dropout(rate, seed))
     }
 
     fn check(&self, op: &'static str, arg: &'static str, shape: [usize; 3]) -> Result<()> {
@@ -214,6 +236,7 @@ impl<T: Element> MultiHeadAttention<T> {
         op: &'static str,
         x: TensorView<'_, T, 3>,
         context: Option<TensorView<'_, T, 3>>,
+        dropout: Option<(f64, u64)>,
     ) -> Result<(Tensor<T, 3>, Call<T>)> {
         let shape = x.shape();
         self.check(op, "x", shape)?;
@@ -244,9 +267,23 @@ impl<T: Element> MultiHeadAttention<T> {
             rotary.apply(k, 0)?;
         }
         let [q, k, v] = parts.split(&projected, projected_context.as_ref())?;
-        let attended = self.options().forward_saving(q, k, v)?;
+        let attended = self.options(dropout).forward_saving(q, k, v)?;
         let y = self.output(&attended.output, shape)?;
-        Ok((y, Call { shape, keys, x, context, projected, projected_context, attended }))
+        Ok((y, Call { shape, keys, x, context, projected, projected_context, attended, dropout }))
+    }
+
+    /// [`run`](Self::run) in training, with weights of its own that are dropped.
+    fn train(
+        &mut self,
+        op: &'static str,
+        x: TensorView<'_, T, 3>,
+        context: Option<TensorView<'_, T, 3>>,
+    ) -> Result<Tensor<T, 3>> {
+        let dropout = self.dropout.map(|(rate, seed)| (rate, random::at(seed, self.calls)));
+        let (y, call) = self.run(op, x, context, dropout)?;
+        self.calls = self.calls.wrapping_add(1);
+        self.saved = Some(call);
+        Ok(y)
     }
 
     /// As [`Layer::forward`], with keys and values from `context`, `[batch, keys, width]`.
@@ -258,9 +295,7 @@ impl<T: Element> MultiHeadAttention<T> {
         x: TensorView<'_, T, 3>,
         context: TensorView<'_, T, 3>,
     ) -> Result<Tensor<T, 3>> {
-        let (y, call) = self.run("MultiHeadAttention::forward_cross", x, Some(context))?;
-        self.saved = Some(call);
-        Ok(y)
+        self.train("MultiHeadAttention::forward_cross", x, Some(context))
     }
 
     /// As [`Layer::infer`], with keys and values from `context`, `[batch, keys, width]`.
@@ -272,7 +307,24 @@ impl<T: Element> MultiHeadAttention<T> {
         x: TensorView<'_, T, 3>,
         context: TensorView<'_, T, 3>,
     ) -> Result<Tensor<T, 3>> {
-        Ok(self.run("MultiHeadAttention::infer_cross", x, Some(context))?.0)
+        Ok(self.run("MultiHeadAttention::infer_cross", x, Some(context), None)?.0)
+    }
+
+    /// The weights that each query of `x` has for each key of `x`, `[batch, heads, length, length]`, to look at: what
+    /// [`Layer::infer`] gives does without this memory.
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    pub fn weights(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 4>> {
+        let [batch, length, _] = x.shape();
+        let (_, call) = self.run("MultiHeadAttention::weights", x, None, None)?;
+        let parts = Parts { layer: self, batch, queries: length, keys: length };
+        let [q, k, _] = parts.split(&call.projected, None)?;
+        // Weights times the unit matrix are the weights.
+        let unit =
+            Tensor::from_fn([1, 1, length, length], |[.., i, j]| if i == j { T::ONE } else { T::ZERO })?;
+        let unit = unit.view().broadcast([batch, self.kv_heads, length, length])?;
+        self.options(None).forward(q, k, unit)
     }
 
     /// The next positions `[batch, n, width]`, which follow those in the cache and are appended to it; each attends to all
@@ -321,7 +373,7 @@ impl<T: Element> MultiHeadAttention<T> {
         call: &Call<T>,
         dy: TensorView<'_, T, 3>,
     ) -> Result<(Tensor<T, 3>, Option<Tensor<T, 3>>)> {
-        let Call { shape, keys, x, context, projected, projected_context, attended } = call;
+        let Call { shape, keys, x, context, projected, projected_context, attended, dropout } = call;
         if dy.shape() != *shape {
             return Err(Error::shape(op, "dy", &dy.shape(), shape));
         }
@@ -339,7 +391,8 @@ impl<T: Element> MultiHeadAttention<T> {
         let [dq, dk, dv] = parts.split_mut(&mut dprojected, dcontext.as_mut())?;
         let gradients = AttentionGradientsMut { query: Some(dq), key: Some(dk), value: Some(dv), bias: None };
         let (y, normalizer) = (attended.output.view(), attended.normalizer.view());
-        self.options().backward_into(q, k, v, y, normalizer, dheads.permute([0, 2, 1, 3])?, gradients)?;
+        let dheads = dheads.permute([0, 2, 1, 3])?;
+        self.options(*dropout).backward_into(q, k, v, y, normalizer, dheads, gradients)?;
         if let Some(rotary) = &self.rotary {
             let [dq, dk, _] = parts.split_mut(&mut dprojected, dcontext.as_mut())?;
             rotary.revert(dq, 0)?;
@@ -450,13 +503,11 @@ impl<T: Element> Parameters<T> for MultiHeadAttention<T> {
 
 impl<T: Element> Layer<T, 3, 3> for MultiHeadAttention<T> {
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
-        let (y, call) = self.run("MultiHeadAttention::forward", x, None)?;
-        self.saved = Some(call);
-        Ok(y)
+        self.train("MultiHeadAttention::forward", x, None)
     }
 
     fn infer(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
-        Ok(self.run("MultiHeadAttention::infer", x, None)?.0)
+        Ok(self.run("MultiHeadAttention::infer", x, None, None)?.0)
     }
 
     /// After [`forward_cross`](MultiHeadAttention::forward_cross) that for `x`, while that for the context is dropped.

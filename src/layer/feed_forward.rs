@@ -1,6 +1,6 @@
 //! The feed-forward part of a transformer.
 
-use super::{Init, Layer, Linear, Parameter, Parameters, Saved};
+use super::{Dropout, Init, Layer, Linear, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -29,6 +29,7 @@ pub struct FeedForward<T> {
     gate: Option<Linear<T>>,
     down: Linear<T>,
     activation: Activation,
+    dropout: Option<Dropout<T>>,
     /// x W₁ + b₁ and, gated, x W₃ + b₃.
     sums: Saved<T, 2>,
     gates: Saved<T, 2>,
@@ -46,6 +47,7 @@ impl<T: Element> FeedForward<T> {
             gate: None,
             down: Linear::new(hidden, width, init, rng)?,
             activation,
+            dropout: None,
             sums: Saved::NONE,
             gates: Saved::NONE,
         })
@@ -58,6 +60,14 @@ impl<T: Element> FeedForward<T> {
     pub fn gated(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
         let gate = Linear::new(width, hidden, Init::xavier_uniform(), rng)?;
         Ok(Self { gate: Some(gate), ..Self::new(width, hidden, activation, rng)? })
+    }
+
+    /// Dropout while training of what goes into the second layer.
+    ///
+    /// # Errors
+    /// As [`Dropout::new`].
+    pub fn dropout(self, probability: f64, seed: u64) -> Result<Self> {
+        Ok(Self { dropout: Some(Dropout::new(probability, seed)?), ..self })
     }
 
     /// What goes into the second layer, from x W₁ + b₁ and x W₃ + b₃.
@@ -92,7 +102,11 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
         let x2 = rows(x)?;
         let sums = self.up.forward(x2.view())?;
         let gates = self.gate.as_mut().map(|gate| gate.forward(x2.view())).transpose()?;
-        let y = self.down.forward(self.inner(&sums, gates.as_ref())?.view())?;
+        let mut inner = self.inner(&sums, gates.as_ref())?;
+        if let Some(dropout) = &mut self.dropout {
+            inner = dropout.forward(inner.view())?;
+        }
+        let y = self.down.forward(inner.view())?;
         (self.sums, self.gates) = (Saved(Some(sums)), Saved(gates));
         y.reshape(x.shape())
     }
@@ -112,6 +126,9 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
             return Err(Error::shape(op, "dy", &dy.shape(), &[batch, sums.shape()[0] / batch.max(1), width]));
         }
         let mut dinner = self.down.backward(rows(dy)?.view())?;
+        if let Some(dropout) = &mut self.dropout {
+            dinner = dropout.backward(dinner.view())?;
+        }
         let mut dx = None;
         if let (Some(layer), Some(gates)) = (&mut self.gate, &self.gates.0) {
             let mut dgates = Tensor::zeros(sums.shape())?;

@@ -42,7 +42,6 @@ impl<T: Element> Affine<T> {
     }
 
     /// The scale, and where the gradients go.
-    #[allow(clippy::type_complexity)]
     fn gradients<'a, const N: usize>(
         &'a mut self,
         dx: &'a mut Tensor<T, N>,

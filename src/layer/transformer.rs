@@ -1,11 +1,11 @@
 //! A block of a transformer.
 
-use super::{FeedForward, Layer, LayerNorm, MultiHeadAttention, Parameter, Parameters, not_called};
+use super::{Dropout, FeedForward, Layer, LayerNorm, MultiHeadAttention, Parameter, Parameters, not_called};
 use crate::activation::Activation;
 use crate::attention::{Align, KvCache};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::random::Rng;
+use crate::random::{self, Rng};
 use crate::tensor::{Tensor, TensorView};
 
 /// Where a block normalises.
@@ -42,6 +42,8 @@ pub struct TransformerBlock<T> {
     feed_forward: FeedForward<T>,
     norms: [Box<dyn Layer<T, 3, 3> + Send + Sync>; 2],
     order: NormOrder,
+    /// Of what the parts add to the residual path.
+    dropouts: Option<[Dropout<T, 3>; 2]>,
     output: Option<[usize; 3]>,
 }
 
@@ -53,7 +55,7 @@ impl<T: Element> TransformerBlock<T> {
         norms: [Box<dyn Layer<T, 3, 3> + Send + Sync>; 2],
         order: NormOrder,
     ) -> Self {
-        Self { attention, feed_forward, norms, order, output: None }
+        Self { attention, feed_forward, norms, order, dropouts: None, output: None }
     }
 
     /// An encoder's block with GELU and layer normalisation.
@@ -89,6 +91,21 @@ impl<T: Element> TransformerBlock<T> {
         Ok(Self { attention: block.attention.causal(Align::Start), ..block })
     }
 
+    /// Dropout while training, with one probability and different elements: of the weights of attention, of what goes
+    /// into the second layer of the feed-forward part, and of what each part adds to the residual path.
+    ///
+    /// # Errors
+    /// As [`MultiHeadAttention::dropout`].
+    pub fn dropout(self, probability: f64, seed: u64) -> Result<Self> {
+        let seeds = [0, 1, 2, 3].map(|place| random::at(seed, place));
+        Ok(Self {
+            attention: self.attention.dropout(probability, seeds[0])?,
+            feed_forward: self.feed_forward.dropout(probability, seeds[1])?,
+            dropouts: Some([Dropout::new(probability, seeds[2])?, Dropout::new(probability, seeds[3])?]),
+            ..self
+        })
+    }
+
     /// An empty cache for [`decode`](Self::decode), with room for `capacity` positions.
     ///
     /// # Errors
@@ -107,6 +124,17 @@ impl<T: Element> TransformerBlock<T> {
         self.part(1, x.view(), |x| self.feed_forward.infer(x))
     }
 
+    /// The weights of attention for `x`, as [`MultiHeadAttention::weights`] has them.
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    pub fn attention_weights(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 4>> {
+        match self.order {
+            NormOrder::Pre => self.attention.weights(self.norms[0].infer(x)?.view()),
+            NormOrder::Post => self.attention.weights(x),
+        }
+    }
+
     /// One part with its residual path and normalisation.
     fn part(
         &self,
@@ -119,6 +147,35 @@ impl<T: Element> TransformerBlock<T> {
             NormOrder::Pre => add(f(norm.infer(x)?.view())?, x),
             NormOrder::Post => norm.infer(add(f(x)?, x)?.view()),
         }
+    }
+
+    /// [`part`](Self::part) in training.
+    fn train_part(&mut self, number: usize, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let (norm, order) = (&mut self.norms[number], self.order);
+        let part: &mut dyn Layer<T, 3, 3> =
+            if number == 0 { &mut self.attention } else { &mut self.feed_forward };
+        let mut y = match order {
+            NormOrder::Pre => part.forward(norm.forward(x)?.view())?,
+            NormOrder::Post => part.forward(x)?,
+        };
+        if let Some(dropouts) = &mut self.dropouts {
+            y = dropouts[number].forward(y.view())?;
+        }
+        let y = add(y, x)?;
+        if order == NormOrder::Post { norm.forward(y.view()) } else { Ok(y) }
+    }
+
+    /// The gradient for what [`train_part`](Self::train_part) took.
+    fn part_backward(&mut self, number: usize, dy: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let (norm, order) = (&mut self.norms[number], self.order);
+        let part: &mut dyn Layer<T, 3, 3> =
+            if number == 0 { &mut self.attention } else { &mut self.feed_forward };
+        // The gradient for the sum with the residual path.
+        let through = if order == NormOrder::Post { Some(norm.backward(dy)?) } else { None };
+        let dsum = through.as_ref().map_or(dy, Tensor::view);
+        let dropped = self.dropouts.as_mut().map(|dropouts| dropouts[number].backward(dsum)).transpose()?;
+        let dx = part.backward(dropped.as_ref().map_or(dsum, Tensor::view))?;
+        add(if order == NormOrder::Pre { norm.backward(dx.view())? } else { dx }, dsum)
     }
 }
 
@@ -149,17 +206,8 @@ impl<T: Element> Layer<T, 3, 3> for TransformerBlock<T> {
     /// `forward` has succeeded.
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         self.output = None;
-        let [norm1, norm2] = &mut self.norms;
-        let y = match self.order {
-            NormOrder::Pre => {
-                let x = add(self.attention.forward(norm1.forward(x)?.view())?, x)?;
-                add(self.feed_forward.forward(norm2.forward(x.view())?.view())?, x.view())?
-            }
-            NormOrder::Post => {
-                let x = norm1.forward(add(self.attention.forward(x)?, x)?.view())?;
-                norm2.forward(add(self.feed_forward.forward(x.view())?, x.view())?.view())?
-            }
-        };
+        let x = self.train_part(0, x)?;
+        let y = self.train_part(1, x.view())?;
         self.output = Some(y.shape());
         Ok(y)
     }
@@ -175,18 +223,7 @@ impl<T: Element> Layer<T, 3, 3> for TransformerBlock<T> {
         if dy.shape() != expected {
             return Err(Error::shape(op, "dy", &dy.shape(), &expected));
         }
-        let [norm1, norm2] = &mut self.norms;
-        match self.order {
-            NormOrder::Pre => {
-                let dx = add(norm2.backward(self.feed_forward.backward(dy)?.view())?, dy)?;
-                add(norm1.backward(self.attention.backward(dx.view())?.view())?, dx.view())
-            }
-            NormOrder::Post => {
-                let dsum = norm2.backward(dy)?;
-                let dx = add(self.feed_forward.backward(dsum.view())?, dsum.view())?;
-                let dsum = norm1.backward(dx.view())?;
-                add(self.attention.backward(dsum.view())?, dsum.view())
-            }
-        }
+        let dx = self.part_backward(1, dy)?;
+        self.part_backward(0, dx.view())
     }
 }

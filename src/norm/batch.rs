@@ -237,7 +237,7 @@ impl BatchNormalization {
         self.run_backward("BatchNormalization::backward_into", x, mean, scale, dy, beta, gradients)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "what went in, what is known and what is wanted")]
     fn run_backward<T: Element, const N: usize>(
         self,
         op: &'static str,
@@ -259,7 +259,7 @@ impl BatchNormalization {
     ///
     /// # Errors
     /// As [`backward_into`](Self::backward_into).
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "what went in, what is known and what is wanted")]
     pub fn backward_inference_into<T: Element, const N: usize>(
         self,
         x: TensorView<'_, T, N>,

@@ -39,6 +39,7 @@ mod lp;
 mod reduce;
 mod spread;
 mod unpool;
+mod walk;
 
 pub use lp::LpPool;
 

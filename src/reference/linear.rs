@@ -53,7 +53,6 @@ pub fn dense<T: Element>(
 /// assert_eq!(db.as_slice(), [10.0]);
 /// # Ok::<(), tilewise::Error>(())
 /// ```
-#[allow(clippy::type_complexity)]
 pub fn dense_backward<T: Element>(
     x: TensorView<'_, T, 2>,
     weight: TensorView<'_, T, 2>,

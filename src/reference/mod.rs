@@ -17,6 +17,7 @@ mod perceptron;
 pub mod pool;
 pub mod rnn;
 pub mod softmax;
+pub mod transformer;
 pub mod vecmath;
 
 pub use gemm::{epilogue, gemm, gram, magnitude};

@@ -404,7 +404,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
     ///
     /// # Errors
     /// As [`backward`](Self::backward); nothing is written then.
-    #[allow(clippy::too_many_arguments)] // all that went in and came out
+    #[allow(clippy::too_many_arguments, reason = "all that went in and came out")]
     fn backward_into<'s, 'g, T: Element>(
         &self,
         sequence: impl Into<Sequence<'s, T>>,

@@ -73,6 +73,7 @@ mod convert;
 mod descriptor;
 mod engine;
 mod forward;
+mod groups;
 mod pass;
 mod ready;
 mod sequence;

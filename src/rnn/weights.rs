@@ -159,7 +159,7 @@ impl<T> std::fmt::Debug for PackedWeights<T> {
 
 /// Weights as a call takes them.
 #[derive(Clone, Copy, Debug)]
-#[allow(clippy::large_enum_variant)] // it is handed on, never kept
+#[allow(clippy::large_enum_variant, reason = "it is handed on, never kept")]
 pub enum Operand<'a, T> {
     /// In memory; W is packed in the call.
     View(Weights<'a, T>),

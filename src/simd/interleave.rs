@@ -1,5 +1,5 @@
 //! Two vectors taken apart into the elements at even and at odd places, and put together again.
-#![allow(clippy::missing_safety_doc)] // each needs its feature, and nothing else
+#![allow(clippy::missing_safety_doc, reason = "each needs its feature, and nothing else")]
 
 pub mod avx2 {
     /// Elements of 32 bits.

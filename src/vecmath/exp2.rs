@@ -7,11 +7,11 @@ use super::polynomial;
 use crate::simd::Simd;
 
 /// Relative error 2^−23.4, 1.4 ε in all with the rounding of each step.
-#[allow(clippy::approx_constant)] // the first is near ln 2, and not it
+#[allow(clippy::approx_constant, reason = "the first is near ln 2, and not it")]
 const F32: [f32; 5] = [0.693_147, 0.240_222_45, 0.055_507_336, 0.009_671_513, 0.001_326_472_7];
 
 /// Relative error 2^−55.6.
-#[allow(clippy::approx_constant)] // as above
+#[allow(clippy::approx_constant, reason = "as above")]
 const F64: [f64; 11] = [
     0.6931471805599457,
     0.24022650695910097,

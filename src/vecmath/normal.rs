@@ -119,7 +119,7 @@ pub(crate) fn gelu_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
         7.373032e-07,
         -2.4417814e-08,
     ];
-    #[allow(clippy::approx_constant)] // near ln 2, not it
+    #[allow(clippy::approx_constant, reason = "near ln 2, not it")]
     const POWER: [f32; 6] = [1.0, 0.693147, 0.24022225, 0.05550651, 0.009672606, 0.0013302689];
     const FAR: f32 = 5.5;
     // 1.5·2²³, and the exponent's bias less 1 for the factor ½.

@@ -4,6 +4,7 @@ mod cnn;
 mod dense;
 mod perceptron;
 mod recurrent;
+mod transformer;
 
 use crate::model::Model;
 
@@ -17,5 +18,12 @@ pub struct Entry {
 }
 
 /// In the order in which they run when `--models` says nothing.
-pub const MODELS: &[Entry] =
-    &[perceptron::ENTRY, dense::ENTRY, cnn::ENTRY, recurrent::RNN, recurrent::LSTM, recurrent::GRU];
+pub const MODELS: &[Entry] = &[
+    perceptron::ENTRY,
+    dense::ENTRY,
+    cnn::ENTRY,
+    recurrent::RNN,
+    recurrent::LSTM,
+    recurrent::GRU,
+    transformer::ENTRY,
+];

@@ -89,7 +89,6 @@ pub fn col2im<T: Element, const S: usize, const N: usize>(
 /// assert_eq!(db.as_slice(), [11.0]);
 /// # Ok::<(), tilewise::Error>(())
 /// ```
-#[allow(clippy::type_complexity)]
 pub fn backward<T: Element, const S: usize, const N: usize>(
     geometry: &Geometry<S>,
     x: TensorView<'_, T, N>,
