@@ -81,7 +81,7 @@ fn activations() {
     family(
         "activation",
         &[
-            ("Celu", 0, 1),
+            ("Celu", 1, 0),
             ("Elu", 4, 0),
             ("Erf", 1, 0),
             ("Exp", 3, 0),
@@ -90,16 +90,16 @@ fn activations() {
             ("HardSwish", 1, 0),
             ("LeakyRelu", 5, 0),
             ("Log", 2, 0),
-            ("Mish", 0, 1),
-            ("PRelu", 0, 8),
+            ("Mish", 1, 0),
+            ("PRelu", 8, 0),
             ("Relu", 3, 0),
-            ("Selu", 0, 5),
+            ("Selu", 5, 0),
             ("Sigmoid", 3, 0),
             ("Softplus", 3, 0),
-            ("Softsign", 0, 2),
-            ("Swish", 0, 1),
+            ("Softsign", 2, 0),
+            ("Swish", 1, 0),
             ("Tanh", 3, 0),
-            ("ThresholdedRelu", 0, 3),
+            ("ThresholdedRelu", 3, 0),
         ],
     );
 }
