@@ -106,7 +106,7 @@ fn activations() {
 
 #[test]
 fn attention() {
-    family("attention", &[("Attention", 48, 16), ("RotaryEmbedding", 0, 8)]);
+    family("attention", &[("Attention", 62, 2), ("RotaryEmbedding", 8, 0)]);
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Attention, and the encoding of positions that goes with it.
 
-use tilewise::attention::{Align, Attention};
+use tilewise::attention::{Align, Attention, Stage};
+use tilewise::layer::Rotary;
 use tilewise::{Element, Tensor};
 
-use super::{Array, Call, Kind, Result, skip};
+use super::{Array, Call, Kind, Result};
 
 pub const OPERATORS: &[&str] = &["Attention", "RotaryEmbedding"];
 
 pub fn run<T: Element>(call: &Call) -> Result<Vec<Array>> {
-    if call.node.operator == "Attention" { attention::<T>(call) } else { skip("tables of angles") }
+    if call.node.operator == "Attention" { attention::<T>(call) } else { rotary::<T>(call) }
 }
 
 /// `[batch, heads, length, dim]`, from `[batch, length, heads · dim]` where it is that.
@@ -48,10 +49,7 @@ fn attention<T: Element>(call: &Call) -> Result<Vec<Array>> {
         options = options.soft_cap(T::from_f64(call.float("softcap", 0.0)));
     }
     if call.flag("is_causal") {
-        if before > 0 {
-            return skip("causal behind a cache");
-        }
-        options = options.causal(Align::Start);
+        options = options.causal(Align::At(before));
     }
     let mask = call.input(3).map(|mask| wide(mask, keys));
     let (bias, visible);
@@ -71,9 +69,6 @@ fn attention<T: Element>(call: &Call) -> Result<Vec<Array>> {
     if let Some(lengths) = &lengths {
         options = options.key_lengths(lengths);
     }
-    if call.wants(3) {
-        return skip("Tilewise does not give scores");
-    }
     let (q4, k4, v4) = (q.tensor::<T, 4>()?, k.tensor::<T, 4>()?, v.tensor::<T, 4>()?);
     let y = options.forward(q4.view(), k4.view(), v4.view())?;
     let y = if call.need(0)?.rank() == 4 {
@@ -82,7 +77,17 @@ fn attention<T: Element>(call: &Call) -> Result<Vec<Array>> {
         let [batch, heads, queries, dim] = y.shape();
         Array { shape: vec![batch, queries, heads * dim], ..Array::from(y.view().permute([0, 2, 1, 3])?) }
     };
-    Ok(vec![y, k, v])
+    let mut outputs = vec![y, k, v];
+    if call.wants(3) {
+        let stage = match call.int("qk_matmul_output_mode", 0) {
+            0 => Stage::Product,
+            1 => Stage::Capped,
+            2 => Stage::Masked,
+            _ => Stage::Weights,
+        };
+        outputs.push(options.scores(q4.view(), k4.view(), stage)?.into());
+    }
+    Ok(outputs)
 }
 
 /// A mask of rank 4 for all keys: those that it does not reach are hidden.
@@ -104,4 +109,24 @@ fn wide(mask: &Array, keys: usize) -> Array {
         row
     };
     Array { shape, data: mask.data.chunks(last).flat_map(row).collect(), ..mask.clone() }
+}
+
+/// The tables are `[positions, dim / 2]` with the positions given, or `[batch, length, dim / 2]` without.
+fn rotary<T: Element>(call: &Call) -> Result<Vec<Array>> {
+    let (x, cos, sin) = (call.need(0)?, call.need(1)?, call.need(2)?);
+    let half = *cos.shape.last().expect("a rank");
+    let rows = cos.data.len() / half;
+    let (cos, sin) = (cos.to::<T, 2>([rows, half])?, sin.to::<T, 2>([rows, half])?);
+    let mut rotary = Rotary::from_tables(cos.view(), sin.view())?;
+    if call.flag("interleaved") {
+        rotary = rotary.interleaved();
+    }
+    if call.int("rotary_embedding_dim", 0) > 0 {
+        rotary = rotary.partial();
+    }
+    let positions = call.input(3).map_or_else(|| (0..rows).collect(), Array::sizes);
+    let mut y = heads(x, call.int("num_heads", 0)).tensor::<T, 4>()?;
+    rotary.apply_at(y.view_mut(), &positions)?;
+    let y = if x.rank() == 4 { y.into() } else { Array::from(y.view().permute([0, 2, 1, 3])?) };
+    Ok(vec![Array { shape: x.shape.clone(), ..y }])
 }
