@@ -136,10 +136,10 @@ fn normalisations() {
     family(
         "normalisation",
         &[
-            ("BatchNormalization", 7, 2),
+            ("BatchNormalization", 9, 0),
             ("GroupNormalization", 2, 0),
             ("InstanceNormalization", 3, 0),
-            ("LayerNormalization", 0, 19),
+            ("LayerNormalization", 19, 0),
             ("RMSNormalization", 19, 0),
         ],
     );

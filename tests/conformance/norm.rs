@@ -5,7 +5,7 @@ use tilewise::norm::{
 };
 use tilewise::{Element, Tensor};
 
-use super::{Array, Call, Result, skip};
+use super::{Array, Call, Result};
 
 #[rustfmt::skip]
 pub const OPERATORS: &[&str] = &[
@@ -33,11 +33,14 @@ fn rows<T: Element>(call: &Call) -> Result<Vec<Array>> {
         let y = RmsNormalization::new().epsilon(epsilon).forward(matrix.view(), scale)?;
         return Ok(vec![Array::new(y.as_slice(), &x.shape)]);
     }
+    let norm = LayerNormalization::new().epsilon(epsilon);
+    let mut outputs = vec![Array::new(norm.forward(matrix.view(), scale, shift)?.as_slice(), &x.shape)];
     if call.wants(1) {
-        return skip("Tilewise does not give the statistics");
+        let found = norm.statistics(matrix.view())?;
+        let shape = [outer, &vec![1; inner.len()]].concat();
+        outputs.extend([found.mean, found.inverse_deviation].map(|x| Array::new(x.as_slice(), &shape)));
     }
-    let y = LayerNormalization::new().epsilon(epsilon).forward(matrix.view(), scale, shift)?;
-    Ok(vec![Array::new(y.as_slice(), &x.shape)])
+    Ok(outputs)
 }
 
 fn channels<T: Element>(call: &Call) -> Result<Vec<Array>> {
@@ -57,9 +60,13 @@ fn channels<T: Element>(call: &Call) -> Result<Vec<Array>> {
         }
         _ => {
             let norm = BatchNormalization::new().epsilon(epsilon);
-            let (mean, variance) = (call.need(3)?.flat::<T>()?, call.need(4)?.flat::<T>()?);
+            let (mut mean, mut variance) = (call.need(3)?.flat::<T>()?, call.need(4)?.flat::<T>()?);
             if call.flag("training_mode") {
-                return skip("Tilewise keeps the unbiased variance");
+                let (y, found) = norm.forward_training(images.view(), scale, shift)?;
+                // The momentum there is the share of the old.
+                let momentum = 1.0 - call.float("momentum", 0.9);
+                found.update_biased(momentum, mean.view_mut(), variance.view_mut())?;
+                return Ok(vec![Array::new(y.as_slice(), &x.shape), mean.into(), variance.into()]);
             }
             norm.forward_inference(images.view(), mean.view(), variance.view(), scale, shift)?
         }
