@@ -128,7 +128,7 @@ fn images() {
 
 #[test]
 fn losses() {
-    family("loss", &[("NegativeLogLikelihoodLoss", 0, 18), ("SoftmaxCrossEntropyLoss", 0, 34)]);
+    family("loss", &[("NegativeLogLikelihoodLoss", 18, 0), ("SoftmaxCrossEntropyLoss", 34, 0)]);
 }
 
 #[test]
