@@ -34,7 +34,25 @@ struct Window<const S: usize> {
     kernel: [usize; S],
     stride: [usize; S],
     dilation: [usize; S],
-    padding: [[usize; 2]; S],
+    padding: Padding<S>,
+}
+
+#[derive(Clone, Copy)]
+enum Padding<const S: usize> {
+    Sides([[usize; 2]; S]),
+    Same,
+    SameLower,
+}
+
+/// Sets the padding of a descriptor.
+macro_rules! padded {
+    ($descriptor:expr, $padding:expr) => {
+        match $padding {
+            Padding::Sides(sides) => $descriptor.padding_sides(sides),
+            Padding::Same => $descriptor.same(),
+            Padding::SameLower => $descriptor.same_lower(),
+        }
+    };
 }
 
 fn sizes<const S: usize>(call: &Call, name: &str) -> Result<Option<[usize; S]>> {
@@ -46,21 +64,16 @@ fn sizes<const S: usize>(call: &Call, name: &str) -> Result<Option<[usize; S]>> 
 }
 
 impl<const S: usize> Window<S> {
-    /// From the attributes, over an image of these sizes.
-    fn new(call: &Call, kernel: [usize; S], image: &[usize]) -> Result<Self> {
-        let stride = sizes(call, "strides")?.unwrap_or([1; S]);
-        let dilation = sizes(call, "dilations")?.unwrap_or([1; S]);
+    /// From the attributes.
+    fn new(call: &Call, kernel: [usize; S]) -> Result<Self> {
         let given = call.ints("pads").unwrap_or_else(|| vec![0; 2 * S]);
-        let mut padding = std::array::from_fn(|axis| [given[axis], given[S + axis]]);
-        let auto = call.text("auto_pad").unwrap_or_default();
-        if auto.starts_with("SAME") {
-            padding = std::array::from_fn(|axis| {
-                let (size, stride) = (image[axis], stride[axis]);
-                let reach = (size.div_ceil(stride) - 1) * stride + (kernel[axis] - 1) * dilation[axis] + 1;
-                halves(reach.saturating_sub(size), auto == "SAME_UPPER")
-            });
-        }
-        Ok(Self { kernel, stride, dilation, padding })
+        let padding = match call.text("auto_pad").as_deref() {
+            Some("SAME_UPPER") => Padding::Same,
+            Some("SAME_LOWER") => Padding::SameLower,
+            _ => Padding::Sides(std::array::from_fn(|axis| [given[axis], given[S + axis]])),
+        };
+        let stride = sizes(call, "strides")?.unwrap_or([1; S]);
+        Ok(Self { kernel, stride, dilation: sizes(call, "dilations")?.unwrap_or([1; S]), padding })
     }
 }
 
@@ -86,38 +99,36 @@ where
         "Conv" => {
             let w = call.need(1)?.tensor::<T, N>()?;
             let kernel = std::array::from_fn(|axis| w.shape()[2 + axis]);
-            let Window { stride, dilation, padding, .. } = Window::<S>::new(call, kernel, image)?;
+            let Window { stride, dilation, padding, .. } = Window::<S>::new(call, kernel)?;
             let bias = call.input(2).map(Array::flat).transpose()?;
-            Convolution::<S>::new()
-                .stride(stride)
-                .dilation(dilation)
-                .padding_sides(padding)
-                .groups(call.int("group", 1) as usize)
-                .forward(view.view(), w.view(), bias.as_ref().map(|bias| bias.view()))?
+            let conv = Convolution::<S>::new().stride(stride).dilation(dilation);
+            padded!(conv, padding).groups(call.int("group", 1) as usize).forward(
+                view.view(),
+                w.view(),
+                bias.as_ref().map(|bias| bias.view()),
+            )?
         }
         "ConvTranspose" => return transposed::<T, S, N>(call),
         "GlobalAveragePool" => AveragePool::<S>::global().forward(view.view())?,
         "GlobalMaxPool" => MaxPool::<S>::global().forward(view.view())?,
         "AveragePool" => {
-            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?, image)?;
-            AveragePool::<S>::new(kernel)
-                .stride(stride)
-                .dilation(dilation)
-                .padding_sides(padding)
+            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?)?;
+            let pool = AveragePool::<S>::new(kernel).stride(stride).dilation(dilation);
+            padded!(pool, padding)
                 .ceil(ceil)
                 .count_include_pad(call.flag("count_include_pad"))
                 .forward(view.view())?
         }
         "LpPool" => {
-            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?, image)?;
+            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?)?;
             let p = call.int("p", 2) as f64;
             let pool = LpPool::<S>::new(kernel, p).stride(stride).dilation(dilation);
-            pool.padding_sides(padding).ceil(ceil).forward(view.view())?
+            padded!(pool, padding).ceil(ceil).forward(view.view())?
         }
         _ => {
-            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?, image)?;
+            let Window { kernel, stride, dilation, padding } = Window::<S>::new(call, kernel()?)?;
             let pool = MaxPool::<S>::new(kernel).stride(stride).dilation(dilation);
-            let pool = pool.padding_sides(padding).ceil(ceil);
+            let pool = padded!(pool, padding).ceil(ceil);
             if !call.wants(1) {
                 pool.forward(view.view())?
             } else {
@@ -158,9 +169,9 @@ where
     let (x, w) = (call.need(0)?.tensor::<T, N>()?, call.need(1)?.tensor::<T, N>()?);
     let kernel: [usize; S] = std::array::from_fn(|axis| w.shape()[2 + axis]);
     let image = &call.need(0)?.shape[2..];
-    let window = Window::<S>::new(call, kernel, image)?;
+    let window = Window::<S>::new(call, kernel)?;
     let auto = call.text("auto_pad").unwrap_or_default();
-    let mut padding = window.padding;
+    let mut padding = if let Padding::Sides(sides) = window.padding { sides } else { [[0; 2]; S] };
     let mut more = sizes(call, "output_padding")?.unwrap_or([0; S]);
     let wanted = match sizes::<S>(call, "output_shape")? {
         None if auto.starts_with("SAME") => {
@@ -203,8 +214,9 @@ where
         1 => channels,
         _ => image[axis - 2],
     });
-    let window = Window::<S>::new(call, std::array::from_fn(|axis| kernel[axis]), &image)?;
+    let window = Window::<S>::new(call, std::array::from_fn(|axis| kernel[axis]))?;
+    let Padding::Sides(padding) = window.padding else { return skip("auto_pad of Col2Im") };
     let matrix = x.view().permute([0, 2, 1])?.to_tensor()?.reshape([batch * windows, columns])?;
     let patches = Im2col::<S>::new(window.kernel).stride(window.stride).dilation(window.dilation);
-    Ok(vec![patches.padding_sides(window.padding).col2im(matrix.view(), shape)?.into()])
+    Ok(vec![patches.padding_sides(padding).col2im(matrix.view(), shape)?.into()])
 }
