@@ -257,10 +257,15 @@ pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut 
     }
 }
 
-/// `run` becomes f of it, for kernels that have a token already.
+/// `run` becomes f of it, for kernels that have a token already. All but the commonest is outlined, so that the functions
+/// are compiled once and not in every kernel.
 #[inline(always)]
 pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &mut [T]) {
-    with_lane!(activation, f => map_vectors!(s, run, |x| f.value(s, x)));
+    match activation {
+        Activation::Identity => {}
+        Activation::Relu => map_vectors!(s, run, |x| lane::Relu.value(s, x)),
+        _ => s.call(InPlace { activation, run }),
+    }
 }
 
 struct InPlace<'a, T> {
@@ -273,7 +278,7 @@ impl<T: Element> SimdOp<T> for InPlace<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, s: S) {
-        apply(s, self.activation, self.run);
+        with_lane!(self.activation, f => map_vectors!(s, self.run, |x| f.value(s, x)));
     }
 }
 
