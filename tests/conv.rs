@@ -6,7 +6,7 @@ use common::geometry::{Problem, image};
 use common::{Strided, quickcheck};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
-use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose};
+use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Weight};
 use tilewise::machine::{self, Isa};
 use tilewise::reference::conv::{self, columns, naive};
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
@@ -150,19 +150,24 @@ where
     near("y", case.y.view(), &expected, &size, terms, case.algorithm);
     let y = conv.forward(x, weight, bias).unwrap();
     near("owned y", y.view(), &expected, &size, terms, case.algorithm);
-    let packed = conv.pack(weight).unwrap();
-    let y = conv.forward(x, &packed, bias).unwrap();
-    near("packed y", y.view(), &expected, &size, terms, case.algorithm);
+    let packed = [conv.pack(weight).unwrap(), conv.pack_channels_last(weight).unwrap()];
+    for packed in &packed {
+        case.y.view_mut().fill(T::NAN);
+        conv.forward_into(x, packed, bias, case.y.view_mut()).unwrap();
+        near("packed y", case.y.view(), &expected, &size, terms, case.algorithm);
+    }
 
     let Some(residual) = &case.residual else { return };
     let residual = wide(residual.view());
     expected = plain;
     map(&mut expected, Some(residual.view()), |z, r| activation(z + r));
     map(&mut size, Some(residual.view()), |size, r| size + r.abs());
-    case.y.view_mut().fill(T::NAN);
     let residual = case.residual.as_ref().expect("there is one").view();
-    conv.forward_add_into(x, weight, bias, residual, case.y.view_mut()).unwrap();
-    near("y with residual", case.y.view(), &expected, &size, terms + 1, case.algorithm);
+    for weight in [weight.into(), Weight::from(&packed[0]), Weight::from(&packed[1])] {
+        case.y.view_mut().fill(T::NAN);
+        conv.forward_add_into(x, weight, bias, residual, case.y.view_mut()).unwrap();
+        near("y with residual", case.y.view(), &expected, &size, terms + 1, case.algorithm);
+    }
 }
 
 fn backward<T: Element, const S: usize, const N: usize>(case: &mut Case<T, S, N>)

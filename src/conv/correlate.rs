@@ -61,8 +61,8 @@ impl<T: Element> Call<'_, T> {
             return Call { w: Operand::View(filter), ..*self }.run(y);
         }
         match (self.path(y.shape(), y.strides()), self.w) {
-            (Path::PointwiseRows, Operand::View(w)) => self.pixels(w, y),
-            (Path::PointwiseImages, Operand::View(w)) => self.images(w, y),
+            (Path::PointwiseRows, _) => self.pixels(y),
+            (Path::PointwiseImages, _) => self.images(y),
             (Path::Depthwise, Operand::View(w)) => self.depthwise(w, y),
             _ => self.implicit(y),
         }
@@ -72,63 +72,114 @@ impl<T: Element> Call<'_, T> {
         let [images, channels, image @ ..] = self.x.shape();
         let Call { kernel, stride, dilation, start, groups, .. } = *self;
         let reach = Reach { kernel, stride, dilation, start };
+        let packed = if let Operand::Packed(packed) = self.w { Some(packed) } else { None };
+        if packed.is_some_and(|packed| packed.columns().is_some()) {
+            return Path::PointwiseRows;
+        }
         // An input without channels has groups without any.
-        if channels == groups && reach.fits(groups, 1, &y[2..], &image) {
+        if channels == groups && packed.is_none() && reach.fits(groups, 1, &y[2..], &image) {
             return Path::Depthwise;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
-        if !plain || matches!(self.w, Operand::Packed(_)) {
+        if !plain || packed.is_some_and(|packed| packed.rows().is_none()) {
             return Path::Implicit;
         }
         let positions: usize = image.iter().product();
+        let all = |fits: &dyn Fn([usize; 5], [isize; 5]) -> bool| {
+            self.images_of(y, strides).all(|(shape, strides)| fits(shape, strides))
+        };
         let rows = |shape: [usize; 5], strides: [isize; 5]| {
             channels_last(shape, strides) && merges(shape, strides, &[0, 2, 3, 4])
         };
-        let planes = |shape: [usize; 5], strides: [isize; 5]| merges(shape, strides, &[2, 3, 4]);
-        let residual = self.finish.residual.map(|r| (r.shape(), r.strides()));
-        let all = |f: &dyn Fn([usize; 5], [isize; 5]) -> bool| {
-            f(self.x.shape(), self.x.strides()) && f(y, strides) && residual.is_none_or(|(s, t)| f(s, t))
-        };
-        if all(&rows) {
+        if packed.is_none() && all(&rows) {
             Path::PointwiseRows
-        } else if all(&planes) && (images == 1 || positions >= SMALL) {
+        } else if all(&|shape, strides| merges(shape, strides, &[2, 3, 4]))
+            && (images == 1 || positions >= SMALL)
+        {
             Path::PointwiseImages
         } else {
             Path::Implicit
         }
     }
 
-    /// 1 × 1 with channels last: `[pixels, channels]` times the weights.
-    fn pixels(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let [rows, channels, ..] = w.sizes(self.groups);
-        let pixels = y.len() / y.shape()[1];
+    /// Shapes and strides of X, Y and the residual.
+    fn images_of(
+        &self,
+        y: [usize; 5],
+        strides: [isize; 5],
+    ) -> impl Iterator<Item = ([usize; 5], [isize; 5])> {
+        let residual = self.finish.residual.map(|r| (r.shape(), r.strides()));
+        [(self.x.shape(), self.x.strides()), (y, strides)].into_iter().chain(residual)
+    }
+
+    /// 1 × 1: `[pixels, channels]` times the weights, for runs of pixels that strides say as one axis; with channels
+    /// last that is all of them.
+    fn pixels(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let axes = [0, 2, 3, 4];
+        let merged = |from: usize| {
+            self.images_of(y.shape(), y.strides())
+                .all(|(shape, strides)| merges(shape, strides, &axes[from..]))
+        };
+        // One axis always merges.
+        let from = (0..axes.len()).find(|&from| merged(from)).unwrap_or(axes.len() - 1);
+        self.runs(self.x, self.finish.residual, y, &axes[..from])
+    }
+
+    /// [`pixels`](Self::pixels) for each index of `axes`, over parts of X, the residual and Y.
+    fn runs(
+        &self,
+        x: TensorView<'_, T, 5>,
+        residual: Option<TensorView<'_, T, 5>>,
+        mut y: TensorViewMut<'_, T, 5>,
+        axes: &[usize],
+    ) -> Result<()> {
+        if let [axis, axes @ ..] = axes {
+            let axis = *axis;
+            for at in 0..y.shape()[axis] {
+                let residual = match residual {
+                    Some(residual) => Some(residual.slice(axis, at..at + 1, 1)?),
+                    None => None,
+                };
+                let y = y.view_mut().slice(axis, at..at + 1, 1)?;
+                self.runs(x.slice(axis, at..at + 1, 1)?, residual, y, axes)?;
+            }
+            return Ok(());
+        }
+        let (pixels, all) = (y.len() / y.shape()[1], y.shape()[1]);
+        let (rows, channels) = (all / self.groups, x.shape()[1] / self.groups);
         for (group, y) in groups(y, self.groups).enumerate() {
             let y = y?.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?;
-            let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
+            let x = x.slice(1, group * channels..(group + 1) * channels, 1)?;
             let x = x.permute([0, 2, 3, 4, 1])?.reshape([pixels, channels])?;
-            let w = w.group(self.groups, group)?.reshape([rows, channels])?;
             let mut gemm = Gemm::new().activation(self.finish.activation);
             if let Some(bias) = self.finish.bias {
                 gemm = gemm.bias(Bias::PerColumn(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
             }
-            if let Some(residual) = self.finish.residual {
+            if let Some(residual) = residual {
                 let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
                 gemm = gemm.residual(residual.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?);
             }
-            gemm.run(x, w.transpose(), y)?;
+            match self.w {
+                Operand::View(w) => {
+                    let w = w.group(self.groups, group)?.reshape([rows, channels])?;
+                    gemm.run(x, w.transpose(), y)?;
+                }
+                Operand::Packed(packed) => {
+                    gemm.run(x, packed.columns().ok_or_else(|| packed.misfit(self.op))?, y)?
+                }
+            }
         }
         Ok(())
     }
 
     /// 1 × 1 with channels first: for each image the weights times `[channels, pixels]`.
-    fn images(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let [rows, channels, ..] = w.sizes(self.groups);
-        let [images, _, d, h, width] = y.shape();
-        let pixels = d * h * width;
+    fn images(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let [images, all, d, h, width] = y.shape();
+        let (rows, channels, pixels) = (all / self.groups, self.x.shape()[1] / self.groups, d * h * width);
         for (group, y) in groups(y, self.groups).enumerate() {
             let y = y?.reshape([images, rows, pixels])?;
             let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
-            let w = w.group(self.groups, group)?.reshape([1, rows, channels])?;
+            let x = x.reshape([images, channels, pixels])?;
             let mut gemm = Gemm::new().activation(self.finish.activation);
             if let Some(bias) = self.finish.bias {
                 gemm = gemm.bias(Bias::PerRow(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
@@ -137,7 +188,15 @@ impl<T: Element> Call<'_, T> {
                 let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
                 gemm = gemm.batched_residual(residual.reshape([images, rows, pixels])?);
             }
-            gemm.run_batched(w, x.reshape([images, channels, pixels])?, y)?;
+            match self.w {
+                Operand::View(w) => {
+                    let w = w.group(self.groups, group)?.reshape([1, rows, channels])?;
+                    gemm.run_batched(w, x, y)?;
+                }
+                Operand::Packed(packed) => {
+                    gemm.run_batched(packed.rows().ok_or_else(|| packed.misfit(self.op))?, x, y)?;
+                }
+            }
         }
         Ok(())
     }
@@ -145,7 +204,7 @@ impl<T: Element> Call<'_, T> {
     fn implicit(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let mut scratch;
         let weights = match self.w {
-            Operand::Packed(packed) => packed.weights.view(),
+            Operand::Packed(packed) => packed.weights().ok_or_else(|| packed.misfit(self.op))?,
             Operand::View(filter) => {
                 let sizes = filter.sizes(self.groups);
                 let plain = self.stride == [1; 3] && self.dilation == [1; 3];

@@ -20,7 +20,7 @@ pub(super) struct Correlation<'a, T> {
     pub op: &'static str,
     /// `[images, groups · channels, depth, height, width]`.
     pub x: TensorView<'a, T, 5>,
-    pub weights: Weights<&'a [T]>,
+    pub weights: Weights<'a, T>,
     pub kernel: [usize; 3],
     pub stride: [usize; 3],
     pub dilation: [usize; 3],

@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 400 pixels | a batched GEMM, in place |
+//! | weights packed by [`Convolution::pack_channels_last`], 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
@@ -80,7 +81,7 @@ use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine;
-use crate::spatial::{ImageRank, Spatial};
+use crate::spatial::{ImageRank, Sliding, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Options of a convolution over `S` spatial axes: plain data.
@@ -331,7 +332,7 @@ impl<const S: usize> Convolution<S> {
         let sliding = sizes.sliding;
         if let Weight::Packed(packed) = w {
             let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
-            packed.check(op, isa, groups, self.geometry.flipped, plain)?;
+            packed.check(op, isa, groups, self.geometry.flipped, [plain, single(&sliding)])?;
         }
         let expected = sizes.output;
         for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
@@ -379,16 +380,55 @@ impl<const S: usize> Convolution<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        let op = "Convolution::pack";
-        let w = w.lift();
+        self.pack_for("Convolution::pack", w.lift(), false)
+    }
+
+    /// As [`pack`](Self::pack), for tensors whose channels lie last (NHWC): the kernels of 1 × 1 read such pixels
+    /// by another order of the weights. Calls over tensors of any layout take either; this decides speed only.
+    ///
+    /// # Errors
+    /// As [`pack`](Self::pack).
+    ///
+    /// ```
+    /// use tilewise::{Tensor, conv::Convolution};
+    /// let (conv, w) = (Convolution::<2>::new(), Tensor::<f32, 4>::full([8, 3, 1, 1], 0.5)?);
+    /// let packed = conv.pack_channels_last(w.view())?;
+    /// let nhwc = Tensor::<f32, 4>::full([1, 6, 6, 3], 1.0)?;
+    /// let y = conv.forward(nhwc.view().permute([0, 3, 1, 2])?, &packed, None)?;
+    /// assert_eq!(y.as_slice(), [1.5; 8 * 36]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn pack_channels_last<T: Element, const N: usize>(
+        &self,
+        w: TensorView<'_, T, N>,
+    ) -> Result<PackedConvolution<T>>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        self.pack_for("Convolution::pack_channels_last", w.lift(), true)
+    }
+
+    fn pack_for<T: Element>(
+        &self,
+        op: &'static str,
+        w: TensorView<'_, T, 5>,
+        last: bool,
+    ) -> Result<PackedConvolution<T>> {
         self.geometry.check_groups(op, "c_out", w.shape()[0])?;
         let [rows, channels, kernel @ ..] = w.shape();
-        let sliding = self.geometry.sliding(op, kernel)?;
+        // Over an image of one pixel no kernel of one tap has padding of its own.
+        let sliding = self.geometry.window(op, kernel, [1; 3])?;
         let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
         let groups = self.geometry.groups;
         let [d, h, width] = kernel;
         let winograd =
             correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
-        PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd)
+        let form = [single(&sliding), last];
+        PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }
+}
+
+/// True for a kernel of a single tap, with stride 1 and nothing padded: each output is a product with one pixel.
+fn single(sliding: &Sliding) -> bool {
+    [sliding.kernel, sliding.stride] == [[1; 3]; 2] && sliding.padding == [[0; 2]; 3]
 }

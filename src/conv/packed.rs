@@ -4,6 +4,7 @@
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::gemm::Packed;
 use crate::machine::{self, Isa};
 use crate::tensor::TensorView;
 use crate::workspace::{self, Aligned};
@@ -15,85 +16,144 @@ pub struct PackedConvolution<T> {
     /// Of the weights: `[c_out, c_in / groups, kernel…]`, three spatial axes.
     pub(super) shape: [usize; 5],
     pub(super) flipped: bool,
-    pub(super) weights: Weights<Aligned<T>>,
+    cut: Cut,
+    form: Form<T>,
+}
+
+/// How packed weights lie.
+enum Form<T> {
+    /// Panels of a left operand, group after group; depthwise weights are kept as they are, row-major.
+    Panels(Aligned<T>),
+    /// The same of one group whose kernel is a single tap, which plain products take too.
+    Rows(Packed<T>),
+    /// A right operand, its columns the output channels: for pixels as rows.
+    Columns(Packed<T>),
 }
 
 impl<T: Element> PackedConvolution<T> {
+    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last.
     pub(super) fn new(
         op: &'static str,
         w: TensorView<'_, T, 5>,
         groups: usize,
         flipped: bool,
         winograd: usize,
+        [single, last]: [bool; 2],
     ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
         let filter = Filter { view, transposed: false };
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
-        if depthwise(groups, w.shape()) {
-            let mut data = workspace::try_vec(op, view.len())?;
-            data.resize(view.len(), T::ZERO);
-            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
-            return Ok(Self { shape: w.shape(), flipped, weights: Weights { cut, data } });
+        let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form });
+        if single && groups == 1 {
+            let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
+            return packed(if last {
+                Form::Columns(Packed::rhs(matrix.transpose())?)
+            } else {
+                Form::Rows(Packed::lhs(matrix)?)
+            });
         }
-        let len = cut.len(op)?;
+        let depthwise = depthwise(groups, w.shape());
+        let len = if depthwise { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
-        T::pack(&filter, op, &cut, &mut data)?;
-        Ok(Self { shape: w.shape(), flipped, weights: Weights { cut, data } })
+        if depthwise {
+            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
+        } else {
+            T::pack(&filter, op, &cut, &mut data)?;
+        }
+        packed(Form::Panels(data))
     }
 
-    /// Depthwise weights, which are kept as they are, row-major.
+    /// Depthwise weights as a view.
     pub(super) fn filter(&self) -> Result<Option<Filter<'_, T>>> {
-        if !depthwise(self.weights.cut.groups, self.shape) {
-            return Ok(None);
+        match &self.form {
+            Form::Panels(data) if depthwise(self.cut.groups, self.shape) => {
+                let view = TensorView::from_slice(data, self.shape)?;
+                Ok(Some(Filter { view, transposed: false }))
+            }
+            _ => Ok(None),
         }
-        let view = TensorView::from_slice(&self.weights.data[..], self.shape)?;
-        Ok(Some(Filter { view, transposed: false }))
+    }
+
+    /// The panels of a left operand, where they are that.
+    pub(super) fn weights(&self) -> Option<Weights<'_, T>> {
+        let data = match &self.form {
+            Form::Panels(data) => data,
+            Form::Rows(packed) => packed.panels(),
+            Form::Columns(_) => return None,
+        };
+        Some(Weights { cut: self.cut, data })
+    }
+
+    /// A left operand `[c_out, c_in]` of plain products.
+    pub(super) fn rows(&self) -> Option<&Packed<T>> {
+        if let Form::Rows(packed) = &self.form { Some(packed) } else { None }
+    }
+
+    /// A right operand `[c_in, c_out]` of plain products.
+    pub(super) fn columns(&self) -> Option<&Packed<T>> {
+        if let Form::Columns(packed) = &self.form { Some(packed) } else { None }
     }
 
     /// The instruction set it was packed for.
     pub fn isa(&self) -> Isa {
-        self.weights.cut.isa
+        self.cut.isa
     }
 
     /// Bytes of memory it holds.
     pub fn bytes(&self) -> usize {
-        self.weights.data.len() * size_of::<T>()
+        let len = match &self.form {
+            Form::Panels(data) => data.len(),
+            Form::Rows(packed) | Form::Columns(packed) => packed.panels().len(),
+        };
+        len * size_of::<T>()
     }
 
-    /// `plain`: stride and dilation are 1.
+    /// `plain`: stride and dilation are 1; `single` as in [`new`](Self::new).
     pub(super) fn check(
         &self,
         op: &'static str,
         isa: Isa,
         groups: usize,
         flipped: bool,
-        plain: bool,
+        [plain, single]: [bool; 2],
     ) -> Result<()> {
         let [rows, channels, d, h, w] = self.shape;
         let sizes = [rows / groups.max(1), channels, d, h, w];
         // The algorithm is the one that was chosen when they were packed, unless it cannot do this.
-        let winograd = if plain { self.weights.cut.winograd } else { 0 };
+        let winograd = if plain { self.cut.winograd } else { 0 };
         let current = Cut::new::<T>(isa, groups, sizes, winograd);
-        let found = &self.weights.cut;
-        if *found == current && self.flipped == flipped {
+        let columns = self.columns().is_some();
+        if self.cut == current && self.flipped == flipped && (single || !columns) {
             return Ok(());
         }
-        let describe = |cut: &Cut, flipped: bool| {
-            let turned = if flipped { ", turned" } else { "" };
-            format!(
-                "{} with {} groups, panels of {} in blocks of {}{turned}",
-                cut.isa, cut.groups, cut.width, cut.kc
-            )
-        };
         Err(Error::Packed {
             op,
             arg: "weight",
-            found: describe(found, self.flipped),
-            expected: describe(&current, flipped),
+            found: self.describe(),
+            expected: describe(&current, flipped, columns && single),
         })
     }
+
+    /// The error of a path that cannot take weights of this form.
+    pub(super) fn misfit(&self, op: &'static str) -> Error {
+        let expected = describe(&self.cut, self.flipped, self.columns().is_none());
+        Error::Packed { op, arg: "weight", found: self.describe(), expected }
+    }
+
+    fn describe(&self) -> String {
+        describe(&self.cut, self.flipped, self.columns().is_some())
+    }
+}
+
+fn describe(cut: &Cut, flipped: bool, columns: bool) -> String {
+    let turned = if flipped { ", turned" } else { "" };
+    let last = if columns { ", for 1 × 1 kernels with channels last" } else { "" };
+    format!(
+        "{} with {} groups, panels of {} in blocks of {}{turned}{last}",
+        cut.isa, cut.groups, cut.width, cut.kc
+    )
 }
 
 /// True for groups of one input channel.
@@ -105,7 +165,7 @@ impl<T> std::fmt::Debug for PackedConvolution<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PackedConvolution")
             .field("shape", &self.shape)
-            .field("cut", &self.weights.cut)
+            .field("cut", &self.cut)
             .finish_non_exhaustive()
     }
 }

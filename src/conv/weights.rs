@@ -1,7 +1,7 @@
 //! Weights as panels of a left operand: rows are output channels, depth is `(channel, tap)`.
 #![forbid(unsafe_code)]
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 use super::winograd;
 use crate::element::Element;
@@ -69,28 +69,19 @@ impl Cut {
 
 /// Weights packed into `data`.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<D> {
+pub(super) struct Weights<'a, T> {
     pub cut: Cut,
     /// Groups, in each blocks of depth, in each panels.
-    pub data: D,
+    pub data: &'a [T],
 }
 
-impl<'a, T: Element> Weights<&'a [T]> {
+impl<'a, T: Element> Weights<'a, T> {
     /// The panels of a group from row `first` on, over a block of depth.
     pub(super) fn panels(&self, group: usize, first: usize, steps: &Range<usize>) -> Panels<'a, T> {
         let padded = self.cut.padded();
         let start = group * self.cut.group_len() + steps.start * padded;
         let data = &self.data[start..][..steps.len() * padded];
         Panels::Packed { data, width: self.cut.width, depth: steps.len() }.from(first)
-    }
-}
-
-impl<D> Weights<D> {
-    pub(super) fn view<T>(&self) -> Weights<&[T]>
-    where
-        D: Deref<Target = [T]>,
-    {
-        Weights { cut: self.cut, data: &self.data }
     }
 }
 

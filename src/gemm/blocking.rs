@@ -144,6 +144,12 @@ pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
     m.div_ceil(m.div_ceil(tile.rows).max(1)).max(1)
 }
 
+/// True where Cᵀ = Bᵀ · Aᵀ is the better way for a row-major C: packing a column-major A for few columns costs more than to
+/// take its columns for the rows of a right operand and to turn the tiles.
+pub(super) fn turns(tile: Tile, [m, n]: [usize; 2], a: [isize; 2], c: [isize; 2]) -> bool {
+    n <= 7 * tile.columns && m > n && a[0] == 1 && a[1] != 1 && c[1] == 1
+}
+
 /// Along which axis, and where, a matrix is cut for `tasks` tasks that take tiles of `units` each, the first half of
 /// them what is before the cut; `None` where it is not.
 pub(super) fn halve(shape: [usize; 2], units: [usize; 2], tasks: usize) -> Option<(usize, usize)> {
@@ -230,6 +236,16 @@ mod tests {
         assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
         // In place, what lies between the columns counts.
         assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);
+    }
+
+    #[test]
+    fn wide_left_operands_turn() {
+        let (rows, columns) = ([700, 1], [1, 700]);
+        assert!(turns(AVX2, [700, 112], columns, rows));
+        assert!(!turns(AVX2, [700, 113], columns, rows), "many columns pay for packing A");
+        assert!(!turns(AVX2, [112, 112], columns, rows), "B has the longer lines");
+        assert!(!turns(AVX2, [700, 112], rows, rows), "A is packed along its rows");
+        assert!(!turns(AVX2, [700, 112], columns, columns), "C would be turned twice");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::blocking::tile;
+use super::blocking::{tile, turns};
 use super::driver::{self, Input, Path, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
@@ -359,6 +359,17 @@ fn in_order<T: Element>(
     if thin::takes::<T>(tile, machine::caches(), [m, n, a.shape()[1]], b.strides(), c.strides()) {
         let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;
         return Ok(Path { name: "thin", tasks });
+    }
+    if turns(tile, [m, n], a.strides(), c.strides()) {
+        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        return driver::product(
+            isa,
+            Input::Source(b.transpose()),
+            Input::Source(a),
+            &scale,
+            c.transpose(),
+            tasks,
+        );
     }
     driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
 }

@@ -115,16 +115,72 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 // C's rows are not contiguous: the tile is made beside it.
                 let mut scratch = [T::ZERO; TILE_ELEMENTS];
                 let mut beside = TensorViewMut::matrix(&mut scratch, [height, width]);
-                if beta.is_some() {
+                let turned = c.strides()[0] == 1;
+                if beta.is_some() && !turned {
                     beside.copy_from(c.view());
                 }
-                Tile { a, b, depth, alpha, beta, stream: false, c: beside.view_mut() }.run(simd);
+                let tile_beta = beta.filter(|_| !turned);
+                Tile { a, b, depth, alpha, beta: tile_beta, stream: false, c: beside.view_mut() }.run(simd);
+                if turned {
+                    let epilogue = epilogue.map(|epilogue| epilogue.transpose());
+                    let at = [at[1], at[0]];
+                    simd.call(Turned { tile: &scratch, beta, epilogue, at, c: c.transpose() });
+                    continue;
+                }
                 finish(simd, epilogue, at, &mut beside);
                 c.copy_from(beside.view());
             }
         }
         if stream {
             simd.fence();
+        }
+    }
+}
+
+/// A tile on its way to a C with contiguous columns. Outlined: it is not the usual way.
+struct Turned<'t, T> {
+    /// Row after row, alpha · A · B.
+    tile: &'t [T],
+    /// As in [`Block`], the epilogue for the transposed product.
+    beta: Option<T>,
+    epilogue: Option<Epilogue<'t, T>>,
+    /// Column and row of the tile's first element in the product.
+    at: [usize; 2],
+    /// Cᵀ: contiguous rows.
+    c: TensorViewMut<'t, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Turned<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        let [columns, rows] = self.c.shape();
+        let width = const { S::TILE_ROWS.next_multiple_of(S::LANES) };
+        let mut turned = [T::ZERO; TILE_ELEMENTS / 12 * 16];
+        for i in (0..rows).step_by(4) {
+            let row = |row: usize| self.tile.get(row * columns..).filter(|_| row < rows).unwrap_or(&[]);
+            for j in (0..columns).step_by(S::LANES) {
+                let vector = |row: &[T]| {
+                    let run = row.get(j..).unwrap_or(&[]);
+                    simd.load_partial(&run[..run.len().min(S::LANES.min(columns - j))])
+                };
+                let four = std::array::from_fn(|of| vector(row(i + of)));
+                simd.store_transposed(four, &mut turned[j * width + i..], width);
+            }
+        }
+        for (j, values) in turned.chunks_exact(width).take(columns).enumerate() {
+            let Some(run) = self.c.row_mut(j) else { return };
+            for (values, run) in values.chunks_exact(S::LANES).zip(run.chunks_mut(S::LANES)) {
+                let mut value = simd.load(values);
+                if let Some(beta) = self.beta {
+                    value = simd.mul_add(simd.splat(beta), simd.load_partial(run), value);
+                }
+                simd.store_partial(value, run);
+            }
+            if let Some(epilogue) = &self.epilogue {
+                epilogue.apply(simd, self.at[0] + j, self.at[1], run);
+            }
         }
     }
 }

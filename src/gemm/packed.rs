@@ -116,6 +116,11 @@ impl<T: Element> Packed<T> {
         }
     }
 
+    /// Blocks of depth, one after the other; in each, panels.
+    pub(crate) fn panels(&self) -> &[T] {
+        &self.data
+    }
+
     /// The instruction set it was packed for.
     pub fn isa(&self) -> Isa {
         self.plan.isa
