@@ -6,10 +6,10 @@ use super::correlation::Correlation;
 use super::depthwise::Reach;
 use super::emit::{Finish, channels_last};
 use super::packed::PackedConvolution;
+use super::pointwise::{SMALL, merges};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::Result;
-use crate::gemm::{Bias, Gemm};
 use crate::machine::Isa;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
@@ -102,105 +102,6 @@ impl<T: Element> Call<'_, T> {
         }
     }
 
-    /// Shapes and strides of X, Y and the residual.
-    fn images_of(
-        &self,
-        y: [usize; 5],
-        strides: [isize; 5],
-    ) -> impl Iterator<Item = ([usize; 5], [isize; 5])> {
-        let residual = self.finish.residual.map(|r| (r.shape(), r.strides()));
-        [(self.x.shape(), self.x.strides()), (y, strides)].into_iter().chain(residual)
-    }
-
-    /// 1 × 1: `[pixels, channels]` times the weights, for runs of pixels that strides say as one axis; with channels
-    /// last that is all of them.
-    fn pixels(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let axes = [0, 2, 3, 4];
-        let merged = |from: usize| {
-            self.images_of(y.shape(), y.strides())
-                .all(|(shape, strides)| merges(shape, strides, &axes[from..]))
-        };
-        // One axis always merges.
-        let from = (0..axes.len()).find(|&from| merged(from)).unwrap_or(axes.len() - 1);
-        self.runs(self.x, self.finish.residual, y, &axes[..from])
-    }
-
-    /// [`pixels`](Self::pixels) for each index of `axes`, over parts of X, the residual and Y.
-    fn runs(
-        &self,
-        x: TensorView<'_, T, 5>,
-        residual: Option<TensorView<'_, T, 5>>,
-        mut y: TensorViewMut<'_, T, 5>,
-        axes: &[usize],
-    ) -> Result<()> {
-        if let [axis, axes @ ..] = axes {
-            let axis = *axis;
-            for at in 0..y.shape()[axis] {
-                let residual = match residual {
-                    Some(residual) => Some(residual.slice(axis, at..at + 1, 1)?),
-                    None => None,
-                };
-                let y = y.view_mut().slice(axis, at..at + 1, 1)?;
-                self.runs(x.slice(axis, at..at + 1, 1)?, residual, y, axes)?;
-            }
-            return Ok(());
-        }
-        let (pixels, all) = (y.len() / y.shape()[1], y.shape()[1]);
-        let (rows, channels) = (all / self.groups, x.shape()[1] / self.groups);
-        for (group, y) in groups(y, self.groups).enumerate() {
-            let y = y?.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?;
-            let x = x.slice(1, group * channels..(group + 1) * channels, 1)?;
-            let x = x.permute([0, 2, 3, 4, 1])?.reshape([pixels, channels])?;
-            let mut gemm = Gemm::new().activation(self.finish.activation);
-            if let Some(bias) = self.finish.bias {
-                gemm = gemm.bias(Bias::PerColumn(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
-            }
-            if let Some(residual) = residual {
-                let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
-                gemm = gemm.residual(residual.permute([0, 2, 3, 4, 1])?.reshape([pixels, rows])?);
-            }
-            match self.w {
-                Operand::View(w) => {
-                    let w = w.group(self.groups, group)?.reshape([rows, channels])?;
-                    gemm.run(x, w.transpose(), y)?;
-                }
-                Operand::Packed(packed) => {
-                    gemm.run(x, packed.columns().ok_or_else(|| packed.misfit(self.op))?, y)?
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// 1 × 1 with channels first: for each image the weights times `[channels, pixels]`.
-    fn images(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let [images, all, d, h, width] = y.shape();
-        let (rows, channels, pixels) = (all / self.groups, self.x.shape()[1] / self.groups, d * h * width);
-        for (group, y) in groups(y, self.groups).enumerate() {
-            let y = y?.reshape([images, rows, pixels])?;
-            let x = self.x.slice(1, group * channels..(group + 1) * channels, 1)?;
-            let x = x.reshape([images, channels, pixels])?;
-            let mut gemm = Gemm::new().activation(self.finish.activation);
-            if let Some(bias) = self.finish.bias {
-                gemm = gemm.bias(Bias::PerRow(bias.slice(0, group * rows..(group + 1) * rows, 1)?));
-            }
-            if let Some(residual) = self.finish.residual {
-                let residual = residual.slice(1, group * rows..(group + 1) * rows, 1)?;
-                gemm = gemm.batched_residual(residual.reshape([images, rows, pixels])?);
-            }
-            match self.w {
-                Operand::View(w) => {
-                    let w = w.group(self.groups, group)?.reshape([1, rows, channels])?;
-                    gemm.run_batched(w, x, y)?;
-                }
-                Operand::Packed(packed) => {
-                    gemm.run_batched(packed.rows().ok_or_else(|| packed.misfit(self.op))?, x, y)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn implicit(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let mut scratch;
         let weights = match self.w {
@@ -246,39 +147,3 @@ pub(super) fn winograd(
 const CHANNELS: usize = 32;
 /// Outputs from which on transforming the weights in the call pays.
 const POSITIONS: usize = 512;
-
-/// Positions of an image below which images are better taken together: their last tiles are too empty.
-const SMALL: usize = 400;
-
-/// The channels of each group.
-fn groups<'a, T>(
-    y: TensorViewMut<'a, T, 5>,
-    groups: usize,
-) -> impl Iterator<Item = Result<TensorViewMut<'a, T, 5>>> {
-    let rows = y.shape()[1] / groups;
-    let mut rest = Some(y);
-    (0..groups).map(move |group| {
-        let y = rest.take().ok_or_else(|| crate::Error::argument("conv", "groups", groups, "a divisor"))?;
-        if group + 1 == groups {
-            return Ok(y);
-        }
-        let (first, others) = y.split_at(1, rows)?;
-        rest = Some(others);
-        Ok(first)
-    })
-}
-
-/// True where these axes can be seen as one.
-fn merges(shape: [usize; 5], strides: [isize; 5], axes: &[usize]) -> bool {
-    let mut next: Option<isize> = None;
-    for &axis in axes.iter().rev().filter(|&&axis| shape[axis] != 1) {
-        if next.is_some_and(|next| next != strides[axis]) {
-            return false;
-        }
-        next = strides[axis].checked_mul(shape[axis] as isize);
-        if next.is_none() {
-            return false;
-        }
-    }
-    true
-}

@@ -29,13 +29,14 @@
 //! | call | path |
 //! | --- | --- |
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
-//! | the same with mergeable planes (NCHW), one image or at least 400 pixels | a batched GEMM, in place |
+//! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
 //! | `backward_input`, transposed convolution | the same paths, once for each residue of the stride |
+//! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory
@@ -62,6 +63,7 @@ mod im2col;
 mod implicit;
 mod kernels;
 mod packed;
+mod pointwise;
 mod transpose;
 mod weight_gradient;
 mod weights;
@@ -76,12 +78,13 @@ pub use transpose::ConvolutionTranspose;
 use self::correlate::{Call, Operand};
 use self::emit::Finish;
 use self::geometry::{Geometry, Padding, flip};
+use self::pointwise::single;
 use self::weights::Filter;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine;
-use crate::spatial::{ImageRank, Sliding, Spatial};
+use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Options of a convolution over `S` spatial axes: plain data.
@@ -426,9 +429,4 @@ impl<const S: usize> Convolution<S> {
         let form = [single(&sliding), last];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }
-}
-
-/// True for a kernel of a single tap, with stride 1 and nothing padded: each output is a product with one pixel.
-fn single(sliding: &Sliding) -> bool {
-    [sliding.kernel, sliding.stride] == [[1; 3]; 2] && sliding.padding == [[0; 2]; 3]
 }

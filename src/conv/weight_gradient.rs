@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use super::depthwise::{self, Reach};
 use super::halo::{self, Fill, Halo};
+use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, balanced, blocks, packed_len, tile, tile_rows};
@@ -42,6 +43,13 @@ pub(super) fn run<T: Element>(
     let reach = Reach::of(sliding);
     if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
+    }
+    if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {
+        return pointwise::weight_gradient(
+            x,
+            dz,
+            dw.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?,
+        );
     }
     let [images, _, depth, height, width] = dz.shape();
     let outputs = dz.shape()[1] / groups;

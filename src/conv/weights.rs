@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::pointwise::merges;
 use super::winograd;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -116,7 +117,11 @@ impl<'a, T: Element> Filter<'a, T> {
         let (padded, mut scratch) = (cut.padded(), None);
         for group in 0..groups {
             let part = self.group(groups, group)?;
-            let merged = if merges(&part) { Some(part.reshape([rows, depth])?) } else { None };
+            let merged = if merges(part.shape(), part.strides(), &[1, 2, 3, 4]) {
+                Some(part.reshape([rows, depth])?)
+            } else {
+                None
+            };
             let matrix = match merged {
                 Some(matrix) if matrix.strides()[1] == 1 || winograd == 0 => matrix,
                 _ => {
@@ -142,17 +147,4 @@ impl<'a, T: Element> Filter<'a, T> {
         }
         Ok(())
     }
-}
-
-/// True where strides say all axes but the first as one. To try and fail would allocate an error.
-fn merges<T>(part: &TensorView<'_, T, 5>) -> bool {
-    let (shape, strides) = (part.shape(), part.strides());
-    let mut expected = None;
-    for axis in (1..5).rev().filter(|&axis| shape[axis] > 1) {
-        if expected.is_some_and(|expected| Some(strides[axis]) != expected) {
-            return false;
-        }
-        expected = Some(strides[axis].checked_mul(shape[axis] as isize));
-    }
-    true
 }
