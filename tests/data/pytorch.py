@@ -293,12 +293,13 @@ normalisation("plain", "group", [2, 8, 3], 1e-2, groups=4, affine=False)
 
 # Activations.
 
-points = torch.cat([torch.arange(-96, 97) / 16 + 1 / 64, torch.tensor([-800.0, -90.0, -30.0, -12.0, 12.0, 30.0, 90.0, 800.0])]).double()
+points = torch.cat([torch.arange(-96, 97) / 16 + 1 / 64, torch.tensor([-800.0, -90, -30, -12, 12, 30, 90, 800])]).double()
 functions = dict(
     relu=F.relu, leaky_relu=lambda x: F.leaky_relu(x, 0.125), elu=lambda x: F.elu(x, 1.5), selu=F.selu,
     celu=lambda x: F.celu(x, 1.5), gelu=F.gelu, gelu_tanh=lambda x: F.gelu(x, approximate="tanh"), silu=F.silu,
     mish=F.mish, sigmoid=torch.sigmoid, tanh=torch.tanh, softplus=F.softplus, softsign=F.softsign,
-    hard_sigmoid=F.hardsigmoid, hard_swish=F.hardswish, threshold=lambda x: F.threshold(x, 1.0, 0.0),
+    # The derivative of its own has a 1/6 in single precision.
+    hard_sigmoid=lambda x: torch.clamp(x / 6 + 0.5, 0, 1), hard_swish=F.hardswish, threshold=lambda x: F.threshold(x, 1.0, 0.0),
 )
 for name, function in functions.items():
     x = leaf(points)
