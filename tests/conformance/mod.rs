@@ -43,8 +43,7 @@ pub fn fail<T>(reason: impl Into<String>) -> Result<T> {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
-    Single,
-    Double,
+    Real,
     Integer,
     Boolean,
 }
@@ -65,10 +64,8 @@ impl Array {
         let raw = &tensor.raw;
         let ints = || tensor.ints.iter().map(|&x| f64::from(x)).collect();
         let (kind, data) = match (tensor.kind, raw.is_empty()) {
-            (1, true) => (Kind::Single, tensor.floats.iter().map(|&x| f64::from(x)).collect()),
-            (1, false) => (Kind::Single, parts(raw, |bytes| f64::from(f32::from_le_bytes(bytes)))),
-            (11, true) => (Kind::Double, tensor.doubles.clone()),
-            (11, false) => (Kind::Double, parts(raw, f64::from_le_bytes)),
+            (1, true) => (Kind::Real, tensor.floats.iter().map(|&x| f64::from(x)).collect()),
+            (1, false) => (Kind::Real, parts(raw, |bytes| f64::from(f32::from_le_bytes(bytes)))),
             (6, true) => (Kind::Integer, ints()),
             (6, false) => (Kind::Integer, parts(raw, |bytes| f64::from(i32::from_le_bytes(bytes)))),
             (7, true) => (Kind::Integer, tensor.longs.iter().map(|&x| x as f64).collect()),
@@ -78,6 +75,8 @@ impl Array {
             (2, _) => return skip("uint8"),
             (3, _) => return skip("int8"),
             (10, _) => return skip("float16"),
+            // The suite has none for these operators; to compile all of them for one more type takes as long again.
+            (11, _) => return skip("float64"),
             (16, _) => return skip("bfloat16"),
             (other, _) => return skip(format!("tensors of type {other}")),
         };
@@ -87,9 +86,8 @@ impl Array {
     }
 
     pub fn new<T: Element>(data: &[T], shape: &[usize]) -> Self {
-        let kind = if size_of::<T>() == 4 { Kind::Single } else { Kind::Double };
         assert_eq!(data.len(), shape.iter().product::<usize>());
-        Self { kind, shape: shape.to_vec(), data: data.iter().map(|x| x.to_f64()).collect() }
+        Self { kind: Kind::Real, shape: shape.to_vec(), data: data.iter().map(|x| x.to_f64()).collect() }
     }
 
     pub fn integers(data: Vec<f64>, shape: &[usize]) -> Self {
@@ -167,7 +165,7 @@ impl Array {
         if self.shape != expected.shape {
             return fail(format!("the shape is {:?}, not {:?}", self.shape, expected.shape));
         }
-        let exact = !matches!(expected.kind, Kind::Single | Kind::Double);
+        let exact = expected.kind != Kind::Real;
         let finite = expected.data.iter().filter(|x| x.is_finite());
         let scale = finite.fold(0.0, |max: f64, x| max.max(x.abs()));
         let mut worst = 0.0;
@@ -285,6 +283,9 @@ pub fn subject(case: &Case) -> Option<&str> {
 pub fn run(case: &Case) -> Result<f64> {
     let tolerance = if ROUNDED.iter().any(|name| case.name.ends_with(name)) { 1e-3 } else { TOLERANCE };
     let mut worst = 0.0;
+    if case.runs.is_empty() {
+        return fail("there are no numbers to compare with");
+    }
     for [inputs, outputs] in &case.runs {
         let decode = |bytes: &Vec<u8>| match format::Tensor::decode(bytes.as_slice()) {
             Ok(tensor) => Array::decode(&tensor),
@@ -305,6 +306,9 @@ pub fn run(case: &Case) -> Result<f64> {
             let inputs = node.inputs.iter().map(|name| values.get(name.as_str())).collect();
             let found = evaluate(&Call { node, inputs, operator_set: case.operator_set })?;
             values.extend(node.outputs.iter().map(String::as_str).zip(found));
+        }
+        if outputs.len() != case.graph.outputs.len() {
+            return fail("the outputs are not those of the graph");
         }
         for (output, expected) in case.graph.outputs.iter().zip(&outputs) {
             let Some(found) = values.get(output.name.as_str()) else {
@@ -340,14 +344,7 @@ fn evaluate(call: &Call) -> Result<Vec<Array>> {
             }
             Array { shape, ..x.clone() }
         }
-        _ => {
-            return match call.inputs.iter().flatten().find(|x| matches!(x.kind, Kind::Single | Kind::Double))
-            {
-                Some(Array { kind: Kind::Double, .. }) => operator::<f64>(call),
-                Some(_) => operator::<f32>(call),
-                None => skip("no tensors of float32 or float64"),
-            };
-        }
+        _ => return operator::<f32>(call),
     };
     Ok(vec![structure])
 }
