@@ -50,6 +50,10 @@ fn differences<L: Layer<f64, N, N>, const N: usize>(layer: &mut L, mut x: Tensor
     }
     let mut gradients = Vec::new();
     layer.visit(&mut |name, p| gradients.push((name.to_owned(), p.gradient().to_vec())));
+    layer.zero_gradients();
+    layer.backward_parameters(r.view()).unwrap();
+    let mut again = gradients.iter();
+    layer.visit(&mut |_, p| assert_eq!(p.gradient(), again.next().unwrap().1));
     for (wanted, gradient) in &gradients {
         for i in (0..gradient.len()).step_by(gradient.len() / 15 + 1) {
             let pair = [h, -h].map(|h| {

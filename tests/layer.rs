@@ -101,6 +101,9 @@ fn gradients_of_a_net_are_central_differences() {
     let dx = net.backward(dy.view()).unwrap();
     let gradients = flat(&mut net, true);
     assert_eq!(gradients.len(), net.parameter_count());
+    net.zero_gradients();
+    net.backward_parameters(dy.view()).unwrap();
+    assert_eq!(flat(&mut net, true), gradients);
 
     // h² |f‴| / 6 + ε |f| / h ≈ 10⁻¹⁰ with h = 10⁻⁵.
     let h = 1e-5;

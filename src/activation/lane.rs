@@ -45,6 +45,7 @@ macro_rules! with_lane {
             }
             Activation::HardSwish => with!(lane::HardSwish),
             Activation::Sign => with!(lane::Sign),
+            Activation::Clip { low, high } => with!(lane::Clip(low, high)),
         }
     }};
 }
@@ -86,6 +87,10 @@ pub(super) struct Swish<T>(pub T);
 /// α and β.
 #[derive(Clone, Copy)]
 pub(super) struct HardSigmoid<T>(pub T, pub T);
+
+/// Both bounds, in the widest type: one too large for the other is ∞ there.
+#[derive(Clone, Copy)]
+pub(super) struct Clip(pub f64, pub f64);
 
 macro_rules! lane {
     ($type:ty: |$self:ident, $s:ident, $x:ident, $dy:ident| $value:block, $chain:block) => {
@@ -331,3 +336,9 @@ lane!(Sign: |self, s, x, dy| {
     },
     { s.splat(T::ZERO) }
 );
+
+lane!(Clip: |self, s, x, dy| { at_least::<T, S>(s, self.0, at_most::<T, S>(s, self.1, x)) }, {
+    let zero = s.splat(T::ZERO);
+    let below = s.select(s.le(splat::<T, S>(s, self.1), x), zero, dy);
+    s.select(s.le(x, splat::<T, S>(s, self.0)), zero, below)
+});

@@ -21,17 +21,19 @@
 //! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
 //! | `HardSwish` | x·max(0, min(1, x/6 + ½)) | 0 for x ≤ −3, 1 for x ≥ 3, else x/3 + ½ |
 //! | `Sign` | −1 for x < 0, else +1 | 0 |
+//! | `Clip` | max(low, min(high, x)) | 1 for low < x < high, else 0 |
 //!
 //! [`prelu`] is the leaky ReLU with a tensor of slopes, which have a gradient too.
 //!
 //! Results are within a few ulp also in the tails, where the textbook's form of a formula overflows or cancels
 //! (a tail that falls like e^(−x²/2) as near as x itself is known: (4 + 2x²)·ε). At ±∞ they are the limits:
-//! GELU, SiLU, swish, mish and hard swish of −∞ are ±0. NaN gives NaN, for [`Relu`](Activation::Relu) too; its derivative
-//! at NaN is 1.
+//! GELU, SiLU, swish, mish and hard swish of −∞ are ±0. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too;
+//! their derivative at NaN is 1.
 //!
 //! Sources: Clevert et al. 2015 (ELU), Hendrycks and Gimpel 2016 (GELU and its tanh form), Elfwing et al. 2017
 //! and Ramachandran et al. 2017 (SiLU, swish), Klambauer et al. 2017 (SELU), Barron 2017 (CELU), Konda et al. 2014
-//! (thresholded ReLU), Bergstra et al. 2009 (softsign), Misra 2019 (mish), Howard et al. 2019 (hard swish).
+//! (thresholded ReLU), Bergstra et al. 2009 (softsign), Misra 2019 (mish), Howard et al. 2019 (hard swish), Krizhevsky
+//! 2010 (ReLU6).
 #![forbid(unsafe_code)]
 
 mod lane;
@@ -126,6 +128,13 @@ pub enum Activation {
     HardSwish,
     /// −1 for x < 0, else +1, as the perceptron has it: sign(±0) = +1.
     Sign,
+    /// max(low, min(high, x)); [`relu6`](Activation::relu6) is one.
+    Clip {
+        /// The least value.
+        low: f64,
+        /// The largest, unless `low` is larger.
+        high: f64,
+    },
 }
 
 impl Activation {
@@ -152,6 +161,16 @@ impl Activation {
         Activation::Selu { alpha: 1.673_263_242_354_377_2, scale: 1.050_700_987_355_480_5 }
     }
 
+    /// `Clip` from 0 to 6: the activation of MobileNet.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation;
+    /// assert_eq!(Activation::relu6(), Activation::Clip { low: 0.0, high: 6.0 });
+    /// ```
+    pub const fn relu6() -> Self {
+        Activation::Clip { low: 0.0, high: 6.0 }
+    }
+
     /// What a run costs more than copying it, for the number of tasks.
     fn cost(self) -> usize {
         match self {
@@ -162,7 +181,8 @@ impl Activation {
             | Activation::Softsign
             | Activation::HardSigmoid { .. }
             | Activation::HardSwish
-            | Activation::Sign => 1,
+            | Activation::Sign
+            | Activation::Clip { .. } => 1,
             _ => 5,
         }
     }
@@ -257,13 +277,14 @@ pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut 
     }
 }
 
-/// `run` becomes f of it, for kernels that have a token already. All but the commonest is outlined, so that the functions
-/// are compiled once and not in every kernel.
+/// `run` becomes f of it, for kernels that have a token already. All but the commonest are outlined, so that the
+/// functions are compiled once and not in every kernel.
 #[inline(always)]
 pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &mut [T]) {
     match activation {
         Activation::Identity => {}
         Activation::Relu => map_vectors!(s, run, |x| lane::Relu.value(s, x)),
+        Activation::Clip { low, high } => map_vectors!(s, run, |x| lane::Clip(low, high).value(s, x)),
         _ => s.call(InPlace { activation, run }),
     }
 }

@@ -6,7 +6,7 @@ use crate::reference::activation as reference;
 use crate::tensor::Tensor;
 use quickcheck::quickcheck;
 
-const ALL: [Activation; 19] = [
+const ALL: [Activation; 21] = [
     Activation::Identity,
     Activation::Relu,
     Activation::LeakyRelu { slope: 0.01 },
@@ -26,14 +26,18 @@ const ALL: [Activation; 19] = [
     Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
     Activation::HardSwish,
     Activation::Sign,
+    Activation::relu6(),
+    Activation::Clip { low: -1.25, high: 0.5 },
 ];
 
 /// How far a value may be off, in multiples of ε relative to the exact one, given the reasoning in each arm.
 fn value_tolerance(activation: Activation, x: f64) -> f64 {
     match activation {
-        Activation::Identity | Activation::Relu | Activation::ThresholdedRelu { .. } | Activation::Sign => {
-            0.0
-        }
+        Activation::Identity
+        | Activation::Relu
+        | Activation::ThresholdedRelu { .. }
+        | Activation::Sign
+        | Activation::Clip { .. } => 0.0,
         Activation::LeakyRelu { .. } => 1.0,
         // The rounding of x/α and of βx, in tails that fall like eˣ.
         Activation::Celu { alpha } => 4.0 + (x / alpha).abs().min(1000.0),

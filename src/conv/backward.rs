@@ -233,8 +233,6 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
             parallel::join(|| bias(low, db_low, half), || bias(high, db_high, tasks - half));
         return first.and(second);
     }
-    // Partial sums of neighbouring elements: the compiler's vectors, and the same order wherever the plane lies.
-    const PARTS: usize = 16;
     let [images, _, depth, height, _] = dz.shape();
     let last = super::emit::channels_last(dz.shape(), dz.strides());
     if last {
@@ -265,23 +263,13 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
         let mut sum = T::ZERO;
         for at in 0..images * depth {
             let plane = dz.select::<4>(0, at / depth)?.select::<3>(0, c)?.select::<2>(0, at % depth)?;
-            for h in 0..height {
-                match plane.row(h) {
-                    Some(row) => {
-                        let mut parts = [T::ZERO; PARTS];
-                        let runs = row.chunks_exact(PARTS);
-                        let rest = runs.remainder();
-                        for run in runs {
-                            parts.iter_mut().zip(run).for_each(|(part, &x)| *part += x);
-                        }
-                        parts.iter_mut().zip(rest).for_each(|(part, &x)| *part += x);
-                        sum += parts.iter().fold(T::ZERO, |sum, &part| sum + part);
-                    }
-                    None => {
-                        for w in 0..plane.shape()[1] {
-                            sum += plane.get([h, w]).copied().unwrap_or(T::ZERO);
-                        }
-                    }
+            // A plane in one piece is one row: short rows have no runs to speak of.
+            let whole = plane.reshape::<2>([1, height * plane.shape()[1]]).unwrap_or(plane);
+            for h in 0..whole.shape()[0] {
+                match whole.row(h) {
+                    Some(row) => sum += sum_in_parts(row),
+                    None => (0..whole.shape()[1])
+                        .for_each(|w| sum += whole.get([h, w]).copied().unwrap_or(T::ZERO)),
                 }
             }
         }
@@ -290,4 +278,17 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
         }
     }
     Ok(())
+}
+
+/// The sum of a row by partial sums of neighbouring elements: the compiler's vectors.
+fn sum_in_parts<T: Element>(row: &[T]) -> T {
+    const PARTS: usize = 16;
+    let mut parts = [T::ZERO; PARTS];
+    let runs = row.chunks_exact(PARTS);
+    let rest = runs.remainder();
+    for run in runs {
+        parts.iter_mut().zip(run).for_each(|(part, &x)| *part += x);
+    }
+    parts.iter_mut().zip(rest).for_each(|(part, &x)| *part += x);
+    parts.iter().fold(T::ZERO, |sum, &part| sum + part)
 }

@@ -342,9 +342,7 @@ impl<const S: usize> Convolution<S> {
             geometry::expect(op, arg, S, found.unwrap_or(expected), expected)?;
         }
         let w = match w {
-            Weight::View(view) => {
-                Operand::View(Filter { view: flip(view.lift(), self.geometry.flipped)?, transposed: false })
-            }
+            Weight::View(view) => Operand::View(Filter::new(flip(view.lift(), self.geometry.flipped)?)),
             Weight::Packed(packed) => Operand::Packed(packed),
         };
         let finish = Finish { bias, residual, activation: self.activation };

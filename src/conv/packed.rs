@@ -42,7 +42,7 @@ impl<T: Element> PackedConvolution<T> {
     ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
-        let filter = Filter { view, transposed: false };
+        let filter = Filter::new(view);
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
         let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form });
         if single && groups == 1 {
@@ -70,7 +70,7 @@ impl<T: Element> PackedConvolution<T> {
         match &self.form {
             Form::Panels(data) if depthwise(self.cut.groups, self.shape) => {
                 let view = TensorView::from_slice(data, self.shape)?;
-                Ok(Some(Filter { view, transposed: false }))
+                Ok(Some(Filter::new(view)))
             }
             _ => Ok(None),
         }

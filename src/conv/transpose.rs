@@ -12,7 +12,7 @@ use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
 use super::geometry::{self, Geometry, Padding, flip, gcd};
-use super::weights::Filter;
+use super::weights::{Filter, Taps};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
@@ -96,32 +96,32 @@ impl<T: Element> Scatter<'_, T> {
             for h in residues(sliding, 1, height) {
                 for w_axis in residues(sliding, 2, width) {
                     let axes = [&d, &h, &w_axis];
-                    let (mut taps, mut z, mut y, mut finish) = (w, z, y.view_mut(), finish);
+                    let (mut w, mut z, mut y, mut finish) = (w, z, y.view_mut(), finish);
                     let none = axes.iter().any(|residue| residue.taps == 0);
                     for (axis, residue) in axes.iter().enumerate() {
-                        let Residue { first, tap, step, .. } = **residue;
+                        let first = residue.first;
                         y = y.slice(2 + axis, first.., sliding.stride[axis])?;
                         if let Some(residual) = finish.residual {
                             finish.residual =
                                 Some(residual.slice(2 + axis, first.., sliding.stride[axis])?);
                         }
-                        taps = if none {
-                            taps.slice(2 + axis, ..1, 1)?
-                        } else {
-                            taps.slice(2 + axis, tap.., step)?.flip(2 + axis)?
-                        };
                     }
+                    let mut taps = axes.map(|residue| {
+                        let Residue { tap: first, step, taps: count, .. } = *residue;
+                        Taps { first, step, count, backwards: true }
+                    });
                     if none {
                         // No tap falls there: nothing is summed up.
                         z = z.slice(1, ..0, 1)?;
-                        taps = taps.slice(0, ..0, 1)?;
+                        w = w.slice(0, ..0, 1)?;
+                        taps = [Taps { first: 0, step: 1, count: 1, backwards: false }; 3];
                     }
-                    let [_, _, kernel @ ..] = taps.shape();
+                    let kernel = taps.map(|taps| taps.count);
                     Call {
                         op,
                         isa,
                         x: z,
-                        w: Operand::View(Filter { view: taps, transposed: true }),
+                        w: Operand::View(Filter::transposed(w, taps)),
                         groups,
                         kernel,
                         stride: [1; 3],

@@ -3,12 +3,15 @@
 
 use std::ops::Range;
 
+use super::depthwise::turn;
 use super::pointwise::merges;
 use super::winograd;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Panels, depth_block, pack, packed_len, tile, tile_rows};
+use crate::gemm::{Panels, blocks, depth_block, pack, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -86,65 +89,241 @@ impl<'a, T: Element> Weights<'a, T> {
     }
 }
 
+/// The taps that a call sees along one axis of a kernel: `count` of them from `first` on, `step` apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taps {
+    pub first: usize,
+    pub step: usize,
+    pub count: usize,
+    /// From the last to the first.
+    pub backwards: bool,
+}
+
+impl Taps {
+    fn at(&self, index: usize) -> usize {
+        self.first + self.step * if self.backwards { self.count - 1 - index } else { index }
+    }
+}
+
 /// The weights of a call as a view: `[groups · rows, channels, kernel…]`, or where `transposed`, as for gradients,
 /// `[groups · channels, rows, kernel…]`.
 #[derive(Clone, Copy)]
 pub struct Filter<'a, T> {
-    pub(super) view: TensorView<'a, T, 5>,
+    view: TensorView<'a, T, 5>,
     pub(super) transposed: bool,
+    taps: [Taps; 3],
 }
 
+/// Taps of a kernel up to which the weights of a channel are turned as one.
+const MOST_TAPS: usize = 64;
+/// Room for them and the lines of a panel, in whole vectors.
+pub(super) const ROOM: usize = (MOST_TAPS + 16) * 16;
+
 impl<'a, T: Element> Filter<'a, T> {
+    /// All taps of `view`, in order.
+    pub(super) fn new(view: TensorView<'a, T, 5>) -> Self {
+        let [_, _, kernel @ ..] = view.shape();
+        let all = |count| Taps { first: 0, step: 1, count, backwards: false };
+        Self { view, transposed: false, taps: kernel.map(all) }
+    }
+
+    /// Some taps of `view`, for a gradient.
+    pub(super) fn transposed(view: TensorView<'a, T, 5>, taps: [Taps; 3]) -> Self {
+        Self { view, transposed: true, taps }
+    }
+
+    /// The taps that the call sees, as a view.
+    pub(super) fn seen(&self) -> Result<TensorView<'a, T, 5>> {
+        let mut view = self.view;
+        for (axis, Taps { first, step, count, backwards }) in (2..).zip(self.taps) {
+            view = view.slice(
+                axis,
+                first..first.saturating_add(step.saturating_mul(count)).min(view.shape()[axis]),
+                step,
+            )?;
+            if backwards {
+                view = view.flip(axis)?;
+            }
+        }
+        Ok(view)
+    }
+
     /// `[rows, channels, kernel…]` of a group.
     pub(super) fn group(&self, groups: usize, group: usize) -> Result<TensorView<'a, T, 5>> {
         let outer = self.view.shape()[0] / groups;
-        let part = self.view.slice(0, group * outer..(group + 1) * outer, 1)?;
+        let part = self.seen()?.slice(0, group * outer..(group + 1) * outer, 1)?;
         if self.transposed { part.permute([1, 0, 2, 3, 4]) } else { Ok(part) }
     }
 
     /// Rows of a group, channels of a group, taps along each axis.
     pub(super) fn sizes(&self, groups: usize) -> [usize; 5] {
-        let [outer, inner, d, h, w] = self.view.shape();
+        let [outer, inner, ..] = self.view.shape();
+        let [d, h, w] = self.taps.map(|taps| taps.count);
         if self.transposed { [inner, outer / groups, d, h, w] } else { [outer / groups, inner, d, h, w] }
+    }
+
+    /// A group as lines of taps, where they lie in order.
+    fn lines(&self, groups: usize, group: usize) -> Result<Option<Lines<'a, T>>> {
+        let ([all, inner, d, h, w], strides) = (self.view.shape(), self.view.strides());
+        let taps = d * h * w;
+        if taps > MOST_TAPS || strides[4] != 1 || !merges(self.view.shape(), strides, &[1, 2, 3, 4]) {
+            return Ok(None);
+        }
+        let outer = all / groups;
+        let part = self.view.slice(0, group * outer..(group + 1) * outer, 1)?;
+        let mut seen = [0; MOST_TAPS];
+        let [of_d, of_h, of_w] = self.taps;
+        let mut count = 0;
+        for i in 0..of_d.count {
+            for j in 0..of_h.count {
+                for k in 0..of_w.count {
+                    seen[count] = (of_d.at(i) * h + of_h.at(j)) * w + of_w.at(k);
+                    count += 1;
+                }
+            }
+        }
+        let matrix = part.reshape([outer, inner * taps])?;
+        Ok(Some(Lines { matrix, transposed: self.transposed, taps, seen, count }))
     }
 
     /// Packs the weights into `data`.
     pub(super) fn pack(&self, op: &'static str, cut: &Cut, data: &mut [T]) -> Result<()> {
-        let Cut { isa, groups, rows, depth, width, kc, winograd } = *cut;
+        let Cut { isa, groups, rows, depth, kc, width, winograd } = *cut;
         if rows == 0 || depth == 0 {
             return Ok(());
         }
-        let (padded, mut scratch) = (cut.padded(), None);
+        let padded = cut.padded();
         for group in 0..groups {
-            let part = self.group(groups, group)?;
-            let merged = if merges(part.shape(), part.strides(), &[1, 2, 3, 4]) {
-                Some(part.reshape([rows, depth])?)
-            } else {
-                None
-            };
-            let matrix = match merged {
-                Some(matrix) if matrix.strides()[1] == 1 || winograd == 0 => matrix,
-                _ => {
-                    // No strides say it: rows and depth in the order of memory first.
-                    if scratch.is_none() {
-                        scratch = Some(workspace::scratch(op, rows * depth)?);
-                    }
-                    let Some(scratch) = &mut scratch else { continue };
-                    TensorViewMut::from_slice(&mut scratch[..], part.shape())?.copy_from(part);
-                    TensorView::from_slice(&scratch[..], [rows, depth])?
+            let (part, data) =
+                (self.group(groups, group)?, &mut data[group * cut.group_len()..][..cut.group_len()]);
+            let matrix = |matrix: TensorView<'_, T, 2>, data: &mut [T]| {
+                for steps in blocks(0..depth, kc) {
+                    let block = &mut data[steps.start * padded..steps.end * padded];
+                    pack(isa, matrix, 0..rows, steps, width, block, true);
                 }
             };
-            let data = &mut data[group * cut.group_len()..][..cut.group_len()];
-            if winograd > 0 {
-                winograd::pack(cut, matrix, data);
+            if winograd == 0 && merges(part.shape(), part.strides(), &[1, 2, 3, 4]) {
+                matrix(part.reshape([rows, depth])?, data);
                 continue;
             }
-            for first in (0..depth).step_by(kc) {
-                let steps = first..depth.min(first + kc);
-                let block = &mut data[first * padded..steps.end * padded];
-                pack(isa, matrix, 0..rows, steps, width, block, true);
+            if let Some(lines) = self.lines(groups, group)? {
+                lines.pack(cut, data);
+                continue;
+            }
+            // No strides say it: rows and depth in the order of memory first.
+            let mut copy = workspace::scratch(op, rows * depth)?;
+            TensorViewMut::from_slice(&mut copy[..], part.shape())?.copy_from(part);
+            let copied = TensorView::from_slice(&copy[..], part.shape())?;
+            match Filter::new(copied).lines(1, 0)?.filter(|_| winograd > 0) {
+                Some(lines) => lines.pack(cut, data),
+                None => matrix(copied.reshape([rows, depth])?, data),
             }
         }
         Ok(())
+    }
+}
+
+/// The weights of a group whose taps, for a row and a channel, lie in order.
+#[derive(Clone, Copy)]
+pub(super) struct Lines<'a, T> {
+    /// `[rows, channels · taps]`, or where `transposed`, `[channels, rows · taps]`: contiguous rows.
+    matrix: TensorView<'a, T, 2>,
+    transposed: bool,
+    taps: usize,
+    /// Which taps are seen, in the order in which they are, and how many.
+    seen: [usize; MOST_TAPS],
+    count: usize,
+}
+
+impl<T: Element> Lines<'_, T> {
+    fn line(&self, row: usize, channel: usize) -> &[T] {
+        let [outer, inner] = if self.transposed { [channel, row] } else { [row, channel] };
+        &self.matrix.row(outer).unwrap_or(&[])[inner * self.taps..][..self.taps]
+    }
+
+    /// Channels that are best taken together for all rows, before the next: then memory is read in its order.
+    pub(super) fn some(&self, channels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let most = if self.transposed { 16 } else { usize::MAX };
+        blocks(channels, most)
+    }
+
+    /// The taps that are seen, in their order.
+    pub(super) fn seen(&self) -> &[usize] {
+        &self.seen[..self.count]
+    }
+
+    /// All taps of a channel for the rows of a panel of `width`: element `tap · pitch + i` of `to` is of row i. The pitch
+    /// is returned.
+    #[inline(always)]
+    pub(super) fn turn<S: Simd<T>>(
+        &self,
+        simd: S,
+        rows: &Range<usize>,
+        channel: usize,
+        width: usize,
+        to: &mut [T; ROOM],
+    ) -> usize {
+        let pitch = width.next_multiple_of(4);
+        for first in (0..pitch).step_by(4) {
+            let mut four: [&[T]; 4] = [&[]; 4];
+            for (row, line) in (rows.start + first..rows.end).zip(&mut four) {
+                *line = self.line(row, channel);
+            }
+            turn(simd, four, self.taps, &mut to[first..], pitch);
+        }
+        pitch
+    }
+
+    fn pack(&self, cut: &Cut, data: &mut [T]) {
+        if cut.winograd > 0 {
+            return winograd::pack(cut, self, data);
+        }
+        let Cut { isa, rows, depth, kc, width, .. } = *cut;
+        let padded = cut.padded();
+        for steps in blocks(0..depth, kc) {
+            let block = &mut data[steps.start * padded..steps.end * padded];
+            let (panel, tasks) = (width * steps.len(), parallel::tasks(block.len(), 1 << 15));
+            parallel::for_each_chunk_mut(block, panel, tasks, &|first, panels| {
+                let rows = first * width..rows;
+                T::dispatch(isa, Blocks { lines: self, rows, steps: steps.clone(), width, panels });
+            });
+        }
+    }
+}
+
+/// Some steps of depth of the panels of rows.
+struct Blocks<'p, T> {
+    lines: &'p Lines<'p, T>,
+    rows: Range<usize>,
+    steps: Range<usize>,
+    width: usize,
+    panels: &'p mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Blocks<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { lines, rows, steps, width, panels } = self;
+        let (count, mut turned) = (lines.count, [T::ZERO; ROOM]);
+        for channels in lines.some(steps.start / count..steps.end.div_ceil(count)) {
+            let panels = panels.chunks_exact_mut(width * steps.len());
+            for (first, panel) in rows.clone().step_by(width).zip(panels) {
+                let rows = first..rows.end.min(first + width);
+                for channel in channels.clone() {
+                    let pitch = lines.turn(simd, &rows, channel, width, &mut turned);
+                    for (at, &tap) in lines.seen().iter().enumerate() {
+                        let (step, from) = (channel * count + at, &turned[tap * pitch..]);
+                        if steps.contains(&step) {
+                            let to = &mut panel[(step - steps.start) * width..][..width];
+                            for at in (0..width).step_by(S::LANES) {
+                                let end = width.min(at + S::LANES);
+                                simd.store_partial(simd.load(&from[at..]), &mut to[at..end]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }

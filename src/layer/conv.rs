@@ -1,7 +1,7 @@
 //! The convolutional layers.
 
 use super::{Init, Layer, Parameter, Parameters, Saved};
-use crate::conv::{Convolution, ConvolutionGradients, ConvolutionTranspose};
+use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
 use crate::random::Rng;
@@ -93,16 +93,15 @@ impl<T: Element, const N: usize> Affine<T, N> {
         self.bias.as_ref().map(Parameter::view).transpose()
     }
 
-    /// Adds to the gradients and gives back that for the input.
-    fn accumulate(&mut self, gradients: ConvolutionGradients<T, N>) -> Tensor<T, N> {
+    /// Adds to the gradients.
+    fn accumulate(&mut self, weight: &[T], bias: &[T]) {
         let add = |parameter: &mut Parameter<T>, gradient: &[T]| {
             parameter.gradient_mut().iter_mut().zip(gradient).for_each(|(sum, &x)| *sum += x);
         };
-        add(&mut self.weight, gradients.weight.as_slice());
-        if let Some(bias) = &mut self.bias {
-            add(bias, gradients.bias.as_slice());
+        add(&mut self.weight, weight);
+        if let Some(parameter) = &mut self.bias {
+            add(parameter, bias);
         }
-        gradients.input
     }
 }
 
@@ -223,7 +222,19 @@ where
         let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
         expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
         let gradients = self.conv.backward(x, weight, dy)?;
-        Ok(self.affine.accumulate(gradients))
+        self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
+        Ok(gradients.input)
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
+        let op = "Conv::backward_parameters";
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let mut dw = Tensor::zeros(weight.shape())?;
+        let db = self.conv.backward_bias(dy)?;
+        self.conv.backward_weight_into(x, dy, dw.view_mut())?;
+        self.affine.accumulate(dw.as_slice(), db.as_slice());
+        Ok(())
     }
 }
 
@@ -309,6 +320,18 @@ where
         let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
         expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
         let gradients = self.conv.backward(x, weight, dy)?;
-        Ok(self.affine.accumulate(gradients))
+        self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
+        Ok(gradients.input)
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
+        let op = "ConvTranspose::backward_parameters";
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let mut dw = Tensor::zeros(weight.shape())?;
+        let db = self.conv.backward_bias(dy)?;
+        self.conv.backward_weight_into(x, dy, dw.view_mut())?;
+        self.affine.accumulate(dw.as_slice(), db.as_slice());
+        Ok(())
     }
 }

@@ -60,6 +60,13 @@ impl<T: Element> Linear<T> {
     pub fn bias(&self) -> Option<&Parameter<T>> {
         self.bias.as_ref()
     }
+
+    /// An error unless `forward` was called and dY has the shape of what it gave.
+    fn check_gradient(&self, op: &'static str, dy: TensorView<'_, T, 2>) -> Result<()> {
+        let (x, weight) = (self.input.get(op)?, self.weight.view::<2>()?);
+        let expected = [x.shape()[0], weight.shape()[1]];
+        if dy.shape() == expected { Ok(()) } else { Err(Error::shape(op, "dy", &dy.shape(), &expected)) }
+    }
 }
 
 impl<T: Element> Parameters<T> for Linear<T> {
@@ -88,18 +95,20 @@ impl<T: Element> Layer<T> for Linear<T> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
-        let op = "Linear::backward";
-        let x = self.input.get(op)?;
-        let ([batch, _], (weight, dw)) = (x.shape(), self.weight.views()?);
-        let expected = [batch, weight.shape()[1]];
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
+        self.check_gradient("Linear::backward", dy)?;
         // First what can fail for lack of memory.
-        let dx = Dense::new().backward_input(dy, weight)?;
+        let dx = Dense::new().backward_input(dy, self.weight.view()?)?;
+        self.backward_parameters(dy)?;
+        Ok(dx)
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, T, 2>) -> Result<()> {
+        let op = "Linear::backward_parameters";
+        self.check_gradient(op, dy)?;
+        let x = self.input.get(op)?;
+        let (weight, dw) = self.weight.views()?;
         let bias = self.bias.as_mut().map(Parameter::gradient_view_mut).transpose()?;
         let gradients = DenseGradientsMut { input: None, weight: Some(dw), bias };
-        Dense::new().backward_into(x, weight, dy, T::ONE, gradients)?;
-        Ok(dx)
+        Dense::new().backward_into(x, weight, dy, T::ONE, gradients)
     }
 }

@@ -116,6 +116,25 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     /// [`Error::Argument`] where `forward` was not called, [`Error::Shape`] where the gradient does not have the
     /// output's shape, [`Error::Alloc`] where there is no memory.
     fn backward(&mut self, dy: TensorView<'_, T, O>) -> Result<Tensor<T, I>>;
+
+    /// [`backward`](Self::backward) where nobody wants the gradient for the input, as at the first layer of a network: a layer
+    /// with weights saves a product.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    ///
+    /// ```
+    /// use tilewise::layer::{Init, Layer, Linear};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut layer = Linear::<f64>::new(3, 2, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+    /// let y = layer.forward(Tensor::full([4, 3], 1.0)?.view())?;
+    /// layer.backward_parameters(Tensor::full(y.shape(), 1.0)?.view())?;
+    /// assert_eq!(layer.weight().gradient(), [4.0; 6]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn backward_parameters(&mut self, dy: TensorView<'_, T, O>) -> Result<()> {
+        self.backward(dy).map(|_| ())
+    }
 }
 
 /// What `forward` keeps for `backward`.

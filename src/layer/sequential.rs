@@ -58,6 +58,23 @@ impl<T: Element> Sequential<T> {
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
+
+    fn check_gradient(&self, op: &'static str, dy: TensorView<'_, T, 2>) -> Result<()> {
+        let expected = self.output.ok_or_else(|| not_called(op))?;
+        if dy.shape() == expected { Ok(()) } else { Err(Error::shape(op, "dy", &dy.shape(), &expected)) }
+    }
+}
+
+/// From the last layer to the first.
+fn back<T: Element>(
+    layers: &mut [Box<dyn Layer<T> + Send>],
+    dy: TensorView<'_, T, 2>,
+) -> Result<Option<Tensor<T, 2>>> {
+    let mut dx: Option<Tensor<T, 2>> = None;
+    for layer in layers.iter_mut().rev() {
+        dx = Some(layer.backward(dx.as_ref().map_or(dy, Tensor::view))?);
+    }
+    Ok(dx)
 }
 
 impl<T: Element> Parameters<T> for Sequential<T> {
@@ -91,15 +108,15 @@ impl<T: Element> Layer<T> for Sequential<T> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
-        let op = "Sequential::backward";
-        let expected = self.output.ok_or_else(|| not_called(op))?;
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
-        let mut dx: Option<Tensor<T, 2>> = None;
-        for layer in self.layers.iter_mut().rev() {
-            dx = Some(layer.backward(dx.as_ref().map_or(dy, Tensor::view))?);
-        }
+        self.check_gradient("Sequential::backward", dy)?;
+        let dx = back(&mut self.layers, dy)?;
         dx.map_or_else(|| dy.to_tensor(), Ok)
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, T, 2>) -> Result<()> {
+        self.check_gradient("Sequential::backward_parameters", dy)?;
+        let Some((first, others)) = self.layers.split_first_mut() else { return Ok(()) };
+        let dx = back(others, dy)?;
+        first.backward_parameters(dx.as_ref().map_or(dy, Tensor::view))
     }
 }

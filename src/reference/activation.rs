@@ -86,6 +86,8 @@ pub fn value(activation: Activation, x: f64) -> f64 {
                 1.0
             }
         }
+        Activation::Clip { .. } if x.is_nan() => x,
+        Activation::Clip { low, high } => x.min(high).max(low),
     }
 }
 
@@ -168,6 +170,13 @@ pub fn derivative(activation: Activation, x: f64) -> f64 {
         Activation::HardSwish if x >= 3.0 => 1.0,
         Activation::HardSwish => x / 3.0 + 0.5,
         Activation::Sign => 0.0,
+        Activation::Clip { low, high } => {
+            if x <= low || x >= high {
+                0.0
+            } else {
+                1.0
+            }
+        }
     }
 }
 

@@ -72,6 +72,23 @@ impl Parameters<f32> for Net {
     }
 }
 
+impl Net {
+    /// The gradient for what the first convolution gave.
+    fn backward_to_first(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
+        let d = self.head.backward(dy)?;
+        let d = self.hidden.1.backward(d.view())?;
+        let d = self.hidden.0.backward(d.view())?;
+        let mut d = d.reshape(self.shape)?;
+        for (number, (layer, activation)) in self.convolutions.iter_mut().enumerate().rev() {
+            d = activation.backward(d.view())?;
+            if number > 0 {
+                d = layer.backward(d.view())?;
+            }
+        }
+        Ok(d)
+    }
+}
+
 /// From images `[batch, 1, rows, cols]` to scores `[batch, CLASSES]`.
 impl Layer<f32, 4, 2> for Net {
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
@@ -101,15 +118,13 @@ impl Layer<f32, 4, 2> for Net {
     }
 
     fn backward(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
-        let d = self.head.backward(dy)?;
-        let d = self.hidden.1.backward(d.view())?;
-        let d = self.hidden.0.backward(d.view())?;
-        let mut d = d.reshape(self.shape)?;
-        for (layer, activation) in self.convolutions.iter_mut().rev() {
-            d = activation.backward(d.view())?;
-            d = layer.backward(d.view())?;
-        }
-        Ok(d)
+        let d = self.backward_to_first(dy)?;
+        self.convolutions[0].0.backward(d.view())
+    }
+
+    fn backward_parameters(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<()> {
+        let d = self.backward_to_first(dy)?;
+        self.convolutions[0].0.backward_parameters(d.view())
     }
 }
 
@@ -144,7 +159,7 @@ impl Model for Cnn {
             let logits = self.net.forward(x)?;
             let (loss, d_logits) = CrossEntropy::new().forward_backward(logits.view(), &labels)?;
             self.net.zero_gradients();
-            self.net.backward(d_logits.view())?;
+            self.net.backward_parameters(d_logits.view())?;
             let share = (self.seen as f64 / (EPOCHS * train.len()) as f64).min(0.98);
             self.optimizer.set_learning_rate(RATE * 0.5 * (1.0 + (std::f64::consts::PI * share).cos()));
             self.optimizer.step(&mut self.net)?;

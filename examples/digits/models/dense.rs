@@ -63,7 +63,7 @@ impl Model for Dense {
             let logits = self.net.forward(x)?;
             let (loss, d_logits) = CrossEntropy::new().forward_backward(logits.view(), &labels)?;
             self.net.zero_gradients();
-            self.net.backward(d_logits.view())?;
+            self.net.backward_parameters(d_logits.view())?;
             self.optimizer.step(&mut self.net)?;
             done += batch.len();
             sum += f64::from(loss) * batch.len() as f64;

@@ -21,6 +21,7 @@ use std::ops::Range;
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
 use self::pixels::Fill;
+pub(super) use self::pixels::turn;
 
 use super::correlate::Call;
 use super::emit::channels_last;
@@ -140,7 +141,7 @@ impl<T: Element> Forward<'_, T> {
 
     /// The bias and the weights of channels, vector by vector.
     fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) -> Result<()> {
-        let view = self.filter.view;
+        let view = self.filter.seen()?;
         let [_, inputs, _, height, width] = view.shape();
         let taps = self.reach.taps();
         // Rows of taps, or as gradients have them, from the last to the first.

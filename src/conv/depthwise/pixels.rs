@@ -230,7 +230,13 @@ fn zero<T: Element, S: Simd<T>>(simd: S, to: &mut [T]) {
 
 /// Four rows of `len` columns, or nothing, to the first four of each pixel.
 #[inline(always)]
-fn turn<T: Element, S: Simd<T>>(simd: S, from: [&[T]; 4], len: usize, to: &mut [T], pitch: usize) {
+pub(in crate::conv) fn turn<T: Element, S: Simd<T>>(
+    simd: S,
+    from: [&[T]; 4],
+    len: usize,
+    to: &mut [T],
+    pitch: usize,
+) {
     for at in (0..len).step_by(S::LANES) {
         let mut vectors = [simd.splat(T::ZERO); 4];
         for (vector, from) in vectors.iter_mut().zip(from) {

@@ -26,83 +26,79 @@ use super::correlation::Correlation;
 use super::emit::channels_last;
 use super::halo::{Fill, Geometry, Halo, copy};
 use super::implicit::boxes;
-use super::weights::Cut;
+use super::weights::{Cut, Lines, ROOM};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{Series, balanced, blocks, tile};
 use crate::machine;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::TensorViewMut;
 use crate::workspace;
 
 /// Elements between the points of a panel of tiles beyond what they hold: else all would fall on the same few cache sets.
 const GAP: usize = 16;
 
-/// Packs the filters of a group, `[rows, channels, 1, 3, 3]`, as `[panel][point][channel][row]`.
-pub(super) fn pack<T: Element>(cut: &Cut, w: TensorView<'_, T, 2>, data: &mut [T]) {
+/// Packs the filters of a group, whose kernels are 3 × 3, as `[panel][point][channel][row]`.
+pub(super) fn pack<T: Element>(cut: &Cut, lines: &Lines<'_, T>, data: &mut [T]) {
     let outputs = cut.winograd;
-    let channels = w.shape()[1] / 9;
+    let channels = cut.depth / 9;
     let panel = cut.width * channels * (outputs + 2) * (outputs + 2);
     let tasks = parallel::tasks(data.len(), 1 << 16);
     parallel::for_each_chunk_mut(data, panel, tasks, &|first, panels| {
-        for (at, panel) in panels.chunks_exact_mut(panel).enumerate() {
-            let first = (first + at) * cut.width;
-            let rows = first..cut.rows.min(first + cut.width);
-            match outputs {
-                2 => T::dispatch(cut.isa, Filters::<T, 2> { w, rows, width: cut.width, panel }),
-                _ => T::dispatch(cut.isa, Filters::<T, 4> { w, rows, width: cut.width, panel }),
-            }
+        let (width, rows) = (cut.width, first * cut.width..cut.rows);
+        match outputs {
+            2 => T::dispatch(cut.isa, Filters::<T, 2> { lines, channels, rows, width, panels }),
+            _ => T::dispatch(cut.isa, Filters::<T, 4> { lines, channels, rows, width, panels }),
         }
     });
 }
 
 struct Filters<'a, T, const O: usize> {
-    /// `[rows, channels · 9]`, contiguous rows.
-    w: TensorView<'a, T, 2>,
+    lines: &'a Lines<'a, T>,
+    channels: usize,
     rows: Range<usize>,
     width: usize,
-    panel: &'a mut [T],
+    panels: &'a mut [T],
 }
-
-/// Lanes of the widest vector.
-const LANES: usize = 16;
 
 impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { w, rows, width, panel } = self;
-        let (channels, points) = (w.shape()[1] / 9, O + 2);
+        let Self { lines, channels, rows, width, panels } = self;
+        let points = O + 2;
         let point = channels * width;
-        for c in 0..channels {
-            for first in (0..width).step_by(S::LANES) {
-                // Lanes are output channels.
-                let lanes = S::LANES.min(width - first);
-                let mut taps = [[T::ZERO; LANES]; 9];
-                for lane in 0..lanes.min(rows.len().saturating_sub(first)) {
-                    let Some(row) = w.row(rows.start + first + lane) else { return };
-                    for (tap, value) in taps.iter_mut().zip(&row[c * 9..c * 9 + 9]) {
-                        tap[lane] = *value;
-                    }
-                }
-                let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                for i in 0..3 {
-                    for j in 0..3 {
-                        square[i][j] = simd.load(&taps[i * 3 + j]);
-                    }
-                }
-                transform::filter::<T, S, O>(simd, &mut square);
-                for i in 0..points {
-                    for j in 0..points {
-                        let to = &mut panel[(i * points + j) * point + c * width + first..][..lanes];
-                        simd.store_partial(square[i][j], to);
+        let mut taps = [T::ZERO; ROOM];
+        for some in lines.some(0..channels) {
+            let panels = panels.chunks_exact_mut(points * points * point);
+            for (first, panel) in rows.clone().step_by(width).zip(panels) {
+                let rows = first..rows.end.min(first + width);
+                for c in some.clone() {
+                    // Lanes are output channels.
+                    let pitch = lines.turn(simd, &rows, c, width, &mut taps);
+                    for first in (0..width).step_by(S::LANES) {
+                        let lanes = S::LANES.min(width - first);
+                        let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
+                        for (at, &tap) in lines.seen().iter().enumerate().take(9) {
+                            square[at / 3][at % 3] = simd.load(&taps[tap * pitch + first..]);
+                        }
+                        transform::filter::<T, S, O>(simd, &mut square);
+                        for i in 0..points {
+                            for j in 0..points {
+                                let to = &mut panel[(i * points + j) * point + c * width + first..][..lanes];
+                                simd.store_partial(square[i][j], to);
+                            }
+                        }
                     }
                 }
             }
         }
     }
 }
+
+/// Lanes of the widest vector.
+const LANES: usize = 16;
 
 /// Sizes of a box of tiles: images, rows, columns.
 fn sizes<T: Element>(tile_columns: usize, channels: usize, points: usize, output: [usize; 3]) -> [usize; 3] {

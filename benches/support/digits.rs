@@ -1,0 +1,101 @@
+//! A step of training of the small convolutional network of the example `digits`: forward, cross-entropy, back, AdamW.
+
+use tilewise::activation::Activation;
+use tilewise::conv::Convolution;
+use tilewise::layer::optimizer::{AdamW, Optimizer};
+use tilewise::layer::{Activate, Conv2d, Init, Layer, Linear, Parameter, Parameters};
+use tilewise::loss::CrossEntropy;
+use tilewise::random::Rng;
+use tilewise::{Result, Tensor};
+
+const SIDE: usize = 28;
+const CLASSES: usize = 10;
+const HIDDEN: usize = 128;
+
+pub struct Training {
+    net: Net,
+    optimizer: AdamW<f32>,
+    images: Tensor<f32, 4>,
+    labels: Vec<usize>,
+}
+
+struct Net {
+    convolutions: Vec<(Conv2d<f32>, Activate<f32, 4>)>,
+    hidden: (Linear<f32>, Activate<f32>),
+    head: Linear<f32>,
+}
+
+impl Parameters<f32> for Net {
+    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        self.convolutions.iter_mut().for_each(|(layer, _)| layer.visit(f));
+        self.hidden.0.visit(f);
+        self.head.visit(f);
+    }
+}
+
+impl Training {
+    pub fn new(batch: usize) -> Result<Self> {
+        let (mut rng, init) = (Rng::seed(1), Init::kaiming_normal());
+        let (mut convolutions, mut image) = (Vec::new(), [1, 1, SIDE, SIDE]);
+        for (filters, taps, stride) in [(16, 5, 1), (32, 3, 2), (32, 3, 1), (64, 3, 2)] {
+            let options = Convolution::new().padding([taps / 2; 2]).stride([stride; 2]);
+            let layer = Conv2d::new(image[1], filters, [taps; 2], options, init, &mut rng)?;
+            image = options.output_shape(image, [filters, image[1], taps, taps])?;
+            convolutions.push((layer, Activate::new(Activation::Relu)));
+        }
+        let inputs = image.iter().product();
+        let hidden = (Linear::new(inputs, HIDDEN, init, &mut rng)?, Activate::new(Activation::Relu));
+        let head = Linear::new(HIDDEN, CLASSES, Init::xavier_uniform(), &mut rng)?;
+        Ok(Self {
+            net: Net { convolutions, hidden, head },
+            optimizer: AdamW::new(1e-3),
+            images: Tensor::from_fn([batch, 1, SIDE, SIDE], |_| rng.uniform(0.0, 1.0))?,
+            labels: (0..batch).map(|_| rng.below(CLASSES)).collect(),
+        })
+    }
+
+    /// Gives the loss.
+    pub fn step(&mut self) -> Result<f32> {
+        self.step_in_laps(&mut |_| {})
+    }
+
+    /// [`step`](Self::step); `lap` hears what has just been done.
+    pub fn step_in_laps(&mut self, lap: &mut dyn FnMut(&str)) -> Result<f32> {
+        let Net { convolutions, hidden, head } = &mut self.net;
+        let mut y = self.images.view().to_tensor()?;
+        lap("copy of the images");
+        for (i, (layer, activation)) in convolutions.iter_mut().enumerate() {
+            y = layer.forward(y.view())?;
+            lap(&format!("convolution {i}"));
+            y = activation.forward(y.view())?;
+            lap(&format!("ReLU {i}"));
+        }
+        let shape = y.shape();
+        let y = y.reshape([shape[0], shape[1..].iter().product()])?;
+        let y = hidden.0.forward(y.view())?;
+        let y = hidden.1.forward(y.view())?;
+        let scores = head.forward(y.view())?;
+        let (loss, d) = CrossEntropy::new().forward_backward(scores.view(), &self.labels)?;
+        lap("dense layers and loss");
+        self.net.zero_gradients();
+        lap("gradients to 0");
+        let Net { convolutions, hidden, head } = &mut self.net;
+        let d = head.backward(d.view())?;
+        let d = hidden.1.backward(d.view())?;
+        let mut d = hidden.0.backward(d.view())?.reshape(shape)?;
+        lap("dense layers, back");
+        for (i, (layer, activation)) in convolutions.iter_mut().enumerate().rev() {
+            d = activation.backward(d.view())?;
+            lap(&format!("ReLU {i}, back"));
+            if i > 0 {
+                d = layer.backward(d.view())?;
+            } else {
+                layer.backward_parameters(d.view())?;
+            }
+            lap(&format!("convolution {i}, back"));
+        }
+        self.optimizer.step(&mut self.net)?;
+        lap("AdamW");
+        Ok(loss)
+    }
+}
