@@ -171,6 +171,16 @@ impl Activation {
         Activation::Clip { low: 0.0, high: 6.0 }
     }
 
+    /// The least and the largest value of an activation that only bounds x.
+    pub(crate) fn bounds(self) -> Option<[f64; 2]> {
+        match self {
+            Activation::Identity => Some([f64::NEG_INFINITY, f64::INFINITY]),
+            Activation::Relu => Some([0.0, f64::INFINITY]),
+            Activation::Clip { low, high } => Some([low, high]),
+            _ => None,
+        }
+    }
+
     /// What a run costs more than copying it, for the number of tasks.
     fn cost(self) -> usize {
         match self {

@@ -169,27 +169,21 @@ impl<T: Element> Finish<'_, T> {
         let lanes = S::LANES;
         let bias_vector = simd.splat(bias);
         let whole = y.len() / lanes * lanes;
-        let zero = simd.splat(T::ZERO);
-        let relu = self.activation == Activation::Relu;
+        let [low, high] = self.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
+        let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
         for at in (0..whole).step_by(lanes) {
             let mut sum = simd.add(simd.load(&sums[at..]), bias_vector);
             if let Some(residual) = residual {
                 sum = simd.add(sum, simd.load(&residual[at..]));
             }
-            if relu {
-                // The order of the operands lets NaN through.
-                sum = simd.max(zero, sum);
-            }
-            simd.store(sum, &mut y[at..]);
+            // The order of the operands lets NaN through.
+            simd.store(simd.max(low, simd.min(high, sum)), &mut y[at..]);
         }
         for at in whole..y.len() {
             y[at] = sums[at] + bias + residual.map_or(T::ZERO, |residual| residual[at]);
         }
-        if relu {
-            activation::apply(simd, Activation::Relu, &mut y[whole..]);
-        } else if self.activation != Activation::Identity {
-            activation::apply(simd, self.activation, y);
-        }
+        let done = if self.activation.bounds().is_some() { whole } else { 0 };
+        activation::apply(simd, self.activation, &mut y[done..]);
     }
 }
 

@@ -60,35 +60,63 @@ impl<'e, T: Element> Epilogue<'e, T> {
     #[inline(always)]
     pub(crate) fn apply<S: Simd<T>>(&self, simd: S, row: usize, column: usize, run: &mut [T]) {
         let columns = column..column + run.len();
+        let (mut bias, mut of_row) = (None, T::ZERO);
         match self.bias {
             None => {}
-            Some(Bias::PerRow(bias)) => {
-                let value = bias.get([row]).copied().unwrap_or(T::ZERO);
-                run.iter_mut().for_each(|x| *x += value);
-            }
-            Some(Bias::PerColumn(bias)) => match bias.as_slice() {
-                Some(bias) => run.iter_mut().zip(&bias[columns.clone()]).for_each(|(x, &b)| *x += b),
+            Some(Bias::PerRow(view)) => of_row = view.get([row]).copied().unwrap_or(T::ZERO),
+            Some(Bias::PerColumn(view)) => match view.as_slice() {
+                Some(slice) => bias = Some(&slice[columns.clone()]),
                 None => {
                     for (x, column) in run.iter_mut().zip(columns.clone()) {
-                        *x += bias.get([column]).copied().unwrap_or(T::ZERO);
+                        *x += view.get([column]).copied().unwrap_or(T::ZERO);
                     }
                 }
             },
         }
-        if let Some(residual) = self.residual {
-            match residual.row(row) {
-                Some(residual) => run.iter_mut().zip(&residual[columns]).for_each(|(x, &r)| *x += r),
-                None => {
-                    for (x, column) in run.iter_mut().zip(columns) {
-                        *x += residual.get([row, column]).copied().unwrap_or(T::ZERO);
-                    }
+        let mut residual = None;
+        if let Some(view) = self.residual {
+            residual = view.row(row).map(|row| &row[columns.clone()]);
+            if residual.is_none() {
+                // The bias comes first, as it does in vectors.
+                let bias = std::mem::take(&mut bias);
+                for (i, (x, column)) in run.iter_mut().zip(columns).enumerate() {
+                    *x += bias.map_or(of_row, |bias| bias[i]);
+                    *x += view.get([row, column]).copied().unwrap_or(T::ZERO);
                 }
+                of_row = T::ZERO;
             }
         }
-        if self.activation != Activation::Identity {
+        let [low, high] = self.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
+        let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
+        let biased = bias.is_some() || of_row != T::ZERO;
+        let of_row = simd.splat(of_row);
+        for (at, run) in run.chunks_mut(S::LANES).enumerate() {
+            let at = at * S::LANES..at * S::LANES + run.len();
+            let mut value = vector(simd, run);
+            if biased {
+                value = simd.add(value, bias.map_or(of_row, |bias| vector(simd, &bias[at.clone()])));
+            }
+            if let Some(residual) = residual {
+                value = simd.add(value, vector(simd, &residual[at]));
+            }
+            // The order of the operands lets NaN through.
+            value = simd.max(low, simd.min(high, value));
+            if run.len() == S::LANES {
+                simd.store(value, run);
+            } else {
+                simd.store_partial(value, run);
+            }
+        }
+        if self.activation.bounds().is_none() {
             simd.call(Activate { activation: self.activation, run });
         }
     }
+}
+
+/// A vector, or what there is of one.
+#[inline(always)]
+fn vector<T: Element, S: Simd<T>>(simd: S, from: &[T]) -> S::V {
+    if from.len() == S::LANES { simd.load(from) } else { simd.load_partial(from) }
 }
 
 /// Outlined, so that the functions are compiled once and not in every kernel.

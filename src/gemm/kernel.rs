@@ -238,10 +238,27 @@ pub(super) fn finish<T: Element, S: Simd<T>>(
     at: [usize; 2],
     c: &mut TensorViewMut<'_, T, 2>,
 ) {
-    let Some(epilogue) = epilogue else { return };
-    for i in 0..c.shape()[0] {
-        if let Some(run) = c.row_mut(i) {
-            epilogue.apply(simd, at[0] + i, at[1], run);
+    if let Some(epilogue) = epilogue {
+        simd.call(Finish { epilogue, at, c: c.view_mut() });
+    }
+}
+
+/// The epilogue of a tile. Outlined: there are many kernels.
+struct Finish<'t, T> {
+    epilogue: &'t Epilogue<'t, T>,
+    at: [usize; 2],
+    c: TensorViewMut<'t, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Finish<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        for i in 0..self.c.shape()[0] {
+            if let Some(run) = self.c.row_mut(i) {
+                self.epilogue.apply(simd, self.at[0] + i, self.at[1], run);
+            }
         }
     }
 }

@@ -8,16 +8,20 @@
 //!         sums → the output's layout
 //! ```
 //!
+//! 3 × 3 windows over long rows of neighbouring channels, or with a stride, are read in place (`direct`).
+//!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
 //! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
 #![forbid(unsafe_code)]
 
+mod direct;
 mod emit;
 mod kernel;
 mod pixels;
 
 use std::ops::Range;
 
+use self::direct::Direct;
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
 use self::pixels::Fill;
@@ -110,7 +114,9 @@ impl<T: Element> Call<'_, T> {
         let reach = Reach { kernel, stride, dilation, start };
         let multiplier = filter.sizes(groups)[0];
         let tasks = parallel::tasks(y.len().saturating_mul(reach.taps()), GRAIN);
-        Forward { call: self, reach, filter, multiplier }.split(y, [0; 5], tasks)
+        let forward = Forward { call: self, reach, filter, multiplier };
+        let direct = direct::fits(&forward, y.shape(), y.strides());
+        forward.split(y, [0; 5], tasks, direct)
     }
 }
 
@@ -122,11 +128,20 @@ fn cut(shape: [usize; 5], unit: usize, axes: &[usize]) -> Option<[usize; 2]> {
 }
 
 impl<T: Element> Forward<'_, T> {
-    fn split(&self, y: TensorViewMut<'_, T, 5>, origin: [usize; 5], tasks: usize) -> Result<()> {
+    fn split(
+        &self,
+        y: TensorViewMut<'_, T, 5>,
+        origin: [usize; 5],
+        tasks: usize,
+        direct: bool,
+    ) -> Result<()> {
         // Neighbouring channels are best read together.
-        let rows = channels_last(y.shape(), y.strides()) && y.shape()[3] >= 16;
+        let rows = direct || channels_last(y.shape(), y.strides()) && y.shape()[3] >= 16;
         let axes: &[usize] = if rows { &[0, 2, 3] } else { &[0, 1, 2, 3] };
         let Some([axis, unit]) = cut(y.shape(), MOST_LANES, axes).filter(|_| tasks > 1) else {
+            if direct {
+                return T::dispatch(self.call.isa, Direct { forward: self, y, origin });
+            }
             return T::dispatch(self.call.isa, Piece { forward: self, y, origin });
         };
         let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
@@ -134,8 +149,10 @@ impl<T: Element> Forward<'_, T> {
         let (low, high) = y.split_at(axis, at)?;
         let mut beyond = origin;
         beyond[axis] += at;
-        let (first, second) =
-            parallel::join(|| self.split(low, origin, half), || self.split(high, beyond, tasks - half));
+        let (first, second) = parallel::join(
+            || self.split(low, origin, half, direct),
+            || self.split(high, beyond, tasks - half, direct),
+        );
         first.and(second)
     }
 
