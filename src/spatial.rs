@@ -71,6 +71,30 @@ impl Sliding {
         Some(extent)
     }
 
+    /// The padding with which there are ⌈in / stride⌉ windows; where it is odd, the additional element is behind the image,
+    /// or `before` it.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] where sizes overflow.
+    pub(crate) fn same(
+        &self,
+        op: &'static str,
+        spatial: usize,
+        image: [usize; 3],
+        before: bool,
+    ) -> Result<[[usize; 2]; 3]> {
+        let overflow = || Error::Overflow { op, shape: Dims::new(&self.kernel[3 - spatial..]) };
+        let extent = self.extent().ok_or_else(overflow)?;
+        Ok(std::array::from_fn(|axis| {
+            let (stride, image) = (self.stride[axis], image[axis]);
+            let reach =
+                (image.div_ceil(stride).max(1) - 1).saturating_mul(stride).saturating_add(extent[axis]);
+            let all = reach.saturating_sub(image);
+            let half = all / 2;
+            if before { [all - half, half] } else { [half, all - half] }
+        }))
+    }
+
     /// Windows along each axis of an image: ⌊(in + before + after − d·(k − 1) − 1) / s⌋ + 1. With `ceil`, one more where
     /// something of the image is left over, unless it would begin behind the image and the padding before it.
     ///

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Strided, bits, in_pools, quickcheck, size, within};
 use quickcheck::{Arbitrary, Gen};
-use tilewise::attention::{Align, Attention, AttentionGradientsMut, KvCache};
+use tilewise::attention::{Align, Attention, AttentionGradientsMut, KvCache, Stage};
 use tilewise::machine::{self, Isa};
 use tilewise::reference::attention as twin;
 use tilewise::{Element, Tensor, TensorView};
@@ -90,7 +90,7 @@ impl<T: Element> Arbitrary for Case<T> {
             }),
             causal: bool::arbitrary(g),
             window: some(g).then(|| within(g, 1..80)),
-            align: if bool::arbitrary(g) { Align::Start } else { Align::End },
+            align: *g.choose(&[Align::Start, Align::End, Align::At(3)]).expect("some"),
             lengths: some(g).then(|| (0..batch).map(|_| within(g, 0..keys + 1)).collect()),
             dropout: some(g).then(|| (0.25, u64::arbitrary(g))),
         }
@@ -127,6 +127,7 @@ impl<T: Element> Case<T> {
         options = if self.causal { options.causal(self.align) } else { options.align(self.align) };
         expected.causal = self.causal;
         expected.align_end = self.align == Align::End;
+        expected.first = if let Align::At(first) = self.align { first } else { 0 };
         if let Some(window) = self.window {
             options = options.window(window);
             expected.window = Some(window);
@@ -186,6 +187,12 @@ fn run<T: Element>(mut case: Case<T>) -> bool {
         let saved = options.forward_saving(q, k, v).unwrap();
         near("saved y", saved.output.view(), &twin.output, 3.0 * bound);
         near("normalizer", saved.normalizer.view(), &twin.normalizer, bound);
+
+        if (queries + keys).is_multiple_of(4) {
+            let [masked, weights] = expected.scores(q, k).unwrap();
+            near("scores", options.scores(q, k, Stage::Masked).unwrap().view(), &masked, bound);
+            near("weights", options.scores(q, k, Stage::Weights).unwrap().view(), &weights, bound);
+        }
 
         // dA is at most 4 · value_dim · 4/3; a sum over queries of such terms times weights times values of at most 2.
         let twin = expected.backward(q, k, v, dy).unwrap();

@@ -351,11 +351,15 @@ fn modes_of_true_convolution_are_parts_of_the_full_one() {
             assert!(full == conv.padding(extent).forward(x, k, None).unwrap());
             let same = conv.same().stride([stride; 2]).forward(x, k, None).unwrap();
             assert_eq!(same.shape(), [2, 4, h.div_ceil(stride), w.div_ceil(stride)]);
+            let lower = conv.same_lower().stride([stride; 2]).forward(x, k, None).unwrap();
+            assert_eq!(lower.shape(), same.shape());
             if stride == 1 {
                 // All of full but what is cut at both ends, the odd one at the start or the end.
-                let cut = extent.map(|e| if flipped { e / 2 } else { e - e / 2 });
-                let middle = full.view().slice(2, cut[0]..cut[0] + h, 1).unwrap();
-                assert!(middle.slice(3, cut[1]..cut[1] + w, 1).unwrap() == same.view());
+                for (part, first) in [(&same, !flipped), (&lower, flipped)] {
+                    let cut = extent.map(|e| if first { e - e / 2 } else { e / 2 });
+                    let middle = full.view().slice(2, cut[0]..cut[0] + h, 1).unwrap();
+                    assert!(middle.slice(3, cut[1]..cut[1] + w, 1).unwrap() == part.view());
+                }
             }
         }
         true

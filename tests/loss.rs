@@ -13,11 +13,11 @@ fn reduction(g: &mut Gen) -> Reduction {
 }
 
 /// The factor that a reduction puts before a sum over `count`.
-fn factor(reduction: Reduction, count: usize) -> f64 {
+fn factor(reduction: Reduction, count: f64) -> f64 {
     match reduction {
         Reduction::Sum => 1.0,
-        Reduction::Mean if count == 0 => 0.0,
-        Reduction::Mean => 1.0 / count as f64,
+        Reduction::Mean if count == 0.0 => 0.0,
+        Reduction::Mean => 1.0 / count,
     }
 }
 
@@ -26,10 +26,12 @@ struct Rows<T> {
     isa: Isa,
     logits: Strided<T, 2>,
     classes: Vec<usize>,
+    weights: Option<Strided<T, 1>>,
     soft: Option<Strided<T, 2>>,
     ignore: Option<usize>,
     smoothing: f64,
     reduction: Reduction,
+    log_probabilities: bool,
     out: Strided<T, 2>,
 }
 
@@ -50,10 +52,16 @@ impl<T: Element> Arbitrary for Rows<T> {
             isa: *g.choose(machine::supported()).expect("there is a baseline"),
             logits,
             classes: (0..shape[0]).map(|_| within(g, 0..classes)).collect(),
+            weights: (soft.is_none() && bool::arbitrary(g)).then(|| {
+                let mut weights = Strided::<T, 1>::random(g, [classes]);
+                weights.data.iter_mut().for_each(|w| *w = if *w < T::ZERO { T::ZERO } else { *w });
+                weights
+            }),
             ignore: (soft.is_none() && bool::arbitrary(g)).then(|| within(g, 0..classes)),
             soft,
             smoothing: *g.choose(&[0.0, 0.0, 0.1, 1.0]).expect("not empty"),
             reduction: reduction(g),
+            log_probabilities: u8::arbitrary(g).is_multiple_of(4),
             out: Strided::random(g, shape),
         }
     }
@@ -67,6 +75,8 @@ fn rows<T: Element>(mut case: Rows<T>) -> bool {
     let logits = case.logits.view();
     let [batch, classes] = logits.shape();
     let ignored = |row: usize| case.soft.is_none() && Some(case.classes[row]) == case.ignore;
+    let weights = case.weights.as_ref().map(Strided::view);
+    let weight = |class: usize| weights.map_or(1.0, |weights| weights.get([class]).unwrap().to_f64());
     let q = |row: usize, class: usize| match &case.soft {
         _ if ignored(row) => 0.0,
         Some(soft) => {
@@ -75,19 +85,34 @@ fn rows<T: Element>(mut case: Rows<T>) -> bool {
         }
         None => {
             let hot = if case.classes[row] == class { 1.0 } else { 0.0 };
-            (1.0 - case.smoothing) * hot + case.smoothing / classes as f64
+            weight(class) * ((1.0 - case.smoothing) * hot + case.smoothing / classes as f64)
         }
     };
-    let counted = (0..batch).filter(|&row| !ignored(row)).count();
+    let counted = (0..batch).filter(|&row| !ignored(row)).map(|row| match case.soft {
+        Some(_) => 1.0,
+        None => weight(case.classes[row]),
+    });
+    let counted: f64 = counted.sum();
     let factor = factor(case.reduction, counted);
-    let (sum, gradient) = reference::cross_entropy(logits, q).unwrap();
+    let (sum, gradient) = if case.log_probabilities {
+        reference::likelihood(logits, q).unwrap()
+    } else {
+        reference::cross_entropy(logits, q).unwrap()
+    };
 
     let mut loss = CrossEntropy::new().label_smoothing(case.smoothing).reduction(case.reduction);
     if let Some(class) = case.ignore {
         loss = loss.ignore_index(class);
     }
     let soft = case.soft.as_ref().map(Strided::view);
-    let target = soft.map_or(Target::Classes(&case.classes), Target::Probabilities);
+    if case.log_probabilities {
+        loss = loss.log_probabilities();
+    }
+    let target = match (soft, weights) {
+        (Some(soft), _) => Target::Probabilities(soft),
+        (None, Some(weights)) => Target::Weighted(&case.classes, weights),
+        (None, None) => Target::Classes(&case.classes),
+    };
     let value = loss.forward(logits, target).unwrap();
     let (both, owned) = loss.forward_backward(logits, target).unwrap();
     case.out.view_mut().fill(T::NAN);
@@ -104,13 +129,16 @@ fn rows<T: Element>(mut case: Rows<T>) -> bool {
         let z = |class| logits.get([row, class]).expect("inside").to_f64();
         let max = (0..classes).map(z).fold(f64::NEG_INFINITY, f64::max);
         for class in 0..classes {
-            slack += q(row, class) * (max - z(class) + 1.0);
+            slack += q(row, class) * (max - z(class) + 1.0 + z(class).abs());
             *weight += q(row, class);
         }
     }
     let roundings = 32.0 * epsilon + (batch + classes) as f64 * f64::EPSILON;
     let bound = roundings * factor * (slack + sum.abs());
     assert!((value.to_f64() - factor * sum).abs() <= bound, "{value} {} ± {bound}", factor * sum);
+    let each = loss.row_losses(logits, target).unwrap();
+    let total: f64 = each.iter().map(|loss| loss.to_f64()).sum();
+    assert!((total - sum).abs() <= roundings * (slack + sum.abs()), "{total} {sum}");
     Tensor::from_fn([batch, classes], |[row, class]| {
         let found = owned.get([row, class]).expect("inside").to_f64();
         let expected = factor * gradient.get([row, class]).expect("inside");
@@ -163,7 +191,7 @@ fn check_elements<T: Element>(case: Elements<T>) -> bool {
 
 fn elements<T: Element>(mut case: Elements<T>) -> bool {
     let (y, t) = (case.y.view(), case.target.view());
-    let factor = factor(case.reduction, y.len());
+    let factor = factor(case.reduction, y.len() as f64);
     let epsilon = T::EPSILON.to_f64();
 
     // All terms are positive, so the error is relative to the sum: some roundings of each term and of the sum in

@@ -95,6 +95,12 @@ fn run_rows<T: Element>(mut case: RowsCase<T>) -> bool {
         // The twin's own mean is rounded.
         size *= 1.0 + offset.to_f64();
     }
+    let (mean, variance) = twin::statistics(Norm::Layer, x).unwrap();
+    let found = layer.statistics(x).unwrap();
+    let vector = |values: Vec<f64>| Tensor::from_slice(&values, [values.len()]).unwrap();
+    let inverse = variance.iter().map(|variance| 1.0 / (variance + EPSILON).sqrt()).collect();
+    near("mean", found.mean.view(), &vector(mean), size + 4.0 * offset.to_f64());
+    near("inverse deviation", found.inverse_deviation.view(), &vector(inverse), size);
     for norm in [Norm::Layer, Norm::Rms] {
         let shift = shift.filter(|_| norm == Norm::Layer);
         y.view_mut().fill(T::NAN);

@@ -266,6 +266,26 @@ fn nan_propagates_and_the_first_maximum_wins() {
 }
 
 #[test]
+fn same_padding_gives_a_window_for_each_step() {
+    for size in 1..9usize {
+        let x = Tensor::<f64, 3>::from_fn([1, 1, size], |[_, _, i]| (i * i % 7) as f64).unwrap();
+        for (kernel, stride, dilation) in
+            [(1, 1, 1), (2, 1, 1), (3, 2, 1), (2, 3, 2), (5, 2, 1), (4, 1, 3), (1, 4, 1)]
+        {
+            let windows = size.div_ceil(stride);
+            let all = ((windows - 1) * stride + dilation * (kernel - 1) + 1).saturating_sub(size);
+            let pool = AveragePool::<1>::new([kernel]).stride([stride]).dilation([dilation]);
+            for (same, less) in [(pool.same(), true), (pool.same_lower(), false)] {
+                let before = if less { all / 2 } else { all - all / 2 };
+                let expected = pool.padding_sides([[before, all - before]]).forward(x.view()).unwrap();
+                assert!(same.forward(x.view()).unwrap() == expected);
+                assert_eq!(expected.shape(), [1, 1, windows]);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_window_in_the_padding_has_no_element() {
     let x = Tensor::<f64, 3>::full([1, 1, 2], 5.0).unwrap();
     let max = MaxPool::<1>::new([2]).padding([2]);

@@ -24,14 +24,22 @@ macro_rules! with_lane {
         match $activation {
             Activation::Identity => with!(lane::Identity),
             Activation::Relu => with!(lane::Relu),
+            Activation::ThresholdedRelu { threshold } => with!(lane::ThresholdedRelu(T::from_f64(threshold))),
             Activation::LeakyRelu { slope } => with!(lane::LeakyRelu(T::from_f64(slope))),
             Activation::Elu { alpha } => with!(lane::Elu(T::from_f64(alpha))),
+            Activation::Selu { alpha, scale } => {
+                with!(lane::Selu(T::from_f64(scale * alpha), T::from_f64(scale)))
+            }
+            Activation::Celu { alpha } => with!(lane::Celu(T::from_f64(alpha))),
             Activation::Gelu => with!(lane::Gelu),
             Activation::GeluTanh => with!(lane::GeluTanh),
             Activation::Silu => with!(lane::Silu),
+            Activation::Swish { beta } => with!(lane::Swish(T::from_f64(beta))),
+            Activation::Mish => with!(lane::Mish),
             Activation::Sigmoid => with!(lane::Sigmoid),
             Activation::Tanh => with!(lane::Tanh),
             Activation::Softplus => with!(lane::Softplus),
+            Activation::Softsign => with!(lane::Softsign),
             Activation::HardSigmoid { alpha, beta } => {
                 with!(lane::HardSigmoid(T::from_f64(alpha), T::from_f64(beta)))
             }
@@ -50,15 +58,31 @@ macro_rules! unit {
     )+};
 }
 
-unit!(Identity Relu Gelu GeluTanh Silu Sigmoid Tanh Softplus HardSwish Sign);
+unit!(Identity Relu Gelu GeluTanh Silu Mish Sigmoid Tanh Softplus Softsign HardSwish Sign);
 
 /// The slope.
 #[derive(Clone, Copy)]
 pub(super) struct LeakyRelu<T>(pub T);
 
+/// The threshold.
+#[derive(Clone, Copy)]
+pub(super) struct ThresholdedRelu<T>(pub T);
+
 /// α.
 #[derive(Clone, Copy)]
 pub(super) struct Elu<T>(pub T);
+
+/// λ·α and λ.
+#[derive(Clone, Copy)]
+pub(super) struct Selu<T>(pub T, pub T);
+
+/// α.
+#[derive(Clone, Copy)]
+pub(super) struct Celu<T>(pub T);
+
+/// β.
+#[derive(Clone, Copy)]
+pub(super) struct Swish<T>(pub T);
 
 /// α and β.
 #[derive(Clone, Copy)]
@@ -139,6 +163,33 @@ lane!(Elu<T>: |self, s, x, dy| {
     }
 );
 
+lane!(ThresholdedRelu<T>: |self, s, x, dy| { s.select(s.le(x, s.splat(self.0)), s.splat(T::ZERO), x) }, {
+    s.select(s.le(x, s.splat(self.0)), s.splat(T::ZERO), dy)
+});
+
+lane!(Selu<T>: |self, s, x, dy| {
+        let low = at_least::<T, S>(s, -40.0, at_most::<T, S>(s, 0.0, x));
+        let tail = s.mul(s.splat(self.0), T::expm1_v(s, low));
+        s.select(s.lt(s.splat(T::ZERO), x), s.mul(s.splat(self.1), x), tail)
+    },
+    {
+        let e = T::exp_low_v(s, at_most::<T, S>(s, 0.0, x));
+        let factor = s.select(s.lt(s.splat(T::ZERO), x), s.splat(self.1), s.mul(s.splat(self.0), e));
+        s.mul(dy, factor)
+    }
+);
+
+lane!(Celu<T>: |self, s, x, dy| {
+        let part = s.div(x, s.splat(self.0));
+        let low = at_least::<T, S>(s, -40.0, at_most::<T, S>(s, 0.0, part));
+        s.select(s.lt(s.splat(T::ZERO), x), x, s.mul(s.splat(self.0), T::expm1_v(s, low)))
+    },
+    {
+        let e = T::exp_low_v(s, at_most::<T, S>(s, 0.0, s.div(x, s.splat(self.0))));
+        s.select(s.lt(s.splat(T::ZERO), x), dy, s.mul(dy, e))
+    }
+);
+
 lane!(Gelu: |self, s, x, dy| { T::gelu_v(s, x) }, { s.mul(dy, T::gelu_derivative_v(s, x)) });
 
 /// √(8/π), twice what the formula has: tanh u = 2σ(2u) − 1.
@@ -187,6 +238,48 @@ lane!(Silu: |self, s, x, dy| {
     }
 );
 
+lane!(Swish<T>: |self, s, x, dy| {
+        let sigmoid = T::sigmoid_v(s, s.mul(s.splat(self.0), x));
+        // The limit, where −∞·0 would be NaN.
+        s.select(s.le(sigmoid, s.splat(T::ZERO)), s.splat(T::ZERO), s.mul(x, sigmoid))
+    },
+    {
+        let far = vanishing::<T>();
+        let x = at_least::<T, S>(s, far, at_most::<T, S>(s, -far, s.mul(s.splat(self.0), x)));
+        let bell = s.mul(x, sigmoid_derivative::<T, S>(s, x));
+        s.mul(dy, s.add(T::sigmoid_v(s, x), bell))
+    }
+);
+
+/// Numerator and denominator of tanh(ln(1 + eˣ)), and e = e^−|x|. With E = eˣ that is (E² + 2E)/(E² + 2E + 2); above 0
+/// both are divided by E².
+#[inline(always)]
+fn tanh_of_softplus<T: Element, S: Simd<T>>(s: S, x: S::V) -> (S::V, S::V, S::V) {
+    let (one, two) = (s.splat(T::ONE), splat::<T, S>(s, 2.0));
+    let e = T::exp_low_v(s, s.neg(s.abs(x)));
+    let below = s.le(x, s.splat(T::ZERO));
+    let numerator = s.select(below, s.mul(e, s.add(e, two)), s.mul_add(two, e, one));
+    let rest = s.select(below, two, s.mul(two, s.mul(e, e)));
+    (numerator, s.add(numerator, rest), e)
+}
+
+lane!(Mish: |self, s, x, dy| {
+        let x = at_least::<T, S>(s, vanishing::<T>(), x);
+        let (numerator, denominator, _) = tanh_of_softplus::<T, S>(s, x);
+        s.mul(x, s.div(numerator, denominator))
+    },
+    {
+        // t + x·(1 − t²)·σ(x), in which 1 − t² does not cancel: 4·e·(1 + e)/denominator², and times e above 0.
+        let far = vanishing::<T>();
+        let x = at_least::<T, S>(s, far, at_most::<T, S>(s, -far, x));
+        let (numerator, denominator, e) = tanh_of_softplus::<T, S>(s, x);
+        let q = s.div(s.splat(T::ONE), denominator);
+        let power = s.select(s.le(x, s.splat(T::ZERO)), e, s.mul(e, e));
+        let slope = s.mul(s.mul(splat::<T, S>(s, 4.0), power), s.mul(s.add(s.splat(T::ONE), e), s.mul(q, q)));
+        s.mul(dy, s.mul_add(x, slope, s.mul(numerator, q)))
+    }
+);
+
 lane!(Sigmoid: |self, s, x, dy| { T::sigmoid_v(s, x) }, { s.mul(dy, sigmoid_derivative::<T, S>(s, x)) });
 
 lane!(Tanh: |self, s, x, dy| { T::tanh_v(s, x) }, {
@@ -199,6 +292,17 @@ lane!(Softplus: |self, s, x, dy| {
         s.add(s.max(s.splat(T::ZERO), x), T::log1p_unit_v(s, e))
     },
     { s.mul(dy, T::sigmoid_v(s, x)) }
+);
+
+lane!(Softsign: |self, s, x, dy| {
+        // From there on the quotient is ±1; ∞/∞ is NaN.
+        let x = at_least::<T, S>(s, -1e30, at_most::<T, S>(s, 1e30, x));
+        s.div(x, s.add(s.splat(T::ONE), s.abs(x)))
+    },
+    {
+        let q = s.div(s.splat(T::ONE), s.add(s.splat(T::ONE), s.abs(x)));
+        s.mul(dy, s.mul(q, q))
+    }
 );
 
 lane!(HardSigmoid<T>: |self, s, x, dy| {

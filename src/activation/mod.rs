@@ -5,30 +5,43 @@
 //! | `Identity` | x | 1 |
 //! | `Relu` | max(x, 0) | 0 for x ≤ 0, else 1 |
 //! | `LeakyRelu` | x for x > 0, else slope·x | 1 for x > 0, else slope |
+//! | `ThresholdedRelu` | x for x > θ, else 0 | 1 for x > θ, else 0 |
 //! | `Elu` | x for x > 0, else α·(eˣ − 1) | 1 for x > 0, else α·eˣ |
+//! | `Selu` | λ·x for x > 0, else λ·α·(eˣ − 1) | λ for x > 0, else λ·α·eˣ |
+//! | `Celu` | x for x > 0, else α·(e^(x/α) − 1) | 1 for x > 0, else e^(x/α) |
 //! | `Gelu` | x·Φ(x) = x/2·(1 + erf(x/√2)) | Φ(x) + x·φ(x) |
 //! | `GeluTanh` | x/2·(1 + tanh u), u = √(2/π)·(x + 0.044715·x³) | σ + x·σ·(1 − σ)·2u′, σ = σ(2u) |
 //! | `Silu` | x·σ(x) | σ·(1 + x·(1 − σ)) |
+//! | `Swish` | x·σ(βx) | σ(βx)·(1 + βx·(1 − σ(βx))) |
+//! | `Mish` | x·t, t = tanh ln(1 + eˣ) | t + x·(1 − t²)·σ(x) |
 //! | `Sigmoid` | σ(x) = 1/(1 + e⁻ˣ) | σ·(1 − σ) |
 //! | `Tanh` | tanh x | 1 − tanh² x |
 //! | `Softplus` | ln(1 + eˣ) | σ(x) |
+//! | `Softsign` | x/(1 + \|x\|) | 1/(1 + \|x\|)² |
 //! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
 //! | `HardSwish` | x·max(0, min(1, x/6 + ½)) | 0 for x ≤ −3, 1 for x ≥ 3, else x/3 + ½ |
 //! | `Sign` | −1 for x < 0, else +1 | 0 |
 //! | `Clip` | max(low, min(high, x)) | 1 for low < x < high, else 0 |
 //!
+//! [`prelu`] is the leaky ReLU with a tensor of slopes, which have a gradient too.
+//!
 //! Results are within a few ulp also in the tails, where the textbook's form of a formula overflows or cancels
 //! (a tail that falls like e^(−x²/2) as near as x itself is known: (4 + 2x²)·ε). At ±∞ they are the limits:
-//! GELU, SiLU and hard swish of −∞ are −0. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too; their
-//! derivative at NaN is 1.
+//! GELU, SiLU, swish, mish and hard swish of −∞ are ±0. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too;
+//! their derivative at NaN is 1.
 //!
 //! Sources: Clevert et al. 2015 (ELU), Hendrycks and Gimpel 2016 (GELU and its tanh form), Elfwing et al. 2017
-//! and Ramachandran et al. 2017 (SiLU), Howard et al. 2019 (hard swish), Krizhevsky 2010 (ReLU6).
+//! and Ramachandran et al. 2017 (SiLU, swish), Klambauer et al. 2017 (SELU), Barron 2017 (CELU), Konda et al. 2014
+//! (thresholded ReLU), Bergstra et al. 2009 (softsign), Misra 2019 (mish), Howard et al. 2019 (hard swish), Krizhevsky
+//! 2010 (ReLU6).
 #![forbid(unsafe_code)]
 
 mod lane;
+mod prelu;
 #[cfg(test)]
 mod tests;
+
+pub use self::prelu::{prelu, prelu_backward};
 
 use self::lane::{Lane, with_lane};
 use crate::element::Element;
@@ -61,23 +74,49 @@ pub enum Activation {
         /// The slope below 0, often 0.01.
         slope: f64,
     },
+    /// x for x > θ, else 0.
+    ThresholdedRelu {
+        /// θ, not negative as a rule; at it the result is 0.
+        threshold: f64,
+    },
     /// x for x > 0, else α·(eˣ − 1).
     Elu {
         /// The limit at −∞ is −α; often 1.
+        alpha: f64,
+    },
+    /// λ·x for x > 0, else λ·α·(eˣ − 1); [`selu`](Activation::selu) has the constants.
+    Selu {
+        /// The limit at −∞ is −λ·α.
+        alpha: f64,
+        /// λ.
+        scale: f64,
+    },
+    /// x for x > 0, else α·(e^(x/α) − 1), smooth for every α.
+    Celu {
+        /// The limit at −∞ is −α; positive.
         alpha: f64,
     },
     /// x·Φ(x), Φ the distribution function of the normal distribution.
     Gelu,
     /// The approximation of [`Gelu`](Activation::Gelu) by tanh.
     GeluTanh,
-    /// x·σ(x), also called swish.
+    /// x·σ(x), the swish with β = 1.
     Silu,
+    /// x·σ(βx).
+    Swish {
+        /// The steepness: 0 gives x/2, ∞ max(x, 0).
+        beta: f64,
+    },
+    /// x·tanh ln(1 + eˣ).
+    Mish,
     /// σ(x) = 1/(1 + e⁻ˣ).
     Sigmoid,
     /// tanh x.
     Tanh,
     /// ln(1 + eˣ).
     Softplus,
+    /// x/(1 + |x|).
+    Softsign,
     /// max(0, min(1, α·x + β)); [`hard_sigmoid`](Activation::hard_sigmoid) has the usual constants.
     HardSigmoid {
         /// The slope.
@@ -109,6 +148,19 @@ impl Activation {
         Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }
     }
 
+    /// `Selu` with the α and λ that keep mean 0 and variance 1.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, activation::{self, Activation}};
+    /// let mut x = Tensor::<f64, 1>::from_slice(&[1.0, -1e3], [2])?;
+    /// activation::in_place(Activation::selu(), x.view_mut())?;
+    /// assert!((x.as_slice()[0] - 1.0507).abs() < 1e-4 && (x.as_slice()[1] + 1.7581).abs() < 1e-4);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub const fn selu() -> Self {
+        Activation::Selu { alpha: 1.673_263_242_354_377_2, scale: 1.050_700_987_355_480_5 }
+    }
+
     /// `Clip` from 0 to 6: the activation of MobileNet.
     ///
     /// ```
@@ -135,6 +187,8 @@ impl Activation {
             Activation::Identity
             | Activation::Relu
             | Activation::LeakyRelu { .. }
+            | Activation::ThresholdedRelu { .. }
+            | Activation::Softsign
             | Activation::HardSigmoid { .. }
             | Activation::HardSwish
             | Activation::Sign
@@ -233,10 +287,16 @@ pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut 
     }
 }
 
-/// `run` becomes f of it, for kernels that have a token already.
+/// `run` becomes f of it, for kernels that have a token already. All but the commonest are outlined, so that the
+/// functions are compiled once and not in every kernel.
 #[inline(always)]
 pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &mut [T]) {
-    with_lane!(activation, f => map_vectors!(s, run, |x| f.value(s, x)));
+    match activation {
+        Activation::Identity => {}
+        Activation::Relu => map_vectors!(s, run, |x| lane::Relu.value(s, x)),
+        Activation::Clip { low, high } => map_vectors!(s, run, |x| lane::Clip(low, high).value(s, x)),
+        _ => s.call(InPlace { activation, run }),
+    }
 }
 
 struct InPlace<'a, T> {
@@ -249,7 +309,7 @@ impl<T: Element> SimdOp<T> for InPlace<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, s: S) {
-        apply(s, self.activation, self.run);
+        with_lane!(self.activation, f => map_vectors!(s, self.run, |x| f.value(s, x)));
     }
 }
 

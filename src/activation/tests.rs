@@ -6,17 +6,23 @@ use crate::reference::activation as reference;
 use crate::tensor::Tensor;
 use quickcheck::quickcheck;
 
-const ALL: [Activation; 15] = [
+const ALL: [Activation; 21] = [
     Activation::Identity,
     Activation::Relu,
     Activation::LeakyRelu { slope: 0.01 },
+    Activation::ThresholdedRelu { threshold: 1.0 },
     Activation::Elu { alpha: 1.5 },
+    Activation::selu(),
+    Activation::Celu { alpha: 1.5 },
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Silu,
+    Activation::Swish { beta: -1.5 },
+    Activation::Mish,
     Activation::Sigmoid,
     Activation::Tanh,
     Activation::Softplus,
+    Activation::Softsign,
     Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
     Activation::HardSwish,
     Activation::Sign,
@@ -27,8 +33,16 @@ const ALL: [Activation; 15] = [
 /// How far a value may be off, in multiples of ε relative to the exact one, given the reasoning in each arm.
 fn value_tolerance(activation: Activation, x: f64) -> f64 {
     match activation {
-        Activation::Identity | Activation::Relu | Activation::Sign | Activation::Clip { .. } => 0.0,
+        Activation::Identity
+        | Activation::Relu
+        | Activation::ThresholdedRelu { .. }
+        | Activation::Sign
+        | Activation::Clip { .. } => 0.0,
         Activation::LeakyRelu { .. } => 1.0,
+        // The rounding of x/α and of βx, in tails that fall like eˣ.
+        Activation::Celu { alpha } => 4.0 + (x / alpha).abs().min(1000.0),
+        Activation::Swish { beta } => 4.0 + (x * beta).abs().min(1000.0),
+        Activation::Mish => 6.0,
         // The tail falls like e^(−x²/2), so that the rounding of x² costs x²/2.
         Activation::Gelu => 4.0 + 2.0 * x * x,
         // e^(2u): the rounding of 2u, about 2|u| and three of them.
@@ -101,7 +115,10 @@ fn check_derivatives<T: Element>(x: &[T]) {
                 };
                 // Φ + x·φ and σ + x·σ·(1 − σ) pass through 0; their terms are at most about 0.3 there.
                 let terms = match activation {
-                    Activation::Gelu | Activation::GeluTanh | Activation::Silu if at < 0.0 => {
+                    Activation::Swish { .. } => 0.3 * (1.0 + at.abs().min(2.0)),
+                    Activation::Gelu | Activation::GeluTanh | Activation::Silu | Activation::Mish
+                        if at < 0.0 =>
+                    {
                         reference::value(activation, at).abs().min(1.0) * (1.0 + at.abs())
                     }
                     Activation::HardSwish => at.abs().min(3.0),
@@ -198,6 +215,33 @@ fn derivatives_are_the_slopes() {
 }
 
 quickcheck! {
+    fn prelu_matches_the_reference(sizes: (u8, u8, u8), shared: u8, turned: bool) -> bool {
+        let shape = [sizes.0 % 4, sizes.1 % 9, sizes.2 % 67].map(usize::from);
+        let narrow = std::array::from_fn(|axis| if shared >> axis & 1 == 1 { 1 } else { shape[axis] });
+        let tensor = |shape: [usize; 3], salt: usize| {
+            Tensor::<f64, 3>::from_fn(shape, |[i, j, k]| {
+                ((i * 31 + j * 17 + k * 7 + salt) % 101) as f64 / 8.0 - 6.0
+            }).unwrap()
+        };
+        let slope = tensor(narrow, 5);
+        let [a, b, c] = shape;
+        let [x, dy] = [3, 8].map(|salt| tensor(if turned { [c, b, a] } else { shape }, salt));
+        let [x, dy] = [&x, &dy].map(|t| if turned { t.view().transpose() } else { t.view() });
+        let expected = reference::prelu(x, slope.view()).unwrap();
+        let (dx, d_slope) = reference::prelu_backward(x, slope.view(), dy).unwrap();
+        supported().iter().all(|&isa| {
+            let [mut y, mut gradient, mut sums] =
+                [shape, shape, narrow].map(|shape| Tensor::full(shape, 77.0).unwrap());
+            let outputs = (Some(gradient.view_mut()), Some(sums.view_mut()));
+            with_isa(isa, || {
+                prelu(x, slope.view(), y.view_mut()).unwrap();
+                prelu_backward(x, slope.view(), dy, outputs.0, outputs.1).unwrap();
+            }).unwrap();
+            y.as_slice() == expected.as_slice() && gradient.as_slice() == dx.as_slice()
+                && sums.view().all_close(d_slope.view(), 1e-12, 1e-12)
+        })
+    }
+
     fn views_of_any_layout(sizes: (u8, u8, u8), which: u8, layout: u8) -> bool {
         let activation = ALL[which as usize % ALL.len()];
         let [a, b, c] = [sizes.0 % 4, sizes.1 % 9, sizes.2 % 67].map(usize::from);

@@ -180,7 +180,7 @@ fn adjust<T: Element>(
     }
     if let Some(slopes) = options.slopes {
         let slope = slopes.get([head]).copied().unwrap_or(T::NAN) * unit;
-        let position = plan.position(entry) + query as isize;
+        let position = plan.position(entry).saturating_add(query as isize);
         for (key, score) in keys.clone().zip(&mut *scores) {
             *score -= slope * T::from_f64((position - key as isize) as f64).abs();
         }

@@ -41,7 +41,7 @@
 //! | forward otherwise | panels of queries over blocks of keys, the softmax corrected from block to block |
 //! | backward | blocks of keys over panels of queries, scores computed again |
 //!
-//! No memory grows with queries × keys. The result has the same bits for any number of threads.
+//! No memory grows with queries × keys but that of [`scores`](Attention::scores). The result has the same bits for any number of threads.
 
 mod backward;
 mod cache;
@@ -51,8 +51,10 @@ mod forward;
 mod kernel;
 mod plan;
 mod scores;
+mod stage;
 
 pub use self::cache::KvCache;
+pub use self::stage::Stage;
 
 use self::backward::Backward;
 use self::dropout::Dropout;
@@ -70,6 +72,8 @@ pub enum Align {
     Start,
     /// The last query stands at the last key of its entry: query i at key i + keys − queries. Decoding with a cache.
     End,
+    /// The first query stands at this key: query i at key i + position, whatever the number of keys.
+    At(usize),
 }
 
 /// Options of attention: plain data. The [module](self) has the formulas.

@@ -144,15 +144,16 @@ impl<'e, T: Element> Plan<'e, T> {
         match self.options.align_of_positions() {
             Align::Start => 0,
             Align::End => self.length(entry) as isize - self.queries as isize,
+            Align::At(position) => isize::try_from(position).unwrap_or(isize::MAX),
         }
     }
 
     /// The keys that masks made of positions leave to a query. Neither end decreases from a query to the next.
     pub fn range(&self, entry: usize, query: usize) -> Range<usize> {
         let (mut low, mut high) = (0isize, self.length(entry) as isize);
-        let position = self.position(entry) + query as isize;
+        let position = self.position(entry).saturating_add(query as isize);
         if self.options.causal.is_some() {
-            high = high.min(position + 1);
+            high = high.min(position.saturating_add(1));
         }
         if let Some(window) = self.options.window {
             let window = isize::try_from(window).unwrap_or(isize::MAX);

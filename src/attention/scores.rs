@@ -72,7 +72,7 @@ impl<T: Element> Plan<'_, T> {
         for (lane, query) in queries.clone().enumerate() {
             let range = self.range(entry, query);
             (low[lane], high[lane]) = (local(range.start), local(range.end));
-            let position = self.position(entry) + query as isize - keys.start as isize;
+            let position = self.position(entry).saturating_add(query as isize) - keys.start as isize;
             positions[lane] = T::from_f64(position as f64);
         }
         let slope = options.slopes.map(|slopes| slopes.get([head]).copied().unwrap_or(T::NAN));

@@ -11,8 +11,8 @@ use crate::tensor::TensorView;
 pub(super) enum Padding<const S: usize> {
     /// Before and behind.
     Sides([[usize; 2]; S]),
-    /// ⌈in / stride⌉ outputs.
-    Same,
+    /// ⌈in / stride⌉ outputs; with `lower` the additional zero is on the other side.
+    Same { lower: bool },
     /// Every window that touches the image.
     Full,
 }
@@ -76,14 +76,7 @@ impl<const S: usize> Geometry<S> {
         sliding.padding = match self.padding {
             Padding::Sides(sides) => spatial::lift(sides, [0; 2]),
             Padding::Full => extent.map(|extent| [extent - 1; 2]),
-            Padding::Same => std::array::from_fn(|axis| {
-                let (stride, image) = (sliding.stride[axis], image[axis]);
-                let reach =
-                    (image.div_ceil(stride).max(1) - 1).saturating_mul(stride).saturating_add(extent[axis]);
-                let all = reach.saturating_sub(image);
-                let half = all / 2;
-                if self.flipped { [all - half, half] } else { [half, all - half] }
-            }),
+            Padding::Same { lower } => sliding.same(op, S, image, self.flipped != lower)?,
         };
         Ok(sliding)
     }

@@ -190,7 +190,13 @@ impl<const S: usize> Convolution<S> {
     /// As many zeros as give ⌈in / stride⌉ outputs. Where they are odd, the additional one is behind the image, or for true
     /// convolution before it, so that the result is the middle of [`full`](Self::full)'s.
     pub fn same(mut self) -> Self {
-        self.geometry.padding = Padding::Same;
+        self.geometry.padding = Padding::Same { lower: false };
+        self
+    }
+
+    /// [`same`](Self::same) with the additional zero on the other side: ONNX's `SAME_LOWER`.
+    pub fn same_lower(mut self) -> Self {
+        self.geometry.padding = Padding::Same { lower: true };
         self
     }
 

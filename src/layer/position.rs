@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::tensor::{Tensor, TensorViewMut};
+use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// The encoding that is added to embeddings, `[length, dim]`: sin(p / 10000^(2i/dim)) at 2i, its cosine at 2i + 1.
 ///
@@ -50,6 +50,16 @@ pub struct Rotary<T> {
     cos: Tensor<T, 2>,
     sin: Tensor<T, 2>,
     interleaved: bool,
+    partial: bool,
+}
+
+/// Where rows of `[batch, heads, length, dim]` stand.
+#[derive(Clone, Copy)]
+enum Positions<'a> {
+    /// One behind the other from the first of each entry.
+    From(usize),
+    /// Each as given, entry by entry.
+    Given(&'a [usize]),
 }
 
 impl<T: Element> Rotary<T> {
@@ -65,7 +75,30 @@ impl<T: Element> Rotary<T> {
         let table = |f: fn(f64) -> f64| {
             Tensor::from_fn(shape, |[position, i]| T::from_f64(f(angle(position, 2 * i, dim, base))))
         };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, interleaved: false })
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, interleaved: false, partial: false })
+    }
+
+    /// From the cosines and sines of all angles, `[positions, dim / 2]` each: scaled or learnt frequencies, or those of
+    /// another program.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the shapes differ, [`Error::Alloc`] where there is no memory.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, TensorView, layer::Rotary};
+    /// let (cos, sin) = ([1.0, 0.0], [0.0, 1.0]);
+    /// let table = |values| TensorView::from_slice(values, [2, 1]);
+    /// let rotary = Rotary::from_tables(table(&cos)?, table(&sin)?)?;
+    /// let mut x = Tensor::<f64, 4>::from_slice(&[1.0, 2.0, 3.0, 4.0], [1, 1, 2, 2])?;
+    /// rotary.apply_at(x.view_mut(), &[1, 0])?;
+    /// assert_eq!(x.as_slice(), [-2.0, 1.0, 3.0, 4.0]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn from_tables(cos: TensorView<'_, T, 2>, sin: TensorView<'_, T, 2>) -> Result<Self> {
+        if sin.shape() != cos.shape() {
+            return Err(Error::shape("Rotary::from_tables", "sin", &sin.shape(), &cos.shape()));
+        }
+        Ok(Self { cos: cos.to_tensor()?, sin: sin.to_tensor()?, interleaved: false, partial: false })
     }
 
     /// Pairs are neighbours.
@@ -73,7 +106,21 @@ impl<T: Element> Rotary<T> {
         Self { interleaved: true, ..self }
     }
 
-    /// The size of a head.
+    /// Heads may be longer than [`dim`](Self::dim): what lies behind it stays as it is.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, layer::Rotary};
+    /// let rotary = Rotary::<f64>::new(2, 8, 10_000.0)?.partial();
+    /// let mut x = Tensor::full([1, 1, 1, 3], 1.0)?;
+    /// rotary.apply(x.view_mut(), 5)?;
+    /// assert!(x.as_slice()[0] != 1.0 && x.as_slice()[2] == 1.0);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn partial(self) -> Self {
+        Self { partial: true, ..self }
+    }
+
+    /// How many numbers of a head are turned.
     pub fn dim(&self) -> usize {
         2 * self.cos.shape()[1]
     }
@@ -81,10 +128,19 @@ impl<T: Element> Rotary<T> {
     /// Turns `[batch, heads, length, dim]` in place, the first of `length` standing at position `first`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the last axis is not `dim`, [`Error::Argument`] where a position is not below the number
+    /// [`Error::Shape`] where the last axis is not `dim`, or shorter where [`partial`](Self::partial), [`Error::Argument`] where a position is not below the number
     /// that it was made for.
     pub fn apply(&self, x: TensorViewMut<'_, T, 4>, first: usize) -> Result<()> {
-        self.turn("Rotary::apply", x, first, T::ONE)
+        self.turn("Rotary::apply", x, Positions::From(first), T::ONE)
+    }
+
+    /// [`apply`](Self::apply) with a position for each of `[batch, length]`, one after the other: for entries that begin
+    /// at different positions.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply), and [`Error::Shape`] where there is not one position for each.
+    pub fn apply_at(&self, x: TensorViewMut<'_, T, 4>, positions: &[usize]) -> Result<()> {
+        self.turn("Rotary::apply_at", x, Positions::Given(positions), T::ONE)
     }
 
     /// Turns back: what [`apply`](Self::apply) does to a gradient.
@@ -92,21 +148,42 @@ impl<T: Element> Rotary<T> {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub fn revert(&self, x: TensorViewMut<'_, T, 4>, first: usize) -> Result<()> {
-        self.turn("Rotary::revert", x, first, -T::ONE)
+        self.turn("Rotary::revert", x, Positions::From(first), -T::ONE)
     }
 
-    fn turn(&self, op: &'static str, mut x: TensorViewMut<'_, T, 4>, first: usize, sign: T) -> Result<()> {
-        let ([batch, heads, length, dim], [positions, half]) = (x.shape(), self.cos.shape());
-        if dim != 2 * half {
+    /// Turns back what [`apply_at`](Self::apply_at) turned.
+    ///
+    /// # Errors
+    /// As [`apply_at`](Self::apply_at).
+    pub fn revert_at(&self, x: TensorViewMut<'_, T, 4>, positions: &[usize]) -> Result<()> {
+        self.turn("Rotary::revert_at", x, Positions::Given(positions), -T::ONE)
+    }
+
+    fn turn(
+        &self,
+        op: &'static str,
+        x: TensorViewMut<'_, T, 4>,
+        positions: Positions<'_>,
+        sign: T,
+    ) -> Result<()> {
+        let ([batch, heads, length, dim], [_, half]) = (x.shape(), self.cos.shape());
+        if dim < 2 * half || (dim > 2 * half && !self.partial) {
             return Err(Error::shape(op, "x", &x.shape(), &[batch, heads, length, 2 * half]));
         }
-        self.check(op, first, length)?;
-        debug_assert!(first + length <= positions);
+        self.check_positions(op, positions, [batch, length])?;
+        if x.is_empty() {
+            return Ok(()); // its other sizes may be anything
+        }
+        let mut x = x.slice(3, ..2 * half, 1)?;
         for index in 0..batch * heads {
             let entry = x.view_mut().select::<3>(0, index / heads)?;
             let mut matrix = entry.select::<2>(0, index % heads)?;
             for at in 0..length {
-                let table = (first + at) * half..(first + at + 1) * half;
+                let position = match positions {
+                    Positions::From(first) => first + at,
+                    Positions::Given(all) => all[index / heads * length + at],
+                };
+                let table = position * half..(position + 1) * half;
                 let (cos, sin) = (&self.cos.as_slice()[table.clone()], &self.sin.as_slice()[table]);
                 let turned =
                     |a: T, b: T, i: usize| (a * cos[i] - sign * b * sin[i], sign * a * sin[i] + b * cos[i]);
@@ -138,6 +215,22 @@ impl<T: Element> Rotary<T> {
             }
         }
         Ok(())
+    }
+
+    fn check_positions(
+        &self,
+        op: &'static str,
+        positions: Positions<'_>,
+        [batch, length]: [usize; 2],
+    ) -> Result<()> {
+        let all = match positions {
+            Positions::From(first) => return self.check(op, first, length),
+            Positions::Given(all) => all,
+        };
+        if batch.checked_mul(length) != Some(all.len()) {
+            return Err(Error::shape(op, "positions", &[all.len()], &[batch, length]));
+        }
+        all.iter().try_for_each(|&position| self.check(op, position, 1))
     }
 
     pub(super) fn check(&self, op: &'static str, first: usize, length: usize) -> Result<()> {

@@ -11,7 +11,8 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 /// For a row z with target distribution q the loss is −Σ_c q_c log softmax(z)_c and its gradient
 /// softmax(z) Σ_c q_c − q, from one log-sum-exp. A class index t means q_t = 1, the others 0. Label smoothing
 /// by ε replaces q by (1 − ε) q + ε / classes (Szegedy et al., "Rethinking the Inception architecture", 2016).
-/// A term with q_c = 0 is 0, even where the logit is −∞.
+/// Class weights w multiply q_c by w_c, and a mean is divided by Σ w_t instead of the number of rows. A term with
+/// q_c = 0 is 0, even where the logit is −∞.
 ///
 /// ```
 /// use tilewise::{TensorView, loss::CrossEntropy};
@@ -26,6 +27,7 @@ pub struct CrossEntropy {
     reduction: Reduction,
     ignore_index: Option<usize>,
     label_smoothing: f64,
+    log_probabilities: bool,
 }
 
 /// What the logits should say.
@@ -33,6 +35,8 @@ pub struct CrossEntropy {
 pub enum Target<'a, T> {
     /// The class of each row.
     Classes(&'a [usize]),
+    /// The class of each row, and the weight of each class, `[classes]`.
+    Weighted(&'a [usize], TensorView<'a, T, 1>),
     /// A distribution for each row, `[batch, classes]`: one-hot or soft. It need not add up to 1.
     Probabilities(TensorView<'a, T, 2>),
 }
@@ -52,6 +56,12 @@ impl<'a, T, const N: usize> From<&'a [usize; N]> for Target<'a, T> {
 impl<'a, T> From<&'a Vec<usize>> for Target<'a, T> {
     fn from(classes: &'a Vec<usize>) -> Self {
         Target::Classes(classes)
+    }
+}
+
+impl<'a, T> From<(&'a [usize], TensorView<'a, T, 1>)> for Target<'a, T> {
+    fn from((classes, weights): (&'a [usize], TensorView<'a, T, 1>)) -> Self {
+        Target::Weighted(classes, weights)
     }
 }
 
@@ -83,6 +93,45 @@ impl CrossEntropy {
         Self { label_smoothing: epsilon, ..self }
     }
 
+    /// The first argument holds logarithms of probabilities, which are taken as they are: negative log-likelihood. Its
+    /// gradient is −q.
+    ///
+    /// ```
+    /// use tilewise::{TensorView, loss::CrossEntropy};
+    /// let logarithms = TensorView::from_slice(&[-3.0f64, -1.0], [1, 2])?;
+    /// let (loss, gradient) = CrossEntropy::new().log_probabilities().forward_backward(logarithms, &[0])?;
+    /// assert_eq!((loss, gradient.as_slice()), (3.0, &[-1.0, 0.0][..]));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn log_probabilities(self) -> Self {
+        Self { log_probabilities: true, ..self }
+    }
+
+    /// The loss of each row, `[batch]`, whatever the reduction; 0 for a row that is ignored.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Alloc`] where there is no memory.
+    ///
+    /// ```
+    /// use tilewise::{TensorView, loss::CrossEntropy};
+    /// let logits = TensorView::from_slice(&[0.0f64, 0.0, 5.0, 5.0], [2, 2])?;
+    /// let weights = TensorView::from_slice(&[1.0, 2.0], [2])?;
+    /// let losses = CrossEntropy::new().row_losses(logits, (&[0, 1][..], weights))?;
+    /// assert_eq!(losses.as_slice(), [2f64.ln(), 2.0 * 2f64.ln()]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn row_losses<'a, T: Element>(
+        &self,
+        logits: TensorView<'_, T, 2>,
+        target: impl Into<Target<'a, T>>,
+    ) -> Result<Tensor<T, 1>> {
+        let target = target.into();
+        let weight = self.check("CrossEntropy::row_losses", logits, &target)?;
+        let mut losses = Tensor::zeros([logits.shape()[0]])?;
+        self.run(logits, target, weight, Outputs { d_logits: None, losses: Some(losses.view_mut()) })?;
+        Ok(losses)
+    }
+
     /// The loss of logits `[batch, classes]` against a target for each row.
     ///
     /// # Errors
@@ -95,7 +144,7 @@ impl CrossEntropy {
     ) -> Result<T> {
         let target = target.into();
         let rows = self.check("CrossEntropy::forward", logits, &target)?;
-        self.run(logits, target, rows, None)
+        self.run(logits, target, rows, Outputs { d_logits: None, losses: None })
     }
 
     /// The loss and its gradient for the logits.
@@ -110,7 +159,8 @@ impl CrossEntropy {
         let target = target.into();
         let rows = self.check("CrossEntropy::forward_backward", logits, &target)?;
         let mut d_logits = Tensor::zeros(logits.shape())?;
-        let loss = self.run(logits, target, rows, Some(d_logits.view_mut()))?;
+        let outputs = Outputs { d_logits: Some(d_logits.view_mut()), losses: None };
+        let loss = self.run(logits, target, rows, outputs)?;
         Ok((loss, d_logits))
     }
 
@@ -129,21 +179,21 @@ impl CrossEntropy {
         if d_logits.shape() != logits.shape() {
             return Err(Error::shape(op, "d_logits", &d_logits.shape(), &logits.shape()));
         }
-        self.run(logits, target, rows, Some(d_logits))
+        self.run(logits, target, rows, Outputs { d_logits: Some(d_logits), losses: None })
     }
 
-    /// The number of rows that count.
+    /// The number of rows that count, or their weight.
     fn check<T: Element>(
         &self,
         op: &'static str,
         logits: TensorView<'_, T, 2>,
         target: &Target<'_, T>,
-    ) -> Result<usize> {
+    ) -> Result<f64> {
         let [batch, classes] = logits.shape();
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             return Err(Error::argument(op, "label_smoothing", self.label_smoothing, "between 0 and 1"));
         }
-        let targets = match *target {
+        let (targets, weights) = match *target {
             Target::Probabilities(probabilities) => {
                 if probabilities.shape() != logits.shape() {
                     return Err(Error::shape(op, "target", &probabilities.shape(), &logits.shape()));
@@ -156,14 +206,18 @@ impl CrossEntropy {
                         "none where the target is probabilities",
                     ));
                 }
-                return Ok(batch);
+                return Ok(batch as f64);
             }
-            Target::Classes(targets) => targets,
+            Target::Classes(targets) => (targets, None),
+            Target::Weighted(_, weights) if weights.len() != classes => {
+                return Err(Error::shape(op, "weights", &weights.shape(), &[classes]));
+            }
+            Target::Weighted(targets, weights) => (targets, Some(weights)),
         };
         if targets.len() != batch {
             return Err(Error::shape(op, "target", &[targets.len()], &[batch]));
         }
-        let mut counted = 0;
+        let mut counted = 0.0;
         for (row, &class) in targets.iter().enumerate() {
             if Some(class) == self.ignore_index {
                 continue;
@@ -172,7 +226,7 @@ impl CrossEntropy {
                 let value = format!("class {class} in row {row}");
                 return Err(Error::argument(op, "target", value, "a class below the number of logits"));
             }
-            counted += 1;
+            counted += weight_of(weights, class);
         }
         Ok(counted)
     }
@@ -181,8 +235,8 @@ impl CrossEntropy {
         &self,
         logits: TensorView<'_, T, 2>,
         target: Target<'_, T>,
-        rows: usize,
-        d_logits: Option<TensorViewMut<'_, T, 2>>,
+        rows: f64,
+        outputs: Outputs<'_, T>,
     ) -> Result<T> {
         if logits.is_empty() {
             return Ok(self.reduction.apply(0.0, rows));
@@ -196,14 +250,35 @@ impl CrossEntropy {
             factor: self.reduction.factor(rows),
             leaf: (LEAF / classes.max(1)).max(1),
             parallel: parallel::tasks(logits.len(), LEAF) > 1,
+            log_probabilities: self.log_probabilities,
         };
-        let sum = pass.tree(logits, target, d_logits)?;
+        let sum = pass.tree(logits, target, outputs)?;
         Ok(self.reduction.apply(sum, rows))
     }
 }
 
 /// Elements of a leaf of the summation tree, about: some tens of microseconds of work.
 const LEAF: usize = 1 << 13;
+
+/// What a call writes beside the loss.
+struct Outputs<'a, T> {
+    d_logits: Option<TensorViewMut<'a, T, 2>>,
+    losses: Option<TensorViewMut<'a, T, 1>>,
+}
+
+impl<'a, T> Outputs<'a, T> {
+    /// The first `at` rows, and the others.
+    fn split_at(self, at: usize) -> Result<(Self, Self)> {
+        let (low, high) = self.d_logits.map(|view| view.split_at(0, at)).transpose()?.unzip();
+        let (low_losses, high_losses) = self.losses.map(|view| view.split_at(0, at)).transpose()?.unzip();
+        Ok((Self { d_logits: low, losses: low_losses }, Self { d_logits: high, losses: high_losses }))
+    }
+}
+
+/// The weight of a class; 1 where there are none.
+fn weight_of<T: Element>(weights: Option<TensorView<'_, T, 1>>, class: usize) -> f64 {
+    weights.map_or(1.0, |weights| weights.get([class]).copied().unwrap_or(T::NAN).to_f64())
+}
 
 /// What is the same for all rows.
 struct Pass {
@@ -217,11 +292,12 @@ struct Pass {
     /// Rows of a leaf.
     leaf: usize,
     parallel: bool,
+    log_probabilities: bool,
 }
 
 /// The target of one row.
 enum RowTarget<'a, T> {
-    Class(usize),
+    Class(usize, Option<TensorView<'a, T, 1>>),
     Probabilities(TensorView<'a, T, 2>),
 }
 
@@ -231,11 +307,11 @@ impl Pass {
         &self,
         logits: TensorView<'_, T, 2>,
         target: Target<'_, T>,
-        d_logits: Option<TensorViewMut<'_, T, 2>>,
+        outputs: Outputs<'_, T>,
     ) -> Result<f64> {
         let [rows, _] = logits.shape();
         if rows <= self.leaf {
-            return self.rows(logits, target, d_logits);
+            return self.rows(logits, target, outputs);
         }
         let at = rows.div_ceil(self.leaf) / 2 * self.leaf;
         let (low, high) = logits.split_at(0, at)?;
@@ -244,18 +320,16 @@ impl Pass {
                 let (low, high) = classes.split_at(at);
                 (Target::Classes(low), Target::Classes(high))
             }
+            Target::Weighted(classes, weights) => {
+                let (low, high) = classes.split_at(at);
+                (Target::Weighted(low, weights), Target::Weighted(high, weights))
+            }
             Target::Probabilities(view) => {
                 let (low, high) = view.split_at(0, at)?;
                 (Target::Probabilities(low), Target::Probabilities(high))
             }
         };
-        let (low_out, high_out) = match d_logits {
-            Some(view) => {
-                let (low, high) = view.split_at(0, at)?;
-                (Some(low), Some(high))
-            }
-            None => (None, None),
-        };
+        let (low_out, high_out) = outputs.split_at(at)?;
         let first = || self.tree(low, low_target, low_out);
         let second = || self.tree(high, high_target, high_out);
         let (first, second) = if self.parallel { parallel::join(first, second) } else { (first(), second()) };
@@ -266,7 +340,7 @@ impl Pass {
         &self,
         logits: TensorView<'_, T, 2>,
         target: Target<'_, T>,
-        mut d_logits: Option<TensorViewMut<'_, T, 2>>,
+        Outputs { mut d_logits, mut losses }: Outputs<'_, T>,
     ) -> Result<f64> {
         let mut buffers = [[T::ZERO; STAGE]; 3];
         let mut total = 0.0;
@@ -276,17 +350,28 @@ impl Pass {
                 Some(view) => Some(view.view_mut().slice(0, i..i + 1, 1)?),
                 None => None,
             };
+            let class =
+                |classes: &[usize]| classes.get(i).copied().filter(|&class| Some(class) != self.ignore);
             let target = match target {
-                Target::Classes(classes) => match classes.get(i) {
-                    Some(&class) if Some(class) != self.ignore => RowTarget::Class(class),
-                    _ => {
-                        out.iter_mut().for_each(|out| out.fill(T::ZERO));
-                        continue;
-                    }
-                },
-                Target::Probabilities(view) => RowTarget::Probabilities(view.slice(0, i..i + 1, 1)?),
+                Target::Classes(classes) => class(classes).map(|class| RowTarget::Class(class, None)),
+                Target::Weighted(classes, weights) => {
+                    class(classes).map(|class| RowTarget::Class(class, Some(weights)))
+                }
+                Target::Probabilities(view) => Some(RowTarget::Probabilities(view.slice(0, i..i + 1, 1)?)),
             };
-            total += self.row(row, target, out, &mut buffers);
+            let Some(target) = target else {
+                out.iter_mut().for_each(|out| out.fill(T::ZERO));
+                continue;
+            };
+            let loss = if self.log_probabilities {
+                self.likelihood(row, target, out, &mut buffers)
+            } else {
+                self.row(row, target, out, &mut buffers)
+            };
+            if let Some(place) = losses.as_mut().and_then(|losses| losses.get_mut([i])) {
+                *place = T::from_f64(loss);
+            }
+            total += loss;
         }
         Ok(total)
     }
@@ -320,15 +405,28 @@ impl Pass {
             terms.iter_mut().zip(logits).for_each(|(term, &z)| *term = z - max);
             let at = |class: usize| terms.get(class.wrapping_sub(first)).map(|term| term.to_f64());
             match &target {
-                RowTarget::Class(class) => {
+                RowTarget::Class(class, weights) => {
+                    let keep = self.keep * weight_of(*weights, *class);
                     if let Some(z) = at(*class)
-                        && self.keep != 0.0
+                        && keep != 0.0
                     {
-                        (weight, dot) = (weight + self.keep, dot + self.keep * z);
+                        (weight, dot) = (weight + keep, dot + keep * z);
                     }
-                    if self.smooth != 0.0 {
-                        weight += self.smooth * terms.len() as f64;
-                        dot += self.smooth * sum(terms);
+                    match weights {
+                        _ if self.smooth == 0.0 => {}
+                        None => {
+                            weight += self.smooth * terms.len() as f64;
+                            dot += self.smooth * sum(terms);
+                        }
+                        Some(_) => {
+                            for (j, term) in terms.iter().enumerate() {
+                                let q = self.smooth * weight_of(*weights, first + j);
+                                weight += q;
+                                if q != 0.0 {
+                                    dot += q * term.to_f64();
+                                }
+                            }
+                        }
                     }
                 }
                 RowTarget::Probabilities(view) => {
@@ -354,14 +452,28 @@ impl Pass {
         let log_sum = rest.ln_1p();
 
         if let Some(out) = &mut out {
+            let keep = match &target {
+                RowTarget::Class(class, weights) => self.keep * weight_of(*weights, *class),
+                RowTarget::Probabilities(_) => self.keep,
+            };
+            let weights = match &target {
+                RowTarget::Class(_, weights) if self.smooth != 0.0 => *weights,
+                _ => None,
+            };
+            let smooth = if weights.is_some() { 0.0 } else { self.smooth };
             let [scale, smooth, keep] =
-                [weight / (1.0 + rest), self.smooth, self.keep].map(|x| T::from_f64(self.factor * x));
+                [weight / (1.0 + rest), smooth, keep].map(|x| T::from_f64(self.factor * x));
             for first in (0..classes).step_by(STAGE) {
                 let exps = stage(out.view(), first, buffer);
                 let terms = &mut terms[..exps.len()];
                 terms.iter_mut().zip(exps).for_each(|(term, &e)| *term = scale * e - smooth);
+                if weights.is_some() {
+                    for (j, term) in terms.iter_mut().enumerate() {
+                        *term -= T::from_f64(self.factor * self.smooth * weight_of(weights, first + j));
+                    }
+                }
                 match &target {
-                    RowTarget::Class(class) => {
+                    RowTarget::Class(class, _) => {
                         if let Some(term) = terms.get_mut(class.wrapping_sub(first)) {
                             *term -= keep;
                         }
@@ -375,6 +487,42 @@ impl Pass {
             }
         }
         weight * log_sum - dot
+    }
+
+    /// [`row`](Self::row) of logarithms of probabilities.
+    fn likelihood<T: Element>(
+        &self,
+        row: TensorView<'_, T, 2>,
+        target: RowTarget<'_, T>,
+        mut out: Option<TensorViewMut<'_, T, 2>>,
+        [buffer, target_buffer, terms]: &mut [[T; STAGE]; 3],
+    ) -> f64 {
+        let mut loss = 0.0;
+        for first in (0..row.shape()[1]).step_by(STAGE) {
+            let logarithms = stage(row, first, buffer);
+            let terms = &mut terms[..logarithms.len()];
+            let given = match &target {
+                RowTarget::Probabilities(view) => stage(*view, first, target_buffer),
+                RowTarget::Class(..) => &[],
+            };
+            for (j, (&z, term)) in logarithms.iter().zip(terms.iter_mut()).enumerate() {
+                let q = match &target {
+                    RowTarget::Class(class, weights) => {
+                        let share = self.smooth + if *class == first + j { self.keep } else { 0.0 };
+                        if share == 0.0 { 0.0 } else { share * weight_of(*weights, first + j) }
+                    }
+                    RowTarget::Probabilities(_) => self.keep * given[j].to_f64() + self.smooth,
+                };
+                if q != 0.0 {
+                    loss -= q * z.to_f64();
+                }
+                *term = T::from_f64(-self.factor * q);
+            }
+            if let Some(out) = &mut out {
+                unstage(terms, first, out);
+            }
+        }
+        loss
     }
 }
 

@@ -182,9 +182,9 @@ fn run<T: Element, const N: usize>(
 ) -> Result<T> {
     let count = y.len();
     let parallel = parallel::tasks(count, LEAF) > 1;
-    let factor = T::from_f64(reduction.factor(count));
+    let factor = T::from_f64(reduction.factor(count as f64));
     let sum = tree(loss, factor, parallel, y, target, gradient)?;
-    Ok(reduction.apply(sum, count))
+    Ok(reduction.apply(sum, count as f64))
 }
 
 /// The sum over all elements, halved along the first axis that can be: the tree depends on the shape alone.

@@ -2,13 +2,13 @@
 //!
 //! | loss | of one row or element |
 //! |---|---|
-//! | [`CrossEntropy`] | −Σ_c q_c log softmax(z)_c |
+//! | [`CrossEntropy`] | −Σ_c q_c log softmax(z)_c; of log-probabilities −Σ_c q_c z_c |
 //! | [`MeanSquared`] | (y − t)² |
 //! | [`BinaryCrossEntropy`] | −t log σ(z) − (1 − t) log(1 − σ(z)) |
 //!
 //! `forward` gives the loss alone; `forward_backward` gives it with the gradient for the first argument, and
 //! `forward_backward_into` writes that to a view. A [`Reduction`] makes one number of the rows' or elements'
-//! losses. The mean over nothing, an empty batch or one whose rows are all ignored, is 0 with gradient 0: such
+//! losses; [`row_losses`](CrossEntropy::row_losses) leaves them. The mean over nothing, an empty batch or one whose rows are all ignored, is 0 with gradient 0: such
 //! a batch has nothing to say and must not turn the weights to NaN, as PyTorch's NaN does.
 //!
 //! Sums are made in an order that depends on shapes alone: leaves of a fixed size, added up along a fixed binary
@@ -34,19 +34,19 @@ pub enum Reduction {
 }
 
 impl Reduction {
-    /// The factor of a sum over `count` losses, and so of every gradient.
-    fn factor(self, count: usize) -> f64 {
+    /// The factor of a sum over `count` losses, or losses of that weight together, and so of every gradient.
+    fn factor(self, count: f64) -> f64 {
         match self {
-            Reduction::Mean if count > 0 => 1.0 / count as f64,
+            Reduction::Mean if count != 0.0 => 1.0 / count,
             Reduction::Mean => 0.0,
             Reduction::Sum => 1.0,
         }
     }
 
     /// The loss from the sum over `count` losses.
-    fn apply<T: Element>(self, sum: f64, count: usize) -> T {
+    fn apply<T: Element>(self, sum: f64, count: f64) -> T {
         T::from_f64(match self {
-            Reduction::Mean if count > 0 => sum / count as f64,
+            Reduction::Mean if count != 0.0 => sum / count,
             Reduction::Mean => 0.0,
             Reduction::Sum => sum,
         })

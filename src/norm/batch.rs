@@ -61,9 +61,49 @@ impl<T: Element> BatchStatistics<T> {
         if self.count < 2 {
             return Err(Error::argument(op, "elements of a channel", self.count, "at least 2"));
         }
+        let unbiased = self.count as f64 / (self.count - 1) as f64;
+        self.mix(op, momentum, unbiased, running_mean, running_variance)
+    }
+
+    /// [`update`](Self::update) with the biased variance, as ONNX and Keras have it; their momentum is the share of the
+    /// old, 1 − `momentum`.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update), but one element of a channel is enough.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, TensorView, norm::BatchNormalization};
+    /// let x = TensorView::from_slice(&[1.0, 3.0], [2, 1])?;
+    /// let (_, statistics) = BatchNormalization::new().forward_training(x, None, None)?;
+    /// let (mut mean, mut variance) = (Tensor::zeros([1])?, Tensor::full([1], 2.0)?);
+    /// statistics.update_biased(0.5, mean.view_mut(), variance.view_mut())?;
+    /// assert_eq!((mean.as_slice(), variance.as_slice()), (&[1.0][..], &[1.5][..]));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn update_biased<'a>(
+        &self,
+        momentum: f64,
+        running_mean: TensorViewMut<'a, T, 1>,
+        running_variance: TensorViewMut<'a, T, 1>,
+    ) -> Result<()> {
+        let op = "BatchStatistics::update_biased";
+        check_momentum(op, momentum)?;
+        if self.count == 0 {
+            return Err(Error::argument(op, "elements of a channel", 0, "at least 1"));
+        }
+        self.mix(op, momentum, 1.0, running_mean, running_variance)
+    }
+
+    fn mix<'a>(
+        &self,
+        op: &'static str,
+        momentum: f64,
+        unbiased: f64,
+        running_mean: TensorViewMut<'a, T, 1>,
+        running_variance: TensorViewMut<'a, T, 1>,
+    ) -> Result<()> {
         expect(op, "running_mean", &running_mean.shape(), &self.mean.shape())?;
         expect(op, "running_variance", &running_variance.shape(), &self.variance.shape())?;
-        let unbiased = self.count as f64 / (self.count - 1) as f64;
         for (mut running, batch, factor) in
             [(running_mean, &self.mean, 1.0), (running_variance, &self.variance, unbiased)]
         {

@@ -1,6 +1,6 @@
 //! Layer normalisation.
 
-use super::rows::{Gradients, Operands, Rows, check_epsilon};
+use super::rows::{self, Gradients, Operands, Rows, check_epsilon};
 use super::{NormGradients, NormGradientsMut, expect, expect_vector};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -23,6 +23,14 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerNormalization {
     epsilon: f64,
+}
+
+/// What makes x̂ of each row, from [`LayerNormalization::statistics`]: x̂ = (x − mean)·inverse_deviation.
+pub struct RowStatistics<T> {
+    /// μ of each row.
+    pub mean: Tensor<T, 1>,
+    /// 1/√(σ² + ε) of each row.
+    pub inverse_deviation: Tensor<T, 1>,
 }
 
 impl Default for LayerNormalization {
@@ -82,6 +90,40 @@ impl LayerNormalization {
         check(op, x, scale, shift)?;
         expect(op, "y", &y.shape(), &x.shape())?;
         rows.forward(Operands { x, residual: None, y }, scale, shift)
+    }
+
+    /// The statistics of the rows of x `[…, n]`, `[rows]` each, in row-major order of the other axes; rows of no elements
+    /// have none. Neither [`forward`](Self::forward) nor [`backward`](Self::backward) needs them.
+    ///
+    /// # Errors
+    /// As [`forward_into`](Self::forward_into).
+    ///
+    /// ```
+    /// use tilewise::{TensorView, norm::LayerNormalization};
+    /// let x = TensorView::from_slice(&[1.0, 3.0, 10.0, -10.0], [2, 2])?;
+    /// let statistics = LayerNormalization::new().epsilon(0.0).statistics(x)?;
+    /// assert_eq!(statistics.mean.as_slice(), [2.0, 0.0]);
+    /// assert_eq!(statistics.inverse_deviation.as_slice(), [1.0, 0.1]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn statistics<T: Element, const N: usize>(self, x: TensorView<'_, T, N>) -> Result<RowStatistics<T>> {
+        let op = "LayerNormalization::statistics";
+        let rows = self.rows(op)?;
+        let n = check(op, x, None, None)?;
+        let copy;
+        let x = match x.as_slice() {
+            Some(x) => x,
+            None => {
+                copy = x.to_tensor()?;
+                copy.as_slice()
+            }
+        };
+        // Of rows of no elements there may be more than can be walked.
+        let count = x.len().checked_div(n).unwrap_or(0);
+        let mut pairs = Tensor::zeros([count, 2])?;
+        rows::statistics(rows, x, n, pairs.as_mut_slice())?;
+        let [mean, inverse_deviation] = [0, 1].map(|at| pairs.view().select::<1>(1, at)?.to_tensor());
+        Ok(RowStatistics { mean: mean?, inverse_deviation: inverse_deviation? })
     }
 
     /// (x + residual, its normalisation), in one pass over memory.

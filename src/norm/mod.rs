@@ -62,7 +62,7 @@ mod sets;
 pub(crate) use batch::check_momentum;
 pub use batch::{BatchNormalization, BatchStatistics};
 pub use group::{GroupNormalization, InstanceNormalization};
-pub use layer::LayerNormalization;
+pub use layer::{LayerNormalization, RowStatistics};
 pub use rms::{RmsGradients, RmsGradientsMut, RmsNormalization};
 
 use crate::element::Element;

@@ -140,6 +140,15 @@ fn standard<T: Element, S: Simd<T>, const CENTRED: bool>(s: S, rule: Rule, x: &[
     rule.standard(shift, sum, squares)
 }
 
+/// μ and 1/√(σ² + ε) of a row.
+#[inline(always)]
+pub(super) fn statistics<T: Element, S: Simd<T>>(s: S, rule: Rule, x: &[T]) -> [T; 2] {
+    let shift = T::from_f64(sum(s, x) * rule.inverse);
+    let [sum, squares] = deviations::<T, S, true>(s, shift, x);
+    let mean = shift.to_f64() + sum * rule.inverse;
+    [T::from_f64(mean), rule.standard(shift, sum, squares).scale]
+}
+
 /// x̂.
 #[inline(always)]
 fn standardize<T: Element, S: Simd<T>, const CENTRED: bool>(

@@ -180,6 +180,37 @@ impl Rows {
     }
 }
 
+/// μ and 1/√(σ² + ε) of rows of `n`, in pairs.
+pub(super) fn statistics<T: Element>(rows: Rows, x: &[T], n: usize, pairs: &mut [T]) -> Result<()> {
+    let rule = Rule { epsilon: rows.epsilon, inverse: 1.0 / n as f64 };
+    let (isa, tasks) = (machine::isa()?, parallel::tasks(x.len(), GRAIN));
+    machine::trace(|| format!("{} [{}, {n}] {} {isa} {tasks} tasks", rows.op, pairs.len() / 2, T::NAME));
+    parallel::for_each_chunk_mut(pairs, 2, tasks, &|first, pairs| {
+        let x = &x[first * n..(first + pairs.len() / 2) * n];
+        T::dispatch(isa, Statistics { rule, x, n, pairs });
+    });
+    Ok(())
+}
+
+struct Statistics<'a, T> {
+    rule: Rule,
+    x: &'a [T],
+    n: usize,
+    pairs: &'a mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Statistics<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, s: S) {
+        let Statistics { rule, x, n, pairs } = self;
+        for (row, pair) in pairs.chunks_exact_mut(2).enumerate() {
+            pair.copy_from_slice(&row::statistics(s, rule, &x[row * n..(row + 1) * n]));
+        }
+    }
+}
+
 fn forward<T: Element, const N: usize>(
     call: Call<'_, T>,
     mut operands: Operands<'_, T, N>,

@@ -4,6 +4,15 @@
 use crate::error::{Dims, Error, Result};
 use crate::spatial::{self, Sliding};
 
+/// What lies around an image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Padding<const S: usize> {
+    /// Before and behind.
+    Sides([[usize; 2]; S]),
+    /// As much as gives ⌈in / stride⌉ windows; where it is odd, more of it behind, or with `lower` before.
+    Same { lower: bool },
+}
+
 /// How windows are laid over an image, as the caller says it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Windows<const S: usize> {
@@ -12,7 +21,7 @@ pub(super) enum Windows<const S: usize> {
         /// The kernel's sizes where not given.
         stride: Option<[usize; S]>,
         dilation: [usize; S],
-        padding: [[usize; 2]; S],
+        padding: Padding<S>,
         ceil: bool,
     },
     /// As many windows as given along each axis.
@@ -23,7 +32,13 @@ pub(super) enum Windows<const S: usize> {
 
 impl<const S: usize> Windows<S> {
     pub(super) const fn sliding(kernel: [usize; S]) -> Self {
-        Self::Sliding { kernel, stride: None, dilation: [1; S], padding: [[0; 2]; S], ceil: false }
+        Self::Sliding {
+            kernel,
+            stride: None,
+            dilation: [1; S],
+            padding: Padding::Sides([[0; 2]; S]),
+            ceil: false,
+        }
     }
 
     /// The windows along each axis of an image.
@@ -37,13 +52,17 @@ impl<const S: usize> Windows<S> {
             }
             return Ok([0, 1, 2].map(|axis| Axis::adaptive(image[axis], outputs[axis])));
         };
-        let sliding = Sliding {
+        let mut sliding = Sliding {
             kernel: spatial::lift(kernel, 1),
             stride: spatial::lift(stride.unwrap_or(kernel), 1),
             dilation: spatial::lift(dilation, 1),
-            padding: spatial::lift(padding, [0; 2]),
+            padding: [[0; 2]; 3],
         }
         .checked(op, S)?;
+        sliding.padding = match padding {
+            Padding::Sides(sides) => spatial::lift(sides, [0; 2]),
+            Padding::Same { lower } => sliding.same(op, S, image, lower)?,
+        };
         let outputs = sliding.output(op, S, image, ceil)?;
         Ok([0, 1, 2].map(|axis| {
             Axis::Sliding(Slide {
@@ -241,7 +260,7 @@ mod tests {
                                 kernel: [kernel],
                                 stride: Some([stride]),
                                 dilation: [dilation],
-                                padding: [padding],
+                                padding: Padding::Sides([padding]),
                                 ceil,
                             };
                             let Ok([_, _, axis]) = windows.axes("test", [1, 1, image]) else { continue };

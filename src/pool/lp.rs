@@ -1,7 +1,7 @@
 //! The p-norm of windows.
 #![forbid(unsafe_code)]
 
-use super::geometry::Windows;
+use super::geometry::{Padding, Windows};
 use super::reduce::Norm;
 use super::{Call, forward, lift, lower, spread, windows};
 use crate::element::Element;

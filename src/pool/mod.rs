@@ -43,7 +43,7 @@ mod walk;
 
 pub use lp::LpPool;
 
-use self::geometry::{Axis, Windows};
+use self::geometry::{Axis, Padding, Windows};
 use self::reduce::{Average, Maximum};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
@@ -82,7 +82,24 @@ macro_rules! windows {
             /// Padding before and behind the image along each axis, which may differ. Adaptive and global pooling have none.
             pub fn padding_sides(mut self, sides: [[usize; 2]; S]) -> Self {
                 if let Windows::Sliding { padding, .. } = &mut self.windows {
-                    *padding = sides;
+                    *padding = Padding::Sides(sides);
+                }
+                self
+            }
+
+            /// As much padding as gives ⌈in / stride⌉ windows; where it is odd, more of it behind the image. Adaptive and
+            /// global pooling have none.
+            pub fn same(mut self) -> Self {
+                if let Windows::Sliding { padding, .. } = &mut self.windows {
+                    *padding = Padding::Same { lower: false };
+                }
+                self
+            }
+
+            /// [`same`](Self::same) with more of the padding before the image: ONNX's `SAME_LOWER`.
+            pub fn same_lower(mut self) -> Self {
+                if let Windows::Sliding { padding, .. } = &mut self.windows {
+                    *padding = Padding::Same { lower: true };
                 }
                 self
             }

@@ -23,8 +23,10 @@ pub struct Attention<'a, T> {
     pub causal: bool,
     /// Keys `window` or more away from the query's position are not attended to.
     pub window: Option<usize>,
-    /// The last query stands at the last key; else the first query at the first key.
+    /// The last query stands at the last key; else the first query at key `first`.
     pub align_end: bool,
+    /// Where the first query stands, unless the last decides.
+    pub first: usize,
     /// Keys of each entry of the batch; those behind are not there.
     pub lengths: Option<&'a [usize]>,
     /// What a weight is multiplied by in the end, by `[batch, head, query, key]`: dropout.
@@ -65,6 +67,7 @@ impl<'a, T: Element> Attention<'a, T> {
             causal: false,
             window: None,
             align_end: false,
+            first: 0,
             lengths: None,
             factor: None,
             linear: false,
@@ -74,7 +77,8 @@ impl<'a, T: Element> Attention<'a, T> {
     /// The score of a key for a query and its derivative by q·k, or nothing where the key is not attended to.
     fn score(&self, [b, h, i, j]: [usize; 4], [queries, keys]: [usize; 2], dot: f64) -> Option<(f64, f64)> {
         let keys = self.lengths.map_or(keys, |lengths| lengths[b]);
-        let position = if self.align_end { i as f64 + keys as f64 - queries as f64 } else { i as f64 };
+        let first = if self.align_end { keys as f64 - queries as f64 } else { self.first as f64 };
+        let position = i as f64 + first;
         let distance = position - j as f64;
         if j >= keys
             || (self.causal && distance < 0.0)
@@ -179,6 +183,38 @@ impl<'a, T: Element> Attention<'a, T> {
             normalizer
         })?;
         Ok(Attended { output, normalizer })
+    }
+
+    /// The scores, −∞ where a key is not attended to, and the weights, `[batch, heads, queries, keys]` both.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    ///
+    /// ```
+    /// use tilewise::{Tensor, reference::attention::Attention};
+    /// let x = Tensor::<f64, 4>::full([1, 1, 2, 1], 3.0)?;
+    /// let [scores, weights] = Attention { causal: true, ..Attention::new(1.0) }.scores(x.view(), x.view())?;
+    /// assert_eq!(scores.as_slice(), [9.0, f64::NEG_INFINITY, 9.0, 9.0]);
+    /// assert_eq!(weights.as_slice(), [1.0, 0.0, 0.5, 0.5]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn scores(&self, q: TensorView<'_, T, 4>, k: TensorView<'_, T, 4>) -> Result<[Tensor<f64, 4>; 2]> {
+        self.check(q, k, k)?;
+        let ([batch, heads, queries, dim], [_, kv_heads, keys, _]) = (q.shape(), k.shape());
+        let shape = [batch, heads, queries, keys];
+        let scores = Tensor::from_fn(shape, |[b, h, i, j]| {
+            let kv = h / (heads / kv_heads);
+            let dot = (0..dim).map(|d| at(q, [b, h, i, d]) * at(k, [b, kv, j, d])).sum();
+            self.score([b, h, i, j], [queries, keys], dot).map_or(f64::NEG_INFINITY, |(score, _)| score)
+        })?;
+        let mut row = Vec::new();
+        let weights = Tensor::from_fn(shape, |[b, h, i, j]| {
+            if j == 0 {
+                row = self.row([b, h, i], q, k).0;
+            }
+            row[j]
+        })?;
+        Ok([scores, weights])
     }
 
     /// All gradients from dY. With A the weights, F the factors of dropout and dA = F ⊙ (dY Vᵀ): dV = (A ⊙ F)ᵀ dY, and

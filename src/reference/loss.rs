@@ -48,6 +48,34 @@ pub fn cross_entropy<T: Element>(
     Ok((loss, gradient))
 }
 
+/// Σ over rows of −Σ_c q_c z_c and its gradient for the logarithms of probabilities z `[batch, classes]`, with
+/// `target(row, class)` giving q. Terms with q = 0 are left out.
+///
+/// # Errors
+/// [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
+///
+/// ```
+/// use tilewise::{TensorView, reference};
+/// let z = TensorView::from_slice(&[-3.0f32, -1.0], [1, 2])?;
+/// let (loss, dz) = reference::likelihood(z, |_, class| if class == 0 { 1.0 } else { 0.0 })?;
+/// assert_eq!((loss, dz.as_slice()), (3.0, &[-1.0, 0.0][..]));
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn likelihood<T: Element>(
+    logarithms: TensorView<'_, T, 2>,
+    target: impl Fn(usize, usize) -> f64,
+) -> Result<(f64, Tensor<f64, 2>)> {
+    let mut loss = 0.0;
+    let gradient = Tensor::from_fn(logarithms.shape(), |[row, class]| {
+        let q = target(row, class);
+        if q != 0.0 {
+            loss -= q * at(logarithms, [row, class]);
+        }
+        -q
+    })?;
+    Ok((loss, gradient))
+}
+
 /// Σ (y − t)² and its gradient for y.
 ///
 /// # Errors

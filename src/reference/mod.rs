@@ -22,7 +22,7 @@ pub mod vecmath;
 
 pub use gemm::{epilogue, gemm, gram, magnitude};
 pub use linear::{dense, dense_backward};
-pub use loss::{binary_cross_entropy, cross_entropy, squared};
+pub use loss::{binary_cross_entropy, cross_entropy, likelihood, squared};
 pub use optimizer::{Adam, Sgd};
 pub use perceptron::{Learned, dual_perceptron, perceptron};
 

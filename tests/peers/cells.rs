@@ -1,4 +1,4 @@
-//! Recurrent cells and layers against what PyTorch and ONNX Runtime computed; `data/rnn.py` says how.
+//! Recurrent cells against what PyTorch and ONNX Runtime computed; `data/rnn.py` says how.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ struct Case(HashMap<String, (Vec<usize>, Vec<f64>)>);
 impl Case {
     fn find(name: &str) -> Self {
         let mut found = None;
-        for line in include_str!("data/rnn.txt").lines() {
+        for line in include_str!("../data/rnn.txt").lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let shape = words.get(1).map(|shape| shape.split('x').map(str::parse::<usize>));
             match (shape.map(|sizes| sizes.collect::<Result<Vec<_>, _>>()), &mut found) {
