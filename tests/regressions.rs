@@ -162,3 +162,26 @@ fn a_convolution_may_have_any_stride() {
         assert_eq!(dx.as_slice(), [1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 }
+
+/// Found by a random case: only the first plane of depth was computed.
+#[test]
+fn winograd_computes_every_plane_of_depth() {
+    use tilewise::conv::{Algorithm, Convolution};
+    let value = |at: [usize; 5]| {
+        (at.iter().zip([31, 17, 7, 5, 3]).map(|(i, f)| i * f).sum::<usize>() % 11) as f64 - 5.0
+    };
+    let x = Tensor::from_fn([2, 3, 4, 6, 7], value).unwrap();
+    let w = Tensor::from_fn([5, 3, 1, 3, 3], value).unwrap();
+    let conv = Convolution::<3>::new().padding([1, 1, 1]);
+    let direct = conv.algorithm(Algorithm::ImplicitGemm);
+    let y = direct.forward(x.view(), w.view(), None).unwrap();
+    assert_eq!(y.shape(), [2, 5, 6, 6, 7]);
+    let dx = direct.backward_input(y.view(), w.view(), [4, 6, 7]).unwrap();
+    for algorithm in [Algorithm::Winograd2, Algorithm::Winograd4] {
+        let conv = conv.algorithm(algorithm);
+        let found = conv.forward(x.view(), w.view(), None).unwrap();
+        assert!(found.view().all_close(y.view(), 1e-9, 1e-9), "{algorithm:?}");
+        let found = conv.backward_input(y.view(), w.view(), [4, 6, 7]).unwrap();
+        assert!(found.view().all_close(dx.view(), 1e-9, 1e-9), "{algorithm:?}");
+    }
+}

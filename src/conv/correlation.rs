@@ -43,17 +43,25 @@ impl<T: Element> Correlation<'_, T> {
     }
 
     /// Computes the part `y`, whose first element is `at` in the output, in `tasks` tasks.
-    fn split(&self, y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
+    fn split(&self, mut y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
         let cut = &self.weights.cut;
         let best = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten();
         // Whole Winograd tiles: what an output is a sum of must not depend on where the task begins.
         let best = best.map(|(axis, unit)| (axis, if axis > 2 { unit * cut.winograd.max(1) } else { unit }));
         let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
-            return match cut.winograd {
-                0 => implicit::run(self, y, at),
-                2 => winograd::run::<T, 2>(self, y, at),
-                _ => winograd::run::<T, 4>(self, y, at),
-            };
+            if cut.winograd == 0 {
+                return implicit::run(self, y, at);
+            }
+            // Tiles lie in a plane of depth.
+            for d in 0..y.shape()[2] {
+                let (plane, mut at) = (y.view_mut().slice(2, d..d + 1, 1)?, at);
+                at[2] += d;
+                match cut.winograd {
+                    2 => winograd::run::<T, 2>(self, plane, at)?,
+                    _ => winograd::run::<T, 4>(self, plane, at)?,
+                }
+            }
+            return Ok(());
         };
         let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
         let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;

@@ -117,7 +117,8 @@ fn sizes<T: Element>(tile_columns: usize, channels: usize, points: usize, output
     sizes
 }
 
-/// Computes the part `y`, whose first element is `at` in the output, on this thread. `O` outputs along each side of a tile.
+/// Computes the part `y`, one plane deep, whose first element is `at` in the output, on this thread. `O` outputs along each
+/// side of a tile.
 pub(super) fn run<T: Element, const O: usize>(
     problem: &Correlation<'_, T>,
     mut y: TensorViewMut<'_, T, 5>,
