@@ -98,7 +98,9 @@ pub unsafe extern "C" fn tilewise_sconv2d(sizes: &Sizes, x: *const f32, w: *cons
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tilewise_sconv2d_pack(sizes: &Sizes, w: *const f32) -> *mut PackedConvolution<f32> {
     // SAFETY: the caller's promise.
-    let packed = unsafe { sizes.read_weight(w) }.and_then(|w| sizes.convolution().pack(w));
+    let packed = unsafe { sizes.read_weight(w) }.and_then(|w| {
+        if sizes.last { sizes.convolution().pack_channels_last(w) } else { sizes.convolution().pack(w) }
+    });
     packed.map_or(std::ptr::null_mut(), |packed| Box::into_raw(Box::new(packed)))
 }
 
