@@ -50,7 +50,7 @@ impl Cut {
     fn steps(&self) -> usize {
         match self.winograd {
             0 => self.depth,
-            outputs => self.depth / 9 * (outputs + 2) * (outputs + 2),
+            outputs => (self.depth / 9).saturating_mul((outputs + 2) * (outputs + 2)),
         }
     }
 

@@ -302,7 +302,7 @@ fn depth_blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range
 }
 
 pub(crate) fn blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(block).map(move |start| start..range.end.min(start + block))
+    range.clone().step_by(block).map(move |start| start..range.end.min(start.saturating_add(block)))
 }
 
 /// Room for panels, none where they are not needed.

@@ -123,12 +123,13 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
                     let (mut sum, left) = (bias, start + (w * right) as isize);
                     for (line, taps) in lines.iter().zip(taps.chunks_exact(3)) {
                         for (j, tap) in taps.iter().enumerate() {
-                            // Columns that the image lacks take no part.
                             let column = left + (j * apart) as isize;
+                            let mut x = simd.splat(T::ZERO);
                             if (0..columns as isize).contains(&column) {
-                                let x = &line[column as usize * channels + channel..][..lanes];
-                                sum = simd.mul_add(*tap, simd.load_partial(x), sum);
+                                x = simd.load_partial(&line[column as usize * channels + channel..][..lanes]);
                             }
+                            // In the padding too: 0 times an infinite weight is not a number.
+                            sum = simd.mul_add(*tap, x, sum);
                         }
                     }
                     let place = w * channels + channel;
