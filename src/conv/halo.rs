@@ -196,54 +196,37 @@ impl Halo {
         to: &mut [T],
     ) {
         let [_, height, width] = self.axes;
-        let (len, volume, channel) = (width.size, self.volume, self.channel());
+        let (len, channel) = (width.size, self.channel());
         let inside = height.inside(slot);
         let first = height.position(slot, inside.start).unwrap_or(0);
-        let fits = width.step == 1
-            && width.stride <= 4
-            && len.next_multiple_of(S::LANES) * width.stride + width.slots <= ROW;
-        let single = (width.slots == 1).then(|| (width.inside(0), width.position(0, width.inside(0).start)));
-        let mut padded = [T::ZERO; ROW];
+        // The columns of a slot, which take divisions, once for all channels.
+        let columns = |slot| {
+            let inside = width.inside(slot);
+            // The first column read, which exists where any place lies inside.
+            let column = width.position(slot, inside.start).unwrap_or(0);
+            (inside, column)
+        };
+        let known: [_; 8] =
+            std::array::from_fn(|slot| if slot < width.slots { columns(slot) } else { (0..0, 0) });
         for c in 0..self.channels {
             let plane = planes.and_then(|planes| planes.select::<2>(0, c).ok());
-            let mut position = first;
-            for place in 0..height.size {
-                let to = &mut to[c * channel + place * len..];
-                let Some(plane) = plane.filter(|_| inside.contains(&place)) else {
-                    for slot in 0..width.slots {
-                        fill_zero(simd, &mut to[slot * volume..][..len]);
-                    }
+            for slot in 0..width.slots {
+                let to = &mut to[c * channel + slot * self.volume..];
+                let Some(plane) = plane else {
+                    zeros(simd, 0..height.size * len, to);
                     continue;
                 };
-                match (plane.row(position), width.stride, &single) {
-                    (Some(row), 1, Some((inside, column))) => {
-                        let to = &mut to[..len];
-                        for edge in (0..inside.start).chain(inside.end..len) {
-                            to[edge] = T::ZERO;
-                        }
-                        copy(simd, &row[column.unwrap_or(0)..][..inside.len()], &mut to[inside.start..]);
-                    }
-                    (Some(row), 2, _) if fits => {
-                        split::<T, S, 2>(simd, &mut padded, row, &width, to, volume);
-                    }
-                    (Some(row), 4, _) if fits => {
-                        split::<T, S, 4>(simd, &mut padded, row, &width, to, volume);
-                    }
-                    _ => {
-                        for slot in 0..width.slots {
-                            let inside = width.inside(slot);
-                            // The first column read, which exists where any place lies inside.
-                            let column = width.position(slot, inside.start).unwrap_or(0);
-                            let to = &mut to[slot * volume..][..len];
-                            for edge in (0..inside.start).chain(inside.end..len) {
-                                to[edge] = T::ZERO;
-                            }
-                            copy_row(simd, plane, position, column, width.stride, &mut to[inside]);
-                        }
-                    }
+                let (columns, column) = known.get(slot).cloned().unwrap_or_else(|| columns(slot));
+                zeros(simd, 0..inside.start * len, to);
+                let rows =
+                    Rows { plane, inside: inside.clone(), first, step: height.stride, columns, column, len };
+                match width.stride {
+                    1 => rows.every::<S, 1>(simd, to),
+                    2 => rows.every::<S, 2>(simd, to),
+                    4 => rows.every::<S, 4>(simd, to),
+                    stride => rows.any(simd, stride, to),
                 }
-                // Behind the last place there need not be another.
-                position = position.saturating_add(height.stride);
+                zeros(simd, inside.end.max(inside.start) * len..height.size * len, to);
             }
         }
     }
@@ -273,34 +256,87 @@ impl Halo {
     }
 }
 
-/// Elements of the longest row that is split in residues at once.
-const ROW: usize = 512;
+/// Rows of a plane `[height, width]` on their way to the rows `inside` of one slot, each `len` long.
+struct Rows<'a, T> {
+    plane: TensorView<'a, T, 2>,
+    inside: std::ops::Range<usize>,
+    /// The first row read, and their distance.
+    first: usize,
+    step: usize,
+    /// Places that lie inside the image, and the column of the first.
+    columns: std::ops::Range<usize>,
+    column: usize,
+    len: usize,
+}
 
-/// A row with zeros around it as the slots of `width`, `volume` apart: element `i` of slot `j` is
-/// `i · P + j`. `padded` has zeros around the row, which lies at the same place each time.
-#[inline(always)]
-fn split<T: Element, S: Simd<T>, const P: usize>(
-    simd: S,
-    padded: &mut [T; ROW],
-    row: &[T],
-    width: &Axis,
-    to: &mut [T],
-    volume: usize,
-) {
-    let Axis { start, size: len, slots, .. } = *width;
-    let padded = &mut padded[..len.next_multiple_of(S::LANES) * P + slots];
-    let low = usize::try_from(-start).unwrap_or(0).min(padded.len());
-    let from = &row[usize::try_from(start).unwrap_or(0).min(row.len())..];
-    copy(simd, &from[..from.len().min(padded.len() - low)], &mut padded[low..]);
-    // Whole vectors: what they have too much, the next row overwrites, or it ends in the gap between residues.
-    for slot in 0..slots {
-        for at in (0..len).step_by(S::LANES) {
-            let from = &padded[at * P + slot..][..S::LANES * P];
-            let to = &mut to[slot * volume + at..][..S::LANES];
-            for i in 0..S::LANES {
-                to[i] = from[i * P];
+impl<T: Element> Rows<'_, T> {
+    /// Every `P`-th element. Whole vectors: what they have too much, the next row overwrites, or it ends in the gap behind the
+    /// last.
+    #[inline(always)]
+    fn every<S: Simd<T>, const P: usize>(self, simd: S, to: &mut [T]) {
+        let Some(data) = self.plane.as_slice().filter(|_| !self.columns.is_empty()) else {
+            return self.any(simd, P, to);
+        };
+        let Self { plane, inside, first, step, columns, column, len } = self;
+        let [_, width] = plane.shape();
+        let (start, count) = (columns.start, columns.len());
+        let end = start + count.next_multiple_of(S::LANES);
+        for (i, place) in inside.enumerate() {
+            let from = &data[(first + i * step) * width..][..width][column..];
+            let to = &mut to[place * len..];
+            if start > 0 {
+                zeros(simd, 0..start, to);
+            }
+            let mut at = 0;
+            while at < count {
+                // Behind the image are zeros. Where the places end before the image, what is read behind goes behind.
+                let vector = every::<T, S, P>(simd, &from[at * P..]);
+                simd.store(vector, &mut to[start + at..]);
+                at += S::LANES;
+            }
+            if end < len {
+                zeros(simd, end..len, to);
             }
         }
+    }
+
+    /// Every `stride`-th element, whatever the strides of the plane.
+    #[inline(always)]
+    fn any<S: Simd<T>>(self, simd: S, stride: usize, to: &mut [T]) {
+        let Self { plane, inside, first, step, columns, column, len } = self;
+        for (i, place) in inside.enumerate() {
+            let to = &mut to[place * len..][..len];
+            for edge in (0..columns.start).chain(columns.end..len) {
+                to[edge] = T::ZERO;
+            }
+            copy_row(simd, plane, first + i * step, column, stride, &mut to[columns.clone()]);
+        }
+    }
+}
+
+/// A vector of every `P`-th element, zeros behind the last.
+#[inline(always)]
+fn every<T: Element, S: Simd<T>, const P: usize>(simd: S, from: &[T]) -> S::V {
+    let mut vectors = [simd.splat(T::ZERO); P];
+    for (i, vector) in vectors.iter_mut().enumerate() {
+        let rest = &from[(i * S::LANES).min(from.len())..];
+        *vector = if rest.len() >= S::LANES { simd.load(rest) } else { simd.load_partial(rest) };
+    }
+    let mut count = P;
+    while count > 1 {
+        count /= 2;
+        for i in 0..count {
+            vectors[i] = simd.deinterleave(vectors[2 * i], vectors[2 * i + 1])[0];
+        }
+    }
+    vectors[0]
+}
+
+/// Zeros to a range, and as far behind it as the last vector reaches.
+#[inline(always)]
+fn zeros<T: Element, S: Simd<T>>(simd: S, range: std::ops::Range<usize>, to: &mut [T]) {
+    for at in range.step_by(S::LANES) {
+        simd.store(simd.splat(T::ZERO), &mut to[at..]);
     }
 }
 
