@@ -260,35 +260,48 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
         return Ok(());
     }
     for c in 0..channels {
-        let mut sum = T::ZERO;
+        let mut sum = Parts::new();
         for at in 0..images * depth {
             let plane = dz.select::<4>(0, at / depth)?.select::<3>(0, c)?.select::<2>(0, at % depth)?;
-            // A plane in one piece is one row: short rows have no runs to speak of.
-            let whole = plane.reshape::<2>([1, height * plane.shape()[1]]).unwrap_or(plane);
-            for h in 0..whole.shape()[0] {
-                match whole.row(h) {
-                    Some(row) => sum += sum_in_parts(row),
-                    None => (0..whole.shape()[1])
-                        .for_each(|w| sum += whole.get([h, w]).copied().unwrap_or(T::ZERO)),
+            match plane.as_slice() {
+                Some(all) => sum.add(all),
+                None => {
+                    for h in 0..height {
+                        match plane.row(h) {
+                            Some(row) => sum.add(row),
+                            None => (0..plane.shape()[1])
+                                .for_each(|w| sum.add(plane.get([h, w]).map_or(&[], std::slice::from_ref))),
+                        }
+                    }
                 }
             }
         }
         if let Some(db) = db.get_mut([c]) {
-            *db = sum;
+            *db = sum.total();
         }
     }
     Ok(())
 }
 
-/// The sum of a row by partial sums of neighbouring elements: the compiler's vectors.
-fn sum_in_parts<T: Element>(row: &[T]) -> T {
-    const PARTS: usize = 16;
-    let mut parts = [T::ZERO; PARTS];
-    let runs = row.chunks_exact(PARTS);
-    let rest = runs.remainder();
-    for run in runs {
-        parts.iter_mut().zip(run).for_each(|(part, &x)| *part += x);
+/// A sum as partial sums of the neighbouring elements of runs: the compiler's vectors.
+struct Parts<T>([T; 16]);
+
+impl<T: Element> Parts<T> {
+    fn new() -> Self {
+        Self([T::ZERO; 16])
     }
-    parts.iter_mut().zip(rest).for_each(|(part, &x)| *part += x);
-    parts.iter().fold(T::ZERO, |sum, &part| sum + part)
+
+    fn add(&mut self, run: &[T]) {
+        let (runs, rest) = run.as_chunks::<16>();
+        let mut parts = self.0;
+        for run in runs {
+            parts.iter_mut().zip(run).for_each(|(part, &x)| *part += x);
+        }
+        parts.iter_mut().zip(rest).for_each(|(part, &x)| *part += x);
+        self.0 = parts;
+    }
+
+    fn total(self) -> T {
+        self.0.iter().fold(T::ZERO, |sum, &part| sum + part)
+    }
 }

@@ -12,6 +12,8 @@
 //! Tasks are parts of dW, so each element is added up in the order of the boxes.
 #![forbid(unsafe_code)]
 
+mod in_place;
+
 use std::ops::Range;
 
 use super::depthwise::{self, Reach};
@@ -56,9 +58,17 @@ pub(super) fn run<T: Element>(
     let tile = tile::<T>(isa);
     let caches = machine::caches();
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
+    let work = dw.len().saturating_mul(positions);
+    let tasks = parallel::threads_for(work, GRAIN);
     // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
     let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
-    let columns = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
+    let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
+    // Rows of the input are copied whole, those between the ones read as well.
+    let Sliding { kernel, stride, .. } = *sliding;
+    let lines = dw.len() / dw.shape()[0];
+    let copied = dw.shape()[1] * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
+    let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
+    let columns = direct.unwrap_or(panels);
     let mut sizes = [1; 4];
     let mut unit = 1;
     for (axis, size) in [images, depth, height, width].into_iter().enumerate().rev() {
@@ -68,9 +78,9 @@ pub(super) fn run<T: Element>(
         }
         unit = unit.saturating_mul(size.max(1));
     }
-    let gradient = Gradient { op, isa, tile, x, dz, groups, sliding: *sliding, sizes };
-    let work = dw.len().saturating_mul(positions);
-    gradient.split(dw, [0, 0], parallel::threads_for(work, GRAIN))
+    let gradient =
+        Gradient { op, isa, tile, x, dz, groups, sliding: *sliding, sizes, in_place: direct.is_some() };
+    gradient.split(dw, [0, 0], tasks)
 }
 
 struct Gradient<'a, T> {
@@ -83,6 +93,8 @@ struct Gradient<'a, T> {
     sliding: Sliding,
     /// Images, depth, height and width of a box of positions.
     sizes: [usize; 4],
+    /// Patches are read in place.
+    in_place: bool,
 }
 
 impl<T: Element> Gradient<'_, T> {
@@ -122,6 +134,9 @@ impl<T: Element> Gradient<'_, T> {
 
     /// Computes a part that lies in one group on this thread.
     fn compute(&self, mut dw: TensorViewMut<'_, T, 5>, at: [usize; 2]) -> Result<()> {
+        if self.in_place {
+            return self.compute_in_place(dw, at);
+        }
         let ([outputs, inputs, ..], kernel) = (dw.shape(), self.sliding.kernel);
         let [images, of_z, depth, height, width] = self.dz.shape();
         let group = at[0] / (of_z / self.groups);
