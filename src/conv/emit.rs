@@ -17,7 +17,7 @@ pub struct Finish<'a, T> {
 }
 
 impl<T: Element> Finish<'_, T> {
-    fn bias(&self, channel: usize) -> T {
+    pub(super) fn bias(&self, channel: usize) -> T {
         self.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO)
     }
 }

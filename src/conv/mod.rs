@@ -35,8 +35,10 @@
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
-//! | `backward_input`, transposed convolution | the same paths, once for each residue of the stride |
+//! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches |
+//! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
+//! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory
@@ -224,6 +226,10 @@ impl<const S: usize> Convolution<S> {
 
     pub(crate) fn is_affine(&self) -> bool {
         self.activation == Activation::Identity
+    }
+
+    pub(crate) fn is_rectified(&self) -> bool {
+        self.activation == Activation::Relu
     }
 
     /// Applied to each element of the sum.

@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+mod in_place;
 
+use self::in_place::InPlace;
 use super::Algorithm;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
@@ -86,18 +88,20 @@ pub struct Scatter<'a, T> {
 impl<T: Element> Scatter<'_, T> {
     /// Computes `y`.
     pub(super) fn run(&self, mut y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let Self { op, isa, z, w, groups, ref sliding, finish, algorithm } = *self;
         if y.is_empty() {
             // Its other sizes may be anything.
             return Ok(());
         }
+        if let Some(call) = InPlace::new(self, &y) {
+            return call.run(y);
+        }
+        let sliding = &self.sliding;
         let [_, _, depth, height, width] = y.shape();
         for d in residues(sliding, 0, depth) {
             for h in residues(sliding, 1, height) {
-                for w_axis in residues(sliding, 2, width) {
-                    let axes = [&d, &h, &w_axis];
-                    let (mut w, mut z, mut y, mut finish) = (w, z, y.view_mut(), finish);
-                    let none = axes.iter().any(|residue| residue.taps == 0);
+                for w in residues(sliding, 2, width) {
+                    let axes = [&d, &h, &w];
+                    let (mut y, mut finish) = (y.view_mut(), self.finish);
                     for (axis, residue) in axes.iter().enumerate() {
                         let first = residue.first;
                         y = y.slice(2 + axis, first.., sliding.stride[axis])?;
@@ -106,35 +110,46 @@ impl<T: Element> Scatter<'_, T> {
                                 Some(residual.slice(2 + axis, first.., sliding.stride[axis])?);
                         }
                     }
-                    let mut taps = axes.map(|residue| {
-                        let Residue { tap: first, step, taps: count, .. } = *residue;
-                        Taps { first, step, count, backwards: true }
-                    });
-                    if none {
-                        // No tap falls there: nothing is summed up.
-                        z = z.slice(1, ..0, 1)?;
-                        w = w.slice(0, ..0, 1)?;
-                        taps = [Taps { first: 0, step: 1, count: 1, backwards: false }; 3];
-                    }
-                    let kernel = taps.map(|taps| taps.count);
-                    Call {
-                        op,
-                        isa,
-                        x: z,
-                        w: Operand::View(Filter::transposed(w, taps)),
-                        groups,
-                        kernel,
-                        stride: [1; 3],
-                        dilation: axes.map(|residue| residue.dilation),
-                        start: axes.map(|residue| residue.start),
-                        finish,
-                        algorithm,
-                    }
-                    .run(y)?;
+                    self.residue(axes, self.z, finish, y)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The positions `y` of one residue along each axis, from images of Z.
+    fn residue(
+        &self,
+        axes: [&Residue; 3],
+        mut z: TensorView<'_, T, 5>,
+        finish: Finish<'_, T>,
+        y: TensorViewMut<'_, T, 5>,
+    ) -> Result<()> {
+        let Self { op, isa, mut w, groups, algorithm, .. } = *self;
+        let mut taps = axes.map(|residue| {
+            let Residue { tap: first, step, taps: count, .. } = *residue;
+            Taps { first, step, count, backwards: true }
+        });
+        if axes.iter().any(|residue| residue.taps == 0) {
+            // No tap falls there: nothing is summed up.
+            z = z.slice(1, ..0, 1)?;
+            w = w.slice(0, ..0, 1)?;
+            taps = [Taps { first: 0, step: 1, count: 1, backwards: false }; 3];
+        }
+        Call {
+            op,
+            isa,
+            x: z,
+            w: Operand::View(Filter::transposed(w, taps)),
+            groups,
+            kernel: taps.map(|taps| taps.count),
+            stride: [1; 3],
+            dilation: axes.map(|residue| residue.dilation),
+            start: axes.map(|residue| residue.start),
+            finish,
+            algorithm,
+        }
+        .run(y)
     }
 }
 

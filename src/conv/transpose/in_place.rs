@@ -1,0 +1,351 @@
+//! Stride 2 along rows whose columns are neighbours: all residues of a box read one copy of Z in place.
+//!
+//! Of that copy, neighbouring positions are the columns of a right operand as they lie, at one distance for each tap; what lies
+//! between the rows is computed too and dropped. Written by itself, a residue would touch every second element of every cache
+//! line: the two of a row go to the output together, as whole vectors.
+//!
+//! ```text
+//! for each image and box of rows                            in L2 with all below
+//!     Z → planes with zeros around (halo.rs)
+//!     for each residue along the height and the width, for each of its taps
+//!         sums += weights · planes
+//!     sums of both residues of a row, interleaved → output
+//! ```
+#![forbid(unsafe_code)]
+
+use super::{Residue, Scatter, residues};
+use crate::activation::{self, Activation};
+use crate::conv::emit::Finish;
+use crate::conv::halo::{self, Fill, Halo};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::gemm::{Block, GRAIN, Panels, Tile, balanced, blocks, pack, packed_len, tile, tile_rows};
+use crate::machine;
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::spatial::Sliding;
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace;
+
+/// What the residues of an axis read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    /// For the first position of each.
+    start: isize,
+    len: usize,
+    /// Positions of the residue that has most.
+    outputs: usize,
+}
+
+impl Span {
+    fn new(sliding: &Sliding, axis: usize, size: usize) -> Option<Self> {
+        let read = || residues(sliding, axis, size).filter(|residue| residue.taps > 0);
+        let start = read().map(|residue| residue.start).min()?;
+        let last =
+            read().map(|residue| residue.start + ((residue.taps - 1) * residue.dilation) as isize).max()?;
+        let len = usize::try_from(last - start).ok()? + 1;
+        Some(Self { start, len, outputs: size.div_ceil(sliding.stride[axis]) })
+    }
+}
+
+/// A call for which this path pays.
+pub(super) struct InPlace<'a, 's, T> {
+    scatter: &'s Scatter<'a, T>,
+    tile: Tile,
+    /// Along height and width.
+    spans: [Span; 2],
+    /// Positions of a row of the copy and of sums.
+    pitch: usize,
+    /// Input channels of a group, output channels, taps.
+    outer: usize,
+    inner: usize,
+    taps: usize,
+    /// Rows of a panel of weights; all panels of a tap of a group.
+    width: usize,
+    /// Rows of each residue at a time.
+    rows: usize,
+}
+
+/// Steps of a block of depth.
+const STEPS: usize = 384;
+
+impl<'a, 's, T: Element> InPlace<'a, 's, T> {
+    /// `None` where another path is taken for `y`, which has elements.
+    pub(super) fn new(scatter: &'s Scatter<'a, T>, y: &TensorViewMut<'_, T, 5>) -> Option<Self> {
+        let Scatter { isa, z, w, groups, sliding, ref finish, .. } = *scatter;
+        let plane = sliding.kernel[0] == 1 && sliding.stride[0] == 1 && sliding.padding[0] == [0; 2];
+        let [_, _, depth, height, width] = y.shape();
+        if !plane
+            || sliding.stride[2] != 2
+            || y.strides()[4] != 1
+            || finish.residual.is_some()
+            || z.is_empty()
+        {
+            return None;
+        }
+        debug_assert_eq!(depth, z.shape()[2]);
+        let spans = [Span::new(&sliding, 1, height)?, Span::new(&sliding, 2, width)?];
+        // Far taps: mostly zeros would be copied.
+        if spans.iter().any(|span| span.len > span.outputs + 8) {
+            return None;
+        }
+        let [outer, inner, _, kh, kw] = w.shape();
+        let outer = outer / groups;
+        let pitch = spans[1].outputs + spans[1].len - 1;
+        let tile = tile::<T>(isa);
+        let residues = sliding.stride[1].min(height) * 2;
+        let row = pitch.saturating_mul(outer.saturating_add(residues.saturating_mul(inner)));
+        let most = machine::caches().l2 / 2 / size_of::<T>() / row.max(1);
+        let rows = balanced(spans[0].outputs, most.max(1), 1);
+        let width = tile_rows(tile, inner);
+        Some(Self { scatter, tile, spans, pitch, outer, inner, taps: kh * kw, width, rows })
+    }
+
+    /// Computes `y`.
+    pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let Scatter { op, isa, w, groups, .. } = *self.scatter;
+        let none = || Error::Alloc { op, bytes: usize::MAX };
+        let panels = packed_len(self.inner, self.width, self.outer).ok_or_else(none)?;
+        let len = panels.checked_mul(self.taps).and_then(|len| len.checked_mul(groups)).ok_or_else(none)?;
+        let mut weights = workspace::scratch(op, len)?;
+        let [all, _, _, kh, kw] = w.shape();
+        // Tap after tap: then rows of a panel are neighbours.
+        let mut turned = workspace::scratch(op, w.len())?;
+        TensorViewMut::from_slice(&mut turned[..], [kh, kw, all, self.inner, 1])?
+            .copy_from(w.permute([3, 4, 0, 1, 2])?);
+        let turned = TensorView::from_slice(&turned[..], [self.taps, all, self.inner])?;
+        for (at, to) in weights.chunks_exact_mut(panels).enumerate() {
+            let (group, tap) = (at / self.taps, at % self.taps);
+            let part =
+                turned.select::<2>(0, tap)?.slice(0, group * self.outer..(group + 1) * self.outer, 1)?;
+            for steps in blocks(0..self.outer, STEPS) {
+                let to = &mut to[steps.start * self.padded()..steps.end * self.padded()];
+                pack(isa, part.transpose(), 0..self.inner, steps, self.width, to, true);
+            }
+        }
+        let work = self.scatter.z.len().saturating_mul(self.inner * self.taps);
+        self.split(&weights, y, [0; 2], parallel::threads_for(work, GRAIN))
+    }
+
+    /// Computes the part `y`, whose first element has these indices of image and channel, in `tasks` tasks.
+    fn split(&self, weights: &[T], y: TensorViewMut<'_, T, 5>, at: [usize; 2], tasks: usize) -> Result<()> {
+        let [images, channels, ..] = y.shape();
+        // Images, else whole groups, else panels.
+        let (axis, unit) = match (images, channels > self.inner) {
+            (2.., _) => (0, 1),
+            (_, true) => (1, self.inner),
+            _ => (1, self.width),
+        };
+        let parts = y.shape()[axis].div_ceil(unit);
+        if tasks <= 1 || parts <= 1 {
+            return self.compute(weights, y, at);
+        }
+        let half = tasks / 2;
+        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
+        let (low, high) = y.split_at(axis, middle)?;
+        let mut next = at;
+        next[axis] += middle;
+        let (first, second) = parallel::join(
+            || self.split(weights, low, at, half),
+            || self.split(weights, high, next, tasks - half),
+        );
+        first.and(second)
+    }
+
+    /// Computes a part of whole groups, or of one, on this thread.
+    fn compute(&self, weights: &[T], mut y: TensorViewMut<'_, T, 5>, at: [usize; 2]) -> Result<()> {
+        let Scatter { op, isa, z, ref sliding, ref finish, .. } = *self.scatter;
+        let [images, channels, depth, height, width] = y.shape();
+        let none = || Error::Alloc { op, bytes: usize::MAX };
+        let largest = self.halo([0; 2], self.rows).len().ok_or_else(none)?;
+        let mut planes = workspace::scratch(op, largest.saturating_add(self.tile.lanes))?;
+        let (rows_once, pairs) = (channels.min(self.inner), sliding.stride[1].min(height));
+        // Positions of a channel and residue.
+        let len = (self.rows * self.pitch).next_multiple_of(self.tile.lanes);
+        let pair = len.checked_mul(2 * rows_once).ok_or_else(none)?;
+        let mut sums = workspace::scratch(op, pair.checked_mul(pairs).ok_or_else(none)?)?;
+        for first in (0..channels).step_by(rows_once) {
+            let (group, row) = ((at[1] + first) / self.inner, (at[1] + first) % self.inner);
+            let z = z.slice(1, group * self.outer..(group + 1) * self.outer, 1)?;
+            let group_len = weights.len() / self.scatter.groups;
+            let weights = &weights[group * group_len..][..group_len];
+            for n in 0..images * depth {
+                let (n, d) = (n / depth, n % depth);
+                let z = z.slice(0, at[0] + n..at[0] + n + 1, 1)?;
+                let mut y = y.view_mut().slice(1, first..first + rows_once, 1)?.select::<4>(0, n)?;
+                let mut y = y.view_mut().select::<3>(1, d)?;
+                for part in blocks(0..self.spans[0].outputs, self.rows) {
+                    let halo = self.halo([d, part.start], part.len());
+                    T::dispatch(isa, Fill { halo: &halo, x: z, to: &mut planes });
+                    for (h, sums) in residues(sliding, 1, height).zip(sums.chunks_exact_mut(pair)) {
+                        let columns = sums.chunks_exact_mut(pair / 2);
+                        for (w, sums) in residues(sliding, 2, width).zip(columns) {
+                            let sums = TensorViewMut::matrix(sums, [rows_once, len]);
+                            let source =
+                                Source { weights, row, halo: &halo, planes: &planes, rows: part.len() };
+                            self.residue([&h, &w], source, sums)?;
+                        }
+                        let (step, end) = (sliding.stride[1], height.min(part.end * sliding.stride[1]));
+                        let rows = (part.start * step + h.first).min(end)..end;
+                        let y = y.view_mut().slice(1, rows, step)?;
+                        let channel = at[1] + first;
+                        T::dispatch(isa, Put { sums, len, pitch: self.pitch, channel, finish, y });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy of Z for some rows of each residue, from depth and row `first` on.
+    fn halo(&self, [depth, first]: [usize; 2], rows: usize) -> Halo {
+        let [_, _, image @ ..] = self.scatter.z.shape();
+        let [height, width] = self.spans;
+        let geometry = halo::Geometry {
+            kernel: [1, height.len, width.len],
+            stride: [1; 3],
+            dilation: [1; 3],
+            start: [depth as isize, height.start + first as isize, width.start],
+            outputs: [1, rows, width.outputs],
+            image,
+            apart: false,
+        };
+        Halo::new(&geometry, self.outer, 1)
+    }
+
+    /// Rows of all panels of weights.
+    fn padded(&self) -> usize {
+        self.inner.next_multiple_of(self.width)
+    }
+
+    /// The sums of a residue along height and width, `[channels, positions]`.
+    fn residue(
+        &self,
+        axes: [&Residue; 2],
+        source: Source<'_, T>,
+        mut sums: TensorViewMut<'_, T, 2>,
+    ) -> Result<()> {
+        let Source { weights, row, halo, planes, rows } = source;
+        let [channels, _] = sums.shape();
+        let [_, _, _, _, kw] = self.scatter.w.shape();
+        let lanes = self.tile.lanes;
+        // The last row ends with its last output.
+        let columns = ((rows - 1) * self.pitch + self.spans[1].outputs).next_multiple_of(lanes);
+        let mut beta = None;
+        let [down, right] = axes;
+        for at in 0..down.taps * right.taps {
+            let index = [at / right.taps, at % right.taps];
+            let mut tap = [0; 2];
+            let mut from = [0; 2];
+            for (axis, residue) in axes.iter().enumerate() {
+                // In reverse order.
+                tap[axis] = residue.tap + residue.step * (residue.taps - 1 - index[axis]);
+                let place = residue.start + (index[axis] * residue.dilation) as isize;
+                from[axis] = (place - self.spans[axis].start) as usize;
+            }
+            let panels = self.padded() * self.outer;
+            let weights = &weights[(tap[0] * kw + tap[1]) * panels..][..panels];
+            let from = halo.output(0, [0, from[0], from[1]]);
+            for steps in blocks(0..self.outer, STEPS) {
+                let b = TensorView::as_strided_at(
+                    planes,
+                    from + steps.start * halo.channel(),
+                    [columns, steps.len()],
+                    [1, halo.channel() as isize],
+                )?;
+                let a = &weights[steps.start * self.padded()..steps.end * self.padded()];
+                let mut block = Block {
+                    a: Panels::Packed { data: a, width: self.width, depth: steps.len() }.from(row),
+                    b: Panels::Direct(b),
+                    tile_rows: self.width,
+                    depth: steps.len(),
+                    alpha: T::ONE,
+                    beta,
+                    epilogue: None,
+                    origin: [0, 0],
+                    next: None,
+                    stream: false,
+                    c: sums.tile_mut([0, 0], [channels, columns]),
+                };
+                T::block(self.scatter.isa, &mut block);
+                beta = Some(T::ONE);
+            }
+        }
+        if beta.is_none() {
+            // No tap falls there: nothing is summed up.
+            sums.fill(T::ZERO);
+        }
+        Ok(())
+    }
+}
+
+/// What a residue is computed from.
+struct Source<'a, T> {
+    /// Of a group: for each tap, panels.
+    weights: &'a [T],
+    /// The first row of them.
+    row: usize,
+    halo: &'a Halo,
+    planes: &'a [T],
+    /// Rows of the residue.
+    rows: usize,
+}
+
+/// The sums of the two residues of rows to the output.
+struct Put<'a, T> {
+    /// The first residue, then the second: `[channels, len]` each.
+    sums: &'a [T],
+    len: usize,
+    pitch: usize,
+    /// Index of the first channel.
+    channel: usize,
+    finish: &'a Finish<'a, T>,
+    /// `[channels, height, width]`.
+    y: TensorViewMut<'a, T, 3>,
+}
+
+impl<T: Element> SimdOp<T> for Put<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        let Self { sums, len, pitch, finish, .. } = self;
+        let [channels, height, _] = self.y.shape();
+        let (even, odd) = sums.split_at(sums.len() / 2);
+        for c in 0..channels {
+            let Ok(mut y) = self.y.view_mut().select::<2>(0, c) else { return };
+            let bias = finish.bias.map(|_| finish.bias(self.channel + c));
+            for h in 0..height {
+                let Some(y) = y.row_mut(h) else { return };
+                let at = c * len + h * pitch;
+                interleave(simd, &even[at..], &odd[at..], y);
+                if let Some(bias) = bias {
+                    y.iter_mut().for_each(|y| *y += bias);
+                }
+                if finish.activation != Activation::Identity {
+                    activation::apply(simd, finish.activation, y);
+                }
+            }
+        }
+    }
+}
+
+/// `y` from its even and its odd elements, which begin at the front of their slices.
+#[inline(always)]
+fn interleave<T: Element, S: Simd<T>>(simd: S, even: &[T], odd: &[T], y: &mut [T]) {
+    let lanes = S::LANES;
+    let whole = y.len() / (2 * lanes) * lanes;
+    for at in (0..whole).step_by(lanes) {
+        let [first, second] = simd.interleave(simd.load(&even[at..]), simd.load(&odd[at..]));
+        simd.store(first, &mut y[2 * at..]);
+        simd.store(second, &mut y[2 * at + lanes..]);
+    }
+    let (even, odd, y) = (&even[whole..], &odd[whole..], &mut y[2 * whole..]);
+    if y.is_empty() {
+        return;
+    }
+    let [even, odd] = [(even, y.len().div_ceil(2)), (odd, y.len() / 2)].map(|(from, len)| &from[..len]);
+    let [first, second] = simd.interleave(simd.load_partial(even), simd.load_partial(odd));
+    let (low, high) = y.split_at_mut(lanes.min(y.len()));
+    simd.store_partial(first, low);
+    simd.store_partial(second, high);
+}
