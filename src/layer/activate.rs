@@ -41,6 +41,12 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
         Ok(y)
     }
 
+    fn forward_owned(&mut self, x: Tensor<T, N>) -> Result<Tensor<T, N>> {
+        let y = self.infer(x.view())?;
+        self.input.take(x);
+        Ok(y)
+    }
+
     fn infer(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let mut y = Tensor::zeros(x.shape())?;
         activation::forward(self.activation, x, y.view_mut())?;

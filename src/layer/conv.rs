@@ -1,12 +1,14 @@
 //! The convolutional layers.
 
 use super::{Init, Layer, Parameter, Parameters, Saved};
+use crate::activation::{self, Activation};
 use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
 use crate::random::Rng;
 use crate::spatial::{ImageRank, Spatial};
-use crate::tensor::{Tensor, TensorView};
+use crate::tensor::{Tensor, TensorView, TensorViewMut};
+use crate::workspace;
 
 /// A [`Convolution`] over `S` spatial axes of images of rank `N`, with parameters `weight`
 /// `[c_out, c_in / groups, kernel…]` and `bias` `[c_out]`.
@@ -21,9 +23,24 @@ use crate::tensor::{Tensor, TensorView};
 /// assert_eq!(layer.forward(x.view())?.shape(), [8, 16, 14, 14]);
 /// # Ok::<(), tilewise::Error>(())
 /// ```
+///
+/// The options may have the activation [`Activation::Relu`], which then takes no pass of its own: in `forward` it is part of the
+/// convolution. Other activations are layers of their own, [`Activate`](super::Activate).
+///
+/// ```
+/// use tilewise::{Tensor, activation::Activation, conv::Convolution, layer::{Conv1d, Layer}};
+/// let options = Convolution::new().activation(Activation::Relu);
+/// let mut layer = Conv1d::from_parts(options, Tensor::from_slice(&[2.0], [1, 1, 1])?, None)?;
+/// let x = Tensor::<f64, 3>::from_slice(&[-1.0, 3.0], [1, 1, 2])?;
+/// assert_eq!(layer.forward(x.view())?.as_slice(), [0.0, 6.0]);
+/// assert_eq!(layer.backward(Tensor::full([1, 1, 2], 1.0)?.view())?.as_slice(), [0.0, 2.0]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
 pub struct Conv<T, const S: usize, const N: usize> {
     conv: Convolution<S>,
     affine: Affine<T, N>,
+    /// Kept where there is an activation, for its gradient.
+    output: Saved<T, N>,
 }
 
 /// [`Conv`] over `[batch, channels, time]`.
@@ -132,12 +149,17 @@ fn per_group(op: &'static str, arg: &'static str, channels: usize, groups: usize
     Ok(channels / groups)
 }
 
-/// The backward calls are those of the affine part.
-fn check_affine(op: &'static str, affine: bool) -> Result<()> {
-    if affine {
+/// The backward calls are those of the affine part, and the only activation with a gradient here is one that its output says.
+fn check_activation(op: &'static str, fits: bool) -> Result<()> {
+    if fits {
         return Ok(());
     }
-    Err(Error::argument(op, "activation", "not the identity", "a layer of its own: Activate"))
+    Err(Error::argument(
+        op,
+        "activation",
+        "neither the identity nor, in a Conv, ReLU",
+        "a layer of its own: Activate",
+    ))
 }
 
 fn expect<const N: usize>(op: &'static str, found: [usize; N], expected: [usize; N]) -> Result<()> {
@@ -148,11 +170,11 @@ impl<T: Element, const S: usize, const N: usize> Conv<T, S, N>
 where
     Spatial<S>: ImageRank<N>,
 {
-    /// A layer with initial weights from `init` and bias 0. `options` say stride, padding, dilation and groups; an
-    /// activation is a layer of its own.
+    /// A layer with initial weights from `init` and bias 0. `options` say stride, padding, dilation and groups, and whether the
+    /// output is rectified.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the groups do not divide the channels or the options have an activation,
+    /// [`Error::Argument`] where the groups do not divide the channels or the options have another activation,
     /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory for that many weights.
     pub fn new(
         c_in: usize,
@@ -174,16 +196,16 @@ where
     ///
     /// # Errors
     /// [`Error::Shape`] where the bias does not fit the weight, [`Error::Argument`] where the groups do not divide the
-    /// channels or the options have an activation, [`Error::Alloc`] where there is no memory for the gradients.
+    /// channels or the options have another activation, [`Error::Alloc`] where there is no memory for the gradients.
     pub fn from_parts(
         options: Convolution<S>,
         weight: Tensor<T, N>,
         bias: Option<Tensor<T, 1>>,
     ) -> Result<Self> {
         let (op, c_out) = ("Conv::from_parts", weight.shape()[0]);
-        check_affine(op, options.is_affine())?;
+        check_activation(op, options.is_affine() || options.is_rectified())?;
         per_group(op, "c_out", c_out, options.group_count())?;
-        Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)? })
+        Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)?, output: Saved::NONE })
     }
 
     /// The weight, `[c_out, c_in / groups, kernel…]`.
@@ -194,6 +216,37 @@ where
     /// The bias, `[c_out]`.
     pub fn bias(&self) -> Option<&Parameter<T>> {
         self.affine.bias.as_ref()
+    }
+
+    /// A copy of the output where it has to be kept and there is no room for it yet: then nothing fails afterwards.
+    fn copy(&self, y: &Tensor<T, N>) -> Result<Option<Tensor<T, N>>> {
+        let room = self.output.0.as_ref().is_some_and(|kept| kept.shape() == y.shape());
+        (self.conv.is_rectified() && !room).then(|| y.view().to_tensor()).transpose()
+    }
+
+    /// Keeps the output where the gradient needs it.
+    fn keep(&mut self, copy: Option<Tensor<T, N>>, y: &Tensor<T, N>) -> Result<()> {
+        match copy {
+            Some(copy) => self.output.take(copy),
+            None if self.conv.is_rectified() => self.output.keep(y.view())?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The gradient for the affine part: dY where the output is positive. It is made in `scratch`.
+    fn rectify<'a>(
+        &self,
+        op: &'static str,
+        dy: TensorView<'a, T, N>,
+        scratch: &'a mut [T],
+    ) -> Result<TensorView<'a, T, N>> {
+        if !self.conv.is_rectified() {
+            return Ok(dy);
+        }
+        let y = self.output.get(op)?;
+        activation::backward(Activation::Relu, y, dy, TensorViewMut::from_slice(scratch, dy.shape())?)?;
+        TensorView::from_slice(scratch, dy.shape())
     }
 }
 
@@ -209,7 +262,17 @@ where
 {
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
+        let copy = self.copy(&y)?;
         self.affine.input.keep(x)?;
+        self.keep(copy, &y)?;
+        Ok(y)
+    }
+
+    fn forward_owned(&mut self, x: Tensor<T, N>) -> Result<Tensor<T, N>> {
+        let y = self.infer(x.view())?;
+        let copy = self.copy(&y)?;
+        self.affine.input.take(x);
+        self.keep(copy, &y)?;
         Ok(y)
     }
 
@@ -221,7 +284,10 @@ where
         let op = "Conv::backward";
         let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
         expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
-        let gradients = self.conv.backward(x, weight, dy)?;
+        let len = if self.conv.is_rectified() { dy.len() } else { 0 };
+        let mut scratch = workspace::scratch(op, len)?;
+        let dz = self.rectify(op, dy, &mut scratch)?;
+        let gradients = self.conv.backward(x, weight, dz)?;
         self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
         Ok(gradients.input)
     }
@@ -230,9 +296,12 @@ where
         let op = "Conv::backward_parameters";
         let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
         expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let len = if self.conv.is_rectified() { dy.len() } else { 0 };
+        let mut scratch = workspace::scratch(op, len)?;
+        let dz = self.rectify(op, dy, &mut scratch)?;
         let mut dw = Tensor::zeros(weight.shape())?;
-        let db = self.conv.backward_bias(dy)?;
-        self.conv.backward_weight_into(x, dy, dw.view_mut())?;
+        let db = self.conv.backward_bias(dz)?;
+        self.conv.backward_weight_into(x, dz, dw.view_mut())?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         Ok(())
     }
@@ -276,7 +345,7 @@ where
         bias: Option<Tensor<T, 1>>,
     ) -> Result<Self> {
         let (op, groups) = ("ConvTranspose::from_parts", options.group_count());
-        check_affine(op, options.is_affine())?;
+        check_activation(op, options.is_affine())?;
         let [c_in, outputs] = [weight.shape()[0], weight.shape()[1]];
         per_group(op, "c_in", c_in, groups)?;
         let overflow = || Error::Overflow { op, shape: Dims::new(&weight.shape()) };

@@ -85,6 +85,12 @@ impl<T: Element> Layer<T> for Linear<T> {
         Ok(y)
     }
 
+    fn forward_owned(&mut self, x: Tensor<T, 2>) -> Result<Tensor<T, 2>> {
+        let y = self.infer(x.view())?;
+        self.input.take(x);
+        Ok(y)
+    }
+
     fn infer(&self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
         let (weight, bias) = (self.weight.view()?, self.bias.as_ref().map(Parameter::view).transpose()?);
         let expected = [x.shape()[0], weight.shape()[0]];

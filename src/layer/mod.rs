@@ -103,6 +103,24 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     /// kept before is kept still.
     fn forward(&mut self, x: TensorView<'_, T, I>) -> Result<Tensor<T, O>>;
 
+    /// [`forward`](Self::forward) of an input that nobody else needs: what a layer keeps of it is then no copy.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    ///
+    /// ```
+    /// use tilewise::layer::{Init, Layer, Linear};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut layer = Linear::<f32>::new(3, 2, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+    /// let x = Tensor::full([4, 3], 1.0)?;
+    /// let expected = layer.infer(x.view())?;
+    /// assert!(layer.forward_owned(x)? == expected);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn forward_owned(&mut self, x: Tensor<T, I>) -> Result<Tensor<T, O>> {
+        self.forward(x.view())
+    }
+
     /// The output, keeping nothing.
     ///
     /// # Errors
@@ -152,6 +170,11 @@ impl<T: Element, const N: usize> Saved<T, N> {
                 Ok(())
             }
         }
+    }
+
+    /// Keeps `x` itself.
+    fn take(&mut self, x: Tensor<T, N>) {
+        self.0 = Some(x);
     }
 
     fn get(&self, op: &'static str) -> Result<TensorView<'_, T, N>> {
