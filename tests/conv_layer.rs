@@ -8,7 +8,9 @@ use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Convolution, ConvolutionTranspose};
 use tilewise::layer::optimizer::{Optimizer, Sgd};
-use tilewise::layer::{Conv, Conv1d, Conv2d, ConvTranspose, ConvTranspose2d, Init, Layer, Parameters};
+use tilewise::layer::{
+    Activate, Conv, Conv1d, Conv2d, ConvTranspose, ConvTranspose2d, Init, Layer, Parameters,
+};
 use tilewise::random::Rng;
 use tilewise::reference::conv as reference;
 use tilewise::{ImageRank, Spatial, Tensor};
@@ -169,11 +171,14 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(text(groups), "Conv::new: c_in is 3 in 2 groups, expected a multiple of the groups");
     let groups = Conv2d::<f32>::new(3, 4, [3, 3], Convolution::new().groups(0), init, rng).err();
     assert_eq!(text(groups), "Conv::new: c_in is 3 in 0 groups, expected a multiple of the groups");
-    let relu = Convolution::new().activation(Activation::Relu);
-    assert_eq!(
-        text(Conv2d::<f32>::new(3, 4, [3, 3], relu, init, rng).err()),
-        "Conv::from_parts: activation is not the identity, expected a layer of its own: Activate"
-    );
+    let tanh = Convolution::new().activation(Activation::Tanh);
+    let expected =
+        "activation is neither the identity nor, in a Conv, ReLU, expected a layer of its own: Activate";
+    let tanh = Conv2d::<f32>::new(3, 4, [3, 3], tanh, init, rng).err();
+    assert_eq!(text(tanh), format!("Conv::from_parts: {expected}"));
+    let relu = ConvolutionTranspose::new().activation(Activation::Relu);
+    let relu = ConvTranspose2d::<f32>::new(3, 4, [3, 3], relu, init, rng).err();
+    assert_eq!(text(relu), format!("ConvTranspose::from_parts: {expected}"));
     let (weight, bias) = (Tensor::<f32, 4>::zeros([4, 3, 3, 3]).unwrap(), Tensor::zeros([3]).unwrap());
     let bias = Conv2d::from_parts(Convolution::new(), weight, Some(bias)).err();
     assert_eq!(text(bias), "Conv::from_parts: bias has shape [3], expected [4]");
@@ -195,6 +200,36 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(text(shape), "Conv::backward: dy has shape [2, 4, 2, 3], expected [2, 4, 2, 2]");
     // What was kept is kept still.
     assert!(layer.backward(image(4, 2, 2).view()).is_ok());
+}
+
+/// The layer with the activation has the bits of two layers, whose gradients are checked, whoever keeps what.
+#[test]
+fn a_rectified_layer_is_two_layers() {
+    let relu = Convolution::<2>::new().padding([1, 1]).stride([2, 1]);
+    let part = |options| {
+        let (weight, bias) = (wave([5, 2, 3, 3], 0.3), wave([5], 0.2));
+        Conv2d::<f64>::from_parts(options, weight, Some(bias)).unwrap()
+    };
+    let mut one = part(relu.activation(Activation::Relu));
+    let (mut two, mut rectify) = (part(relu), Activate::new(Activation::Relu));
+    // Another shape needs other memory, the same again does not.
+    for (owned, height) in [(false, 6), (true, 6), (false, 4), (true, 7)] {
+        let x = wave([3, 2, height, 5], 0.1);
+        let expected = rectify.forward_owned(two.forward(x.view()).unwrap()).unwrap();
+        let dy = wave(expected.shape(), 0.5);
+        let y = if owned { one.forward_owned(x).unwrap() } else { one.forward(x.view()).unwrap() };
+        assert!(y == expected && y == one.infer(wave([3, 2, height, 5], 0.1).view()).unwrap());
+        let dx = one.backward(dy.view()).unwrap();
+        assert!(dx == two.backward(rectify.backward(dy.view()).unwrap().view()).unwrap());
+        one.backward_parameters(dy.view()).unwrap();
+        two.backward_parameters(rectify.backward(dy.view()).unwrap().view()).unwrap();
+        let gradients =
+            |layer: &Conv2d<f64>| [layer.weight(), layer.bias().unwrap()].map(|p| p.gradient().to_vec());
+        assert_eq!(gradients(&one), gradients(&two));
+    }
+    // What was kept is kept still.
+    assert!(one.forward_owned(wave([3, 1, 7, 5], 0.1)).is_err());
+    assert!(one.backward(wave([3, 5, 4, 5], 0.5).view()).is_ok());
 }
 
 /// An edge is learned: y = x[i + 1] − x[i].

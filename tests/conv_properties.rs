@@ -8,6 +8,7 @@ use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
 use tilewise::gemm::gemm;
+use tilewise::reference::conv::Geometry;
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView, machine};
 
 /// Values between −1 and 1 that a formula gives.
@@ -266,6 +267,38 @@ fn the_transpose_is_the_adjoint() {
     quickcheck(200, case::<1, 3> as fn(Seeded<1, 3>) -> bool);
     quickcheck(200, case::<2, 4> as fn(Seeded<2, 4>) -> bool);
     quickcheck(50, case::<3, 5> as fn(Seeded<3, 5>) -> bool);
+}
+
+/// Paths of the gradients that random problems are too small for: weights of many outputs and of many inputs, blocks of depth,
+/// boxes of some rows, taps far apart, several groups.
+#[test]
+fn large_gradients_are_adjoint() {
+    let problem = |[batch, c_in, c_out, groups]: [usize; 4], image: [usize; 2], kernel, dilation| {
+        let (stride, padding) = ([2; 2], [[1; 2]; 2]);
+        let geometry = Geometry { stride, padding, dilation: [dilation; 2], groups, flipped: false };
+        let output = image.map(|size| (size + 2 - dilation * (kernel - 1) - 1) / 2 + 1);
+        Problem { geometry, batch, c_in, c_out, image, kernel: [kernel; 2], output }
+    };
+    for problem in [
+        problem([3, 5, 70, 1], [9, 8], 3, 1),
+        problem([2, 3, 400, 1], [5, 6], 3, 1),
+        problem([2, 1700, 3, 1], [4, 5], 3, 1),
+        problem([1, 20, 20, 1], [6, 4000], 3, 1),
+        problem([2, 4, 6, 2], [40, 41], 3, 18),
+        problem([3, 26, 28, 2], [15, 14], 4, 2),
+    ] {
+        for &isa in machine::supported() {
+            machine::with_isa(isa, || assert!(adjoint(problem, 7), "{isa} {problem:?}")).unwrap();
+        }
+        let pools = in_pools(|| {
+            let (w, dz) = (wave::<f32, 4>(problem.weight(), 0.1), wave(problem.y(), 0.2));
+            let conv = descriptor(&problem);
+            let dx = conv.backward_input(dz.view(), w.view(), problem.image).unwrap();
+            let dw = conv.backward_weight(wave(problem.x(), 0.3).view(), dz.view(), problem.kernel).unwrap();
+            [bits(dx.as_slice()), bits(dw.as_slice())]
+        });
+        assert!(pools.iter().all(|found| *found == pools[0]), "{problem:?}");
+    }
 }
 
 /// True convolution of two signals in full mode, which has no favourite among them.
