@@ -20,14 +20,14 @@ pub struct Training {
 }
 
 struct Net {
-    convolutions: Vec<(Conv2d<f32>, Activate<f32, 4>)>,
+    convolutions: Vec<Conv2d<f32>>,
     hidden: (Linear<f32>, Activate<f32>),
     head: Linear<f32>,
 }
 
 impl Parameters<f32> for Net {
     fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
-        self.convolutions.iter_mut().for_each(|(layer, _)| layer.visit(f));
+        self.convolutions.iter_mut().for_each(|layer| layer.visit(f));
         self.hidden.0.visit(f);
         self.head.visit(f);
     }
@@ -39,9 +39,10 @@ impl Training {
         let (mut convolutions, mut image) = (Vec::new(), [1, 1, SIDE, SIDE]);
         for (filters, taps, stride) in [(16, 5, 1), (32, 3, 2), (32, 3, 1), (64, 3, 2)] {
             let options = Convolution::new().padding([taps / 2; 2]).stride([stride; 2]);
+            let options = options.activation(Activation::Relu);
             let layer = Conv2d::new(image[1], filters, [taps; 2], options, init, &mut rng)?;
             image = options.output_shape(image, [filters, image[1], taps, taps])?;
-            convolutions.push((layer, Activate::new(Activation::Relu)));
+            convolutions.push(layer);
         }
         let inputs = image.iter().product();
         let hidden = (Linear::new(inputs, HIDDEN, init, &mut rng)?, Activate::new(Activation::Relu));
@@ -64,17 +65,15 @@ impl Training {
         let Net { convolutions, hidden, head } = &mut self.net;
         let mut y = self.images.view().to_tensor()?;
         lap("copy of the images");
-        for (i, (layer, activation)) in convolutions.iter_mut().enumerate() {
-            y = layer.forward(y.view())?;
-            lap(&format!("convolution {i}"));
-            y = activation.forward(y.view())?;
-            lap(&format!("ReLU {i}"));
+        for (i, layer) in convolutions.iter_mut().enumerate() {
+            y = layer.forward_owned(y)?;
+            lap(&format!("convolution and ReLU {i}"));
         }
         let shape = y.shape();
         let y = y.reshape([shape[0], shape[1..].iter().product()])?;
-        let y = hidden.0.forward(y.view())?;
-        let y = hidden.1.forward(y.view())?;
-        let scores = head.forward(y.view())?;
+        let y = hidden.0.forward_owned(y)?;
+        let y = hidden.1.forward_owned(y)?;
+        let scores = head.forward_owned(y)?;
         let (loss, d) = CrossEntropy::new().forward_backward(scores.view(), &self.labels)?;
         lap("dense layers and loss");
         self.net.zero_gradients();
@@ -84,15 +83,13 @@ impl Training {
         let d = hidden.1.backward(d.view())?;
         let mut d = hidden.0.backward(d.view())?.reshape(shape)?;
         lap("dense layers, back");
-        for (i, (layer, activation)) in convolutions.iter_mut().enumerate().rev() {
-            d = activation.backward(d.view())?;
-            lap(&format!("ReLU {i}, back"));
+        for (i, layer) in convolutions.iter_mut().enumerate().rev() {
             if i > 0 {
                 d = layer.backward(d.view())?;
             } else {
                 layer.backward_parameters(d.view())?;
             }
-            lap(&format!("convolution {i}, back"));
+            lap(&format!("convolution and ReLU {i}, back"));
         }
         self.optimizer.step(&mut self.net)?;
         lap("AdamW");
