@@ -33,7 +33,7 @@ pub struct Block<'b, T> {
     pub(crate) origin: [usize; 2],
     /// A matrix that is read next: its cache lines are asked for meanwhile.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
-    /// C goes past the caches.
+    /// C, which is not read then, goes past the caches.
     pub(crate) stream: bool,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
@@ -416,7 +416,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         // C is needed when the sums are done.
-        let (start, row) = (c.view().as_ptr(), c.strides()[0]);
+        let (start, row) = (c.as_mut_ptr(), c.strides()[0]);
         for i in 0..if stream { 0 } else { R } {
             for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                 simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
@@ -451,36 +451,38 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         for _ in 0..depth % UNROLL {
             steps!(0);
         }
-        if c.shape()[1] < V * S::LANES {
-            let mut tile = [T::ZERO; TILE_ELEMENTS];
-            each!(i in rows R {
-                each!(v in vectors V {
-                    simd.store(sums[i][v], &mut tile[(i * V + v) * S::LANES..]);
+        let (factor, width) = (simd.splat(alpha), c.shape()[1]);
+        assert!(c.shape()[0] == R && width <= V * S::LANES && (c.strides()[1] == 1 || width == 1));
+        // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.
+        macro_rules! finish {
+            ($width:expr, |$value:ident, $run:ident| $body:expr) => {{
+                each!(i in rows R {
+                    let from = start.wrapping_offset(i as isize * row);
+                    // SAFETY: asserted above: this row exists and is contiguous, and `c` borrows it exclusively.
+                    let line = unsafe { std::slice::from_raw_parts_mut(from, $width) };
+                    each!(v in vectors V {
+                        let ($value, $run) = (simd.mul(factor, sums[i][v]), &mut line[v * S::LANES..]);
+                        $body;
+                    });
                 });
-            });
-            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c: c.view_mut() });
+            }};
         }
-        let factor = simd.splat(alpha);
-        each!(i in rows R {
-            if let Some(row) = c.row_mut(i) {
-                each!(v in vectors V {
-                    let run = &mut row[v * S::LANES..(v + 1) * S::LANES];
-                    let mut value = simd.mul(factor, sums[i][v]);
-                    if let Some(beta) = beta {
-                        value = simd.mul_add(simd.splat(beta), simd.load(run), value);
-                    }
-                    if stream {
-                        simd.stream(value, run);
-                    } else {
-                        simd.store(value, run);
-                    }
-                });
-            }
-        });
+        let (whole, beta) = (width == V * S::LANES, beta.map(|beta| simd.splat(beta)));
+        match (whole, beta) {
+            (true, Some(beta)) => finish!(V * S::LANES, |value, run| {
+                simd.store(simd.mul_add(beta, simd.load(run), value), run)
+            }),
+            (true, None) if stream => finish!(V * S::LANES, |value, run| simd.stream(value, run)),
+            (true, None) => finish!(V * S::LANES, |value, run| simd.store(value, run)),
+            (false, Some(beta)) => finish!(width, |value, run| {
+                simd.store_partial(simd.mul_add(beta, simd.load_partial(run), value), run)
+            }),
+            (false, None) => finish!(width, |value, run| simd.store_partial(value, run)),
+        }
     }
 }
 
-/// A tile narrower than its vectors on its way to C. Outlined: there are many kernels.
+/// Sums that wait in memory on their way to C.
 pub(super) struct Narrow<'t, T> {
     /// Rows of `width` sums.
     pub(super) sums: &'t [T],

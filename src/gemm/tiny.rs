@@ -36,7 +36,6 @@ pub(crate) fn product<T: Element>(
     let ([m, n], k, b) = (c.shape(), a.shape()[1], b.transpose());
     // Columns that fill whole vectors are read in place, the others packed.
     let whole = tile.whole(n);
-    let mut rest = driver::scratch(whole < n, n - whole, tile.columns, k)?;
     let mut block = |b, columns: Range<usize>| {
         let mut block = Block {
             a: Panels::Direct(a),
@@ -54,6 +53,7 @@ pub(crate) fn product<T: Element>(
         T::block(isa, &mut block);
     };
     if whole < n {
+        let mut rest = driver::scratch(true, n - whole, tile.columns, k)?;
         panel::pack(isa, b, whole..n, 0..k, tile.columns, &mut rest, false);
         block(Panels::Packed { data: &rest, width: tile.columns, depth: k }, whole..n);
     }
