@@ -4,7 +4,7 @@
 //! heads of keys and values                      each a task's
 //!   for each query head of the group
 //!     for each block of keys
-//!       for each block of queries that sees it
+//!       for each block of queries that sees it  or each of its panels, where positions hide part of the tile
 //!         Sᵀ = K Qᵀ, dAᵀ = V dYᵀ                keys × queries, in L2
 //!         A = 2^(S − L), dS = A ⊙ (dA − D)
 //!         dV += Aᵀ dY, dK += dSᵀ Q, dQ += dS K
