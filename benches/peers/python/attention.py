@@ -1,7 +1,7 @@
 """Times attention, and operations over rows, of PyTorch, ONNX Runtime and OpenVINO beside those of Tilewise, all in this
 process, and prints tables.
 
-    attention.py LIBRARY [--threads N] [--filter REGEX] [--rounds N]
+    attention.py LIBRARY [--threads N] [--filter REGEX] [--peers REGEX] [--rounds N]
 
 LIBRARY is Tilewise's C interface, as built by `cargo build --release` in `benches/peers`. The rules are those of the
 matrix products. Operations are those of the two products: causal ones count half, forward and backward counts three
@@ -20,6 +20,7 @@ parser.add_argument("library")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--filter", type=re.compile, default=re.compile(""))
 parser.add_argument("--rounds", type=int, default=7)
+parser.add_argument("--peers", type=re.compile, default=re.compile(""))
 
 # Batch, heads, length and dim.
 FULL = [(1, 12, 128, 64), (8, 12, 128, 64), (1, 12, 512, 64), (1, 12, 2048, 64), (1, 32, 1024, 128)]
@@ -219,6 +220,8 @@ class OnnxRuntime:
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = arguments.threads, 1
         options.log_severity_level = 3
+        # Its threads would else wait busily in another's turn.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = self.runtime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -396,6 +399,7 @@ def main():
     own = Tilewise(arguments.library)
     peers = [PyTorch("flash"), PyTorch("math")]
     peers += attempt(OnnxRuntime, "Attention") + attempt(OnnxRuntime, "contrib") + attempt(OpenVino)
+    peers = [peer for peer in peers if arguments.peers.search(peer.name)]
     columns = [peer.name for peer in peers]
     peaks, found = own.peaks(), []
     for make, options in problems():
