@@ -4,7 +4,7 @@
 //! heads of keys and values                      each a task's
 //!   for each query head of the group
 //!     for each block of keys
-//!       for each block of queries that sees it
+//!       for each block of queries that sees it  or each of its panels, where positions hide part of the tile
 //!         Sᵀ = K Qᵀ, dAᵀ = V dYᵀ                keys × queries, in L2
 //!         A = 2^(S − L), dS = A ⊙ (dA − D)
 //!         dV += Aᵀ dY, dK += dSᵀ Q, dQ += dS K
@@ -145,6 +145,14 @@ impl<'c, T: Element> Backward<'c, '_, T> {
         whole(self.q) && whole(self.k) && whole(self.dy)
     }
 
+    /// True where positions hide so much of a tile that its panels are better taken one by one, each with the keys that
+    /// it sees.
+    fn divides(&self, entry: usize, queries: &Range<usize>, keys: &Range<usize>) -> bool {
+        let (plan, width) = (self.plan, self.plan.width());
+        let (first, last) = (plan.range(entry, queries.start), plan.range(entry, queries.end - 1));
+        keys.end > first.end.saturating_add(width) || last.start > keys.start.saturating_add(width)
+    }
+
     fn task(&self, mut outputs: Outputs<'_, T>, [entries, kv_heads]: [Range<usize>; 2]) -> Result<()> {
         let plan = self.plan;
         let mut memory = Memory::new(self, plan.queries, Some(self.in_place()))?;
@@ -152,23 +160,42 @@ impl<'c, T: Element> Backward<'c, '_, T> {
             for (kv_number, kv) in kv_heads.clone().enumerate() {
                 let mut dk = head(&mut outputs.key, number, kv_number)?;
                 let mut dv = head(&mut outputs.value, number, kv_number)?;
-                [&mut dk, &mut dv].into_iter().flatten().for_each(|gradient| gradient.fill(T::ZERO));
+                let [all_begin, all_meet] = self.covers(entry);
+                if !all_meet {
+                    [&mut dk, &mut dv].into_iter().flatten().for_each(|gradient| gradient.fill(T::ZERO));
+                }
                 for member in 0..plan.group {
                     let mut dq = head(&mut outputs.query, number, kv_number * plan.group + member)?;
-                    [&mut dq].into_iter().flatten().for_each(|gradient| gradient.fill(T::ZERO));
+                    if !all_begin {
+                        [&mut dq].into_iter().flatten().for_each(|gradient| gradient.fill(T::ZERO));
+                    }
                     let all = Panel { entry, head: kv * plan.group + member, queries: 0..plan.queries };
-                    self.head(all, &mut memory, &mut dq, [&mut dk, &mut dv])?;
+                    let fresh = [all_begin, all_meet && member == 0];
+                    self.head(all, &mut memory, fresh, &mut dq, [&mut dk, &mut dv])?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds to the gradients what a query head gives them.
+    /// True where each query sees the first of the keys: then dQ is written with the first block of keys, not added to.
+    /// True where each query sees each key: then dK and dV are, with the first block of queries.
+    fn covers(&self, entry: usize) -> [bool; 2] {
+        let plan = self.plan;
+        if plan.keys == 0 || plan.queries == 0 {
+            return [false; 2];
+        }
+        let queries = 0..plan.queries;
+        [plan.all_seen(entry, &queries, &(0..1)), plan.all_seen(entry, &queries, &(0..plan.keys))]
+    }
+
+    /// Adds to the gradients what a query head gives them; those of Q, and those of K and V, are written first where they
+    /// are `fresh`.
     fn head(
         &self,
         all: Panel,
         memory: &mut Memory<T>,
+        fresh: [bool; 2],
         dq: &mut Option<TensorViewMut<'_, T, 2>>,
         [dk, dv]: [&mut Option<TensorViewMut<'_, T, 2>>; 2],
     ) -> Result<()> {
@@ -197,11 +224,16 @@ impl<'c, T: Element> Backward<'c, '_, T> {
             }
         }
         for keys in plan.blocks(all_keys) {
+            let first_keys = keys.start == 0;
             if !in_place {
                 let to = &mut packed_k[..panels[0] * keys.len()];
                 pack(plan.isa, head.k.transpose(), 0..plan.dim, keys.clone(), width, to, false);
             }
-            for block in blocks(0..plan.queries, self.stride()) {
+            let parts = |block: Range<usize>| {
+                let step = if in_place && self.divides(entry, &block, &keys) { width } else { self.stride() };
+                blocks(block, step)
+            };
+            for block in blocks(0..plan.queries, self.stride()).flat_map(parts) {
                 let seen = plan.ranges(entry, &block);
                 if seen.start >= keys.end || seen.end <= keys.start {
                     continue;
@@ -220,6 +252,8 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                 }
                 self.tile(&head, &queries, &keys, &mut tile)?;
                 let (n, m, stride) = (keys.len(), queries.len(), self.stride());
+                let [old_q, old_kv] = [fresh[0] && first_keys, fresh[1] && queries.start == 0]
+                    .map(|first| if first { T::ZERO } else { T::ONE });
                 let weights = TensorView::as_strided(&*tile.weights, [n, m], [stride as isize, 1])?;
                 let gradients = TensorView::as_strided(&*tile.gradients, [n, m], [stride as isize, 1])?;
                 if let Some(dv) = dv {
@@ -228,7 +262,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                         plan,
                         (Panels::Direct(weights), m),
                         b,
-                        [T::ONE; 2],
+                        [T::ONE, old_kv],
                         dv.tile_mut([keys.start, 0], [n, plan.value_dim]),
                     );
                 }
@@ -238,7 +272,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                         plan,
                         (Panels::Direct(gradients), m),
                         b,
-                        [scale, T::ONE],
+                        [scale, old_kv],
                         dk.tile_mut([keys.start, 0], [n, plan.dim]),
                     );
                 }
@@ -249,7 +283,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                         Panels::Packed { data: &packed_k[..panels[0] * n], width, depth: n }
                     };
                     let to = dq.tile_mut([queries.start, 0], [m, plan.dim]);
-                    product(plan, (Panels::Direct(gradients.transpose()), n), b, [scale, T::ONE], to);
+                    product(plan, (Panels::Direct(gradients.transpose()), n), b, [scale, old_q], to);
                 }
             }
         }

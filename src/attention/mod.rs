@@ -39,7 +39,7 @@
 //! | --- | --- |
 //! | forward, at most 8 queries for each head of keys, rows of keys and values contiguous and whole vectors | decode: pieces of keys in parallel, each key and value read once |
 //! | forward otherwise | panels of queries over blocks of keys, the softmax corrected from block to block |
-//! | backward | blocks of keys over panels of queries, scores computed again |
+//! | backward | blocks of keys over blocks of queries, scores computed again; panel by panel where positions hide part of a block |
 //!
 //! No memory grows with queries × keys but that of [`scores`](Attention::scores). The result has the same bits for any number of threads.
 

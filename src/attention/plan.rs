@@ -9,10 +9,6 @@ use crate::gemm::{Tile, balanced, blocks, tile};
 use crate::machine::{self, Isa};
 use crate::tensor::TensorView;
 
-/// Bytes of the scores that a panel of queries has with a block of keys: they stay in L1, and leave room there for the
-/// panel and for what streams past.
-const SCORE_BYTES: usize = 18 << 10;
-
 /// Panels of queries that are taken through the keys together, so that a block of keys and values is read from L2 for
 /// all of them.
 pub(super) const PANELS: usize = 4;
@@ -114,9 +110,10 @@ impl<'e, T: Element> Plan<'e, T> {
         PANELS * self.width()
     }
 
-    /// Most keys of a block.
+    /// Most keys of a block: their scores with a panel of queries stay in L1, and leave room there for the panel and for
+    /// what streams past.
     pub fn block(&self) -> usize {
-        let keys = SCORE_BYTES / (self.width() * size_of::<T>());
+        let keys = machine::caches().l1d / 8 * 5 / (self.width() * size_of::<T>());
         (keys / self.tile.rows).max(1) * self.tile.rows
     }
 

@@ -54,8 +54,17 @@ impl<T: Element> Plan<'_, T> {
         let Panel { entry, head, ref queries } = *panel;
         let bounded = !self.all_seen(entry, queries, keys);
         let masked = self.bias.is_some() || self.mask.is_some();
-        if !bounded && !masked && options.soft_cap.is_none() && options.slopes.is_none() {
-            return Ok(());
+        let (mut keys, mut scores) = (keys.clone(), scores);
+        if !masked && options.soft_cap.is_none() && options.slopes.is_none() {
+            if !bounded {
+                return Ok(());
+            }
+            // Keys that all see, before those that some do not.
+            if self.range(entry, queries.end - 1).start <= keys.start {
+                let hidden = self.range(entry, queries.start).end.max(keys.start);
+                scores = &mut scores[(hidden - keys.start) * stride..];
+                keys.start = hidden;
+            }
         }
         let addend = &mut addend[..self.addend_len(keys.len())];
         if let Some(bias) = self.bias {
@@ -65,15 +74,17 @@ impl<T: Element> Plan<'_, T> {
             addend.fill(T::ZERO);
         }
         if let Some(mask) = self.mask {
-            exclude(mask.select::<3>(0, entry)?.select(0, head)?, queries, keys, width, addend);
+            exclude(mask.select::<3>(0, entry)?.select(0, head)?, queries, &keys, width, addend);
         }
         let local = |key: usize| T::from_usize(key.clamp(keys.start, keys.end) - keys.start);
         let (mut low, mut high, mut positions) = ([T::ZERO; LANES], [T::ZERO; LANES], [T::ZERO; LANES]);
         for (lane, query) in queries.clone().enumerate() {
             let range = self.range(entry, query);
             (low[lane], high[lane]) = (local(range.start), local(range.end));
-            let position = self.position(entry).saturating_add(query as isize) - keys.start as isize;
-            positions[lane] = T::from_f64(position as f64);
+            if options.slopes.is_some() {
+                let position = self.position(entry).saturating_add(query as isize) - keys.start as isize;
+                positions[lane] = T::from_f64(position as f64);
+            }
         }
         let slope = options.slopes.map(|slopes| slopes.get([head]).copied().unwrap_or(T::NAN));
         let adjust = Adjust {

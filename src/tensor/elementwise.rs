@@ -81,13 +81,17 @@ fn for_each_run<const K: usize, const N: usize>(
     }
 }
 
-/// Calls `f` with every element, in no particular order.
-pub(super) fn for_each_mut<T, const N: usize>(mut dst: TensorViewMut<'_, T, N>, mut f: impl FnMut(&mut T)) {
+/// Sets every element.
+pub(super) fn fill<T: Copy, const N: usize>(mut dst: TensorViewMut<'_, T, N>, value: T) {
     let ptr = dst.as_mut_ptr();
     for_each_run(dst.shape(), [dst.strides()], |[at], n, [step]| {
+        if step == 1 {
+            // SAFETY: runs lead only to elements of the view, which is borrowed exclusively; these are neighbours.
+            return unsafe { std::slice::from_raw_parts_mut(ptr.offset(at), n) }.fill(value);
+        }
         for i in 0..n as isize {
-            // SAFETY: runs lead only to elements of the view, which is borrowed exclusively.
-            f(unsafe { &mut *ptr.offset(at + i * step) });
+            // SAFETY: as above.
+            unsafe { *ptr.offset(at + i * step) = value };
         }
     });
 }

@@ -479,7 +479,7 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     where
         T: Copy,
     {
-        super::elementwise::for_each_mut(self.view_mut(), |element| *element = value);
+        super::elementwise::fill(self.view_mut(), value);
     }
 
     /// Copies the elements of a view of the same shape.

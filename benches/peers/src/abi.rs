@@ -5,7 +5,10 @@
 //! must lead to matrices of the sizes given, and C may overlap no other.
 #![allow(clippy::missing_safety_doc)] // said once, above
 
+mod abi_attention;
 mod abi_conv;
+#[path = "../../support/peak.rs"]
+mod peak;
 
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
