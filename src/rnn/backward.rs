@@ -344,7 +344,7 @@ impl<T: Element> Backward<'_, T> {
         if let Some(weights) = again
             && sizes.weights.gates > 1
         {
-            let engine = Engine { op, isa, cell: spec.cell, sizes: sizes.weights, weights };
+            let engine = Engine { op, isa, cell: spec.cell, sizes: sizes.weights, weights, turn: 0 };
             engine.project(x, TensorViewMut::matrix(gates, [all, engine.columns()]))?;
             replay(&engine, steps, groups, tape, gates, candidates)?;
             (tape.gates, tape.candidates) = (gates, candidates);

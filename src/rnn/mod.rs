@@ -54,6 +54,7 @@
 //! | part | path |
 //! | --- | --- |
 //! | U x | one GEMM over all steps, or over as many as 2²² gates take where no tape keeps them; b is added in the pass |
+//! | U x of a single step, U packed | as W h: a stream reads both from front to back and from back to front in turn, so that what lies in L2 is read first |
 //! | W h | a product a step over W packed once, beside the units' pass over their gates, which finds it in L1 |
 //! | a step of much work | some units are a task; the next step waits for them |
 //! | W in half of L2, batch of 32 and more | groups of 16 and more entries, which wait for nobody |

@@ -4,7 +4,7 @@
 use super::descriptor::Nonlinearity;
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp};
+use crate::simd::{self, Dispatch, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// Element types with their passes compiled in this crate, not again in each crate that uses them.
@@ -55,6 +55,8 @@ pub struct ForwardPass<'p, T> {
     /// Added to it.
     pub(super) bias: &'p [T],
     pub(super) keep: bool,
+    /// How far from a unit's gates in `z` those lie that the next pass reads in its place.
+    pub(super) ahead: isize,
     /// W h, gates interleaved.
     pub(super) product: TensorView<'p, T, 2>,
     pub(super) h_prev: TensorView<'p, T, 2>,
@@ -102,6 +104,14 @@ fn get<T: Element, S: Simd<T>>(simd: S, from: &[T], at: usize, n: usize) -> S::V
 #[inline(always)]
 fn put<T: Element, S: Simd<T>>(simd: S, v: S::V, to: &mut [T], at: usize, n: usize) {
     if n == S::LANES { simd.store(v, &mut to[at..]) } else { simd.store_partial(v, &mut to[at..at + n]) }
+}
+
+/// Asks for the cache lines that lie `ahead` of these.
+#[inline(always)]
+fn ask<T: Element>(from: &[T], ahead: isize) {
+    for at in (0..from.len()).step_by(simd::CACHE_LINE / size_of::<T>()) {
+        simd::prefetch_l2(from.as_ptr().wrapping_offset(at as isize + ahead));
+    }
 }
 
 /// Vector `k` of some.
@@ -159,6 +169,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
+                ask(&z[at..at + S::LANES], self.ahead);
                 let z = sum(s, &z[at..], &product[at..], &self.bias[at..], 0);
                 let h = match nonlinearity {
                     Nonlinearity::Tanh => T::tanh_v(s, z),
@@ -180,6 +191,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
                 let z = &mut z[4 * at..4 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[4 * at..4 * (at + S::LANES)];
                 let bias = &self.bias[4 * at..4 * (at + S::LANES)];
                 let (mut i, mut f, g, mut o) = (
@@ -224,6 +236,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let candidate = row_mut(&mut self.candidate, i);
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[3 * at..3 * (at + S::LANES)];
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
                 let (reset, update) = (
@@ -253,6 +266,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[2 * at..2 * (at + S::LANES)];
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
                 let (reset, update) = (
@@ -274,6 +288,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let update = s.load(&z[S::LANES..]);
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
                 let from_x = s.add(block(s, z, 2), block(s, bias, 2));
