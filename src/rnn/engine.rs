@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use super::descriptor::{Cell, Reset};
+use super::functions::Functions;
 use super::pass::{ForwardPass, Stage};
 use super::ready::Ready;
 use super::sizes::WeightSizes;
@@ -41,6 +42,7 @@ pub(crate) struct Engine<'e, T> {
     pub cell: Cell,
     pub sizes: WeightSizes,
     pub weights: Ready<'e, T>,
+    pub functions: Option<Functions>,
     /// Steps made over these weights before.
     pub turn: usize,
 }
@@ -371,7 +373,7 @@ impl<T: Element> Engine<'_, T> {
         let (h_prev, c_prev, gates) = (*h_prev, *c_prev, self.sizes.gates);
         let stage = match self.cell {
             Cell::Elman(nonlinearity) => Stage::Elman(nonlinearity),
-            Cell::Lstm { clip } => Stage::Lstm { clip: clip.map(T::from_f64) },
+            Cell::Lstm { clip, coupled } => Stage::Lstm { clip: clip.map(T::from_f64), coupled },
             Cell::Gru(Reset::After) => Stage::GruAfter,
             Cell::Gru(Reset::Before) => Stage::GruReset,
         };
@@ -475,6 +477,7 @@ impl<T: Element> Engine<'_, T> {
             };
             let pass = ForwardPass {
                 stage: read.stage,
+                functions: self.functions,
                 z: part_mut(&mut write.z, range.start * all..(range.start + padded) * all),
                 bias: &self.weights.bias[units.start * all..(units.start + padded) * all],
                 keep: read.keep,

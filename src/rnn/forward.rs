@@ -187,7 +187,8 @@ impl Call {
                     parts.ready(isa, spec.cell, sizes.weights, packed.direction(direction), None)
                 }
             };
-            let engine = Engine { op, isa, cell: spec.cell, sizes: sizes.weights, weights, turn };
+            let (cell, functions) = (spec.cell, spec.functions(direction));
+            let engine = Engine { op, isa, cell, sizes: sizes.weights, weights, functions, turn };
             let job = Job {
                 x: sequence.x,
                 hidden: select(sequence.hidden, direction)?,

@@ -30,6 +30,10 @@
 //! reset before:  n = tanh(U xₜ + b + W (r ⊙ hₜ₋₁) + b′)
 //! ```
 //!
+//! Other activations than σ and tanh can be chosen for each of these, and f = 1 − i for an LSTM: all that ONNX's operators
+//! RNN, LSTM and GRU have. [`onnx_activations`] and [`WeightTensors::from_onnx`] take
+//! them from there.
+//!
 //! # Back through time
 //!
 //! With dzₜ the gradient for what a gate's activation got, from the last step to the first (P. Werbos, "Backpropagation
@@ -61,6 +65,7 @@
 //! | both directions | tasks |
 //! | Wᵀ dz | as W h |
 //! | dU, dW, db, dx | one GEMM, or one sum, over all steps |
+//! | activations other than σ and tanh | a pass that calls them for each vector, and keeps what enters them on the tape |
 //! | x in time order, all lengths the same, one group | its rows are read in place; otherwise they are gathered |
 //!
 //! # Promises
@@ -74,6 +79,7 @@ mod convert;
 mod descriptor;
 mod engine;
 mod forward;
+mod functions;
 mod groups;
 mod pass;
 mod ready;
@@ -84,6 +90,7 @@ mod tape;
 mod unroll;
 mod weights;
 
+pub use convert::onnx_activations;
 pub use descriptor::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset};
 pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
