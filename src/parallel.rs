@@ -1,12 +1,16 @@
 //! Work to tasks, on rayon's current pool.
 //!
-//! Tasks are made by [`rayon::join`] over halves, which allocates nothing. What they write is split by
+//! Tasks are made by [`rayon::join`] over halves, which allocates nothing; a call from a thread outside the pool takes a
+//! share itself, and allocates for handing out the others. What they write is split by
 //! [`TensorViewMut::split_at`](crate::TensorViewMut::split_at) or by slices, so that disjointness is the
 //! borrow checker's business. No sum is ever cut by the number of threads.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::error::Error as _;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::ThreadPoolBuilder;
 
@@ -21,7 +25,50 @@ pub(crate) const TASKS_PER_THREAD: usize = 4;
 /// not find the instruction set that [`machine::with_isa`] forces here. Tasks of ours get theirs handed down.
 pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
     let _unforced = machine::unforced();
-    rayon::join(a, b)
+    if rayon::current_thread_index().is_some() { rayon::join(a, b) } else { join_from_outside(a, b) }
+}
+
+/// [`rayon::join`] from a thread that is not of the pool hands both to it, and waits: for a thread to wake up, for that to
+/// wake another, and to be woken itself. Here it takes the first, and looks for the end of the second for a while before it
+/// sleeps. What it takes it cuts further until it is one thread's share.
+fn join_from_outside<A, B: Send>(a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
+    /// About what it takes to wake a thread.
+    const PATIENCE: Duration = Duration::from_micros(100);
+    let _share = Share(SHARE.replace(SHARE.get().min(threads()) / 2));
+    if SHARE.get() == 0 {
+        return (a(), b());
+    }
+    let over = AtomicBool::new(false);
+    let mut second = None;
+    let first = rayon::in_place_scope(|scope| {
+        let (second, over) = (&mut second, &over);
+        scope.spawn(move |_| {
+            *second = Some(b());
+            over.store(true, Ordering::Release);
+        });
+        let first = a();
+        let start = Instant::now();
+        while !over.load(Ordering::Acquire) && start.elapsed() < PATIENCE {
+            std::hint::spin_loop();
+        }
+        first
+    });
+    let Some(second) = second else { unreachable!("internal error: a scope that ended before its task") };
+    (first, second)
+}
+
+thread_local! {
+    /// Threads that share the work of this thread's call, itself among them: those of the pool before the first cut.
+    static SHARE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Puts back the share of the call around.
+struct Share(usize);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        SHARE.set(self.0);
+    }
 }
 
 /// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
@@ -91,6 +138,24 @@ mod tests {
         assert_eq!(tasks_for(10_000, 1000, 1), 1);
         assert_eq!(tasks_for(10_000, 1000, 2), 8);
         assert_eq!(tasks_for(3_000, 1000, 64), 3);
+    }
+
+    #[test]
+    fn calls_from_outside_take_a_share() {
+        let numbers = |data: &mut [usize]| {
+            for_each_chunk_mut(data, 1, 8, &|first, data| {
+                data.iter_mut().enumerate().for_each(|(i, x)| *x = first + i);
+            });
+        };
+        let here = std::thread::current().id();
+        let mut data = [0; 100];
+        let (mine, ()) = join(|| std::thread::current().id(), || numbers(&mut data));
+        assert!(mine == here && SHARE.get() == usize::MAX);
+        assert!(data.iter().enumerate().all(|(i, &x)| x == i), "{data:?}");
+        let panics = || std::panic::catch_unwind(|| join(|| (), || panic!("meant")));
+        assert!(panics().is_err() && SHARE.get() == usize::MAX);
+        let (inner, outer) = (join(|| join(|| 1, || 2), || join(|| 3, || 4)), join(|| 5, || 6));
+        assert_eq!((inner, outer), (((1, 2), (3, 4)), (5, 6)));
     }
 
     #[test]

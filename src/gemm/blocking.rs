@@ -14,13 +14,16 @@ pub(crate) struct Tile {
     pub columns: usize,
     /// Elements of a vector.
     pub lanes: usize,
+    /// A vector of fewer elements is loaded as fast.
+    pub masked: bool,
 }
 
 impl Tile {
-    /// How many of `n` neighbouring columns fill whole panels, the last of which may be a vector wide.
+    /// How many of `n` neighbouring columns can be read in place: whole panels of them, the last of which may be a
+    /// vector wide, or as wide as it comes where loads are masked.
     pub(crate) fn whole(self, n: usize) -> usize {
         let rest = n % self.columns;
-        if rest == self.lanes { n } else { n - rest }
+        if rest == self.lanes || self.masked { n } else { n - rest }
     }
 }
 
@@ -31,7 +34,12 @@ pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
         type Output = Tile;
         #[inline(always)]
         fn eval<S: Simd<T>>(self, _: S) -> Tile {
-            Tile { rows: S::TILE_ROWS, columns: S::TILE_VECTORS * S::LANES, lanes: S::LANES }
+            Tile {
+                rows: S::TILE_ROWS,
+                columns: S::TILE_VECTORS * S::LANES,
+                lanes: S::LANES,
+                masked: S::MASKED,
+            }
         }
     }
     T::dispatch(isa, Shape)
@@ -67,7 +75,7 @@ pub(crate) struct Walk {
     pub a: Fetch,
     /// Panels of A that are taken at a time.
     pub panels: usize,
-    /// The first columns of B, whole panels of them, that are read in place.
+    /// The first columns of B that are read in place.
     pub b_in_place: usize,
 }
 
@@ -126,6 +134,8 @@ impl Walk {
         };
         let panels = match (a_fetch, a) {
             (Fetch::Whole, _) => usize::MAX,
+            // Nothing is packed, and nothing need be asked for ahead.
+            (Fetch::InPlace, _) if m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
             // A step of neighbouring rows is a run of memory: a longer one for each page that is looked up.
             (Fetch::Panels, Some(Source { neighbours: true, .. })) => 24,
             _ => 1,
@@ -175,7 +185,7 @@ pub(super) fn largest_part(shape: [usize; 2], units: [usize; 2], tasks: usize) -
 mod tests {
     use super::*;
 
-    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8 };
+    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
     const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
     #[test]
@@ -262,7 +272,7 @@ mod tests {
 
     #[test]
     fn tiles_are_even() {
-        let tile = Tile { rows: 12, columns: 32, lanes: 16 };
+        let tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
         assert_eq!(tile_rows(tile, 16), 8);
         assert_eq!(tile_rows(tile, 12), 12);
         assert_eq!(tile_rows(tile, 13), 7);

@@ -351,7 +351,7 @@ fn in_order<T: Element>(
         return Ok(Path { name: "vector", tasks });
     }
     let [m, n] = c.shape();
-    if tiny::takes([m, n, a.shape()[1]], b) {
+    if tiny::takes([m, n, a.shape()[1]], b, tasks) {
         tiny::product(isa, tile::<T>(isa), a, b, scale, c)?;
         return Ok(Path { name: "tiny", tasks: 1 });
     }

@@ -33,7 +33,7 @@ pub struct Block<'b, T> {
     pub(crate) origin: [usize; 2],
     /// A matrix that is read next: its cache lines are asked for meanwhile.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
-    /// C goes past the caches.
+    /// C, which is not read then, goes past the caches.
     pub(crate) stream: bool,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
@@ -276,7 +276,8 @@ pub(super) struct Lhs<'a, T> {
 }
 
 /// Some columns of B over a block of depth: element (p, j) lies at `ptr + p · step + j`.
-// Invariant: `depth` steps of as many whole vectors as `width` needs can be read.
+// Invariant: `depth` steps of `readable` elements can be read: as many whole vectors as `width` needs, or, where
+// loads are masked, `width`.
 #[derive(Clone, Copy)]
 pub(super) struct Rhs<'a, T> {
     ptr: *const T,
@@ -284,6 +285,7 @@ pub(super) struct Rhs<'a, T> {
     /// How far ahead of a step its cache lines are asked for.
     ahead: isize,
     width: usize,
+    readable: usize,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
 
@@ -317,22 +319,22 @@ impl<'a, T: Element> Rhs<'a, T> {
     #[inline(always)]
     pub(super) fn panel<S: Simd<T>>(panels: Panels<'a, T>, first: usize, width: usize, depth: usize) -> Self {
         let tile_columns = S::TILE_VECTORS * S::LANES;
-        let (ptr, step, ahead) = match panels {
+        let (ptr, step, ahead, readable) = match panels {
             Panels::Packed { data, .. } => {
                 let panel = &data[first * depth..][..tile_columns * depth];
                 // Two pages: the processor's own prefetching stops at the end of each.
-                (panel.as_ptr(), tile_columns as isize, (8192 / size_of::<T>()) as isize)
+                (panel.as_ptr(), tile_columns as isize, (8192 / size_of::<T>()) as isize, tile_columns)
             }
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
-                // Whole vectors only: what is left of a row is packed.
-                assert!(width.is_multiple_of(S::LANES) && first + width <= lines);
+                // Without masks whole vectors only: what is left of a row is packed.
+                assert!((S::MASKED || width.is_multiple_of(S::LANES)) && first + width <= lines);
                 assert!(depth <= steps && line == 1);
                 // The next panel: each step's lines lie beside this one's.
-                (view.as_ptr().wrapping_add(first), step, tile_columns as isize)
+                (view.as_ptr().wrapping_add(first), step, tile_columns as isize, width)
             }
         };
-        Self { ptr, step, ahead, width, borrow: std::marker::PhantomData }
+        Self { ptr, step, ahead, width, readable, borrow: std::marker::PhantomData }
     }
 }
 
@@ -353,12 +355,14 @@ impl<'t, T: Element> Tile<'t, T> {
     /// products are added is the same in all of them.
     #[inline(always)]
     pub(super) fn run<S: Simd<T>>(mut self, simd: S) {
+        // Only the kernels for lines anywhere have masks: there are many kernels.
+        let masked = S::MASKED && !self.b.readable.is_multiple_of(S::LANES);
         macro_rules! kernels {
             ($($rows:literal)*) => {
                 match self.c.shape()[0] {
                     // Constant where it is false: then the kernel is not compiled.
                     $($rows => if const { $rows <= S::TILE_ROWS } {
-                        match (self.b.width <= S::LANES, self.a.packed) {
+                        match (self.b.width <= S::LANES, self.a.packed && !masked) {
                             (true, true) => simd.call(Kernel::<T, $rows, 1, true>(&mut self)),
                             (true, false) => simd.call(Kernel::<T, $rows, 1, false>(&mut self)),
                             (false, true) => simd.call(Kernel::<T, $rows, 2, true>(&mut self)),
@@ -416,7 +420,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let line = if PACKED { 1 } else { a.line };
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         // C is needed when the sums are done.
-        let (start, row) = (c.view().as_ptr(), c.strides()[0]);
+        let (start, row) = (c.as_mut_ptr(), c.strides()[0]);
         for i in 0..if stream { 0 } else { R } {
             for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                 simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
@@ -426,11 +430,15 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         // multiply-adds of a narrow tile.
         let mut at: [*const T; 3] = std::array::from_fn(|j| a.ptr.wrapping_offset(4 * j as isize * line));
         let mut bt = b.ptr;
+        let last = b.readable.saturating_sub((V - 1) * S::LANES);
+        // Two steps a turn: where two hardware threads share a core, every instruction that is not a
+        // multiply-add costs.
+        const UNROLL: usize = 2;
         macro_rules! steps {
-            ($($step:literal)*) => {$({
+            ($masked:literal: $($step:literal)*) => {$({
                 const { assert!($step < UNROLL) };
                 // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
-                unsafe { step::<T, S, R, V, PACKED>(simd, at, line, bt, &mut sums) };
+                unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, line, bt, last, &mut sums) };
                 for v in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(bt.wrapping_offset(b.ahead + v as isize));
                 }
@@ -442,45 +450,50 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 bt = bt.wrapping_offset(b.step);
             })*};
         }
-        // Two steps a turn: where two hardware threads share a core, every instruction that is not a
-        // multiply-add costs.
-        const UNROLL: usize = 2;
-        for _ in 0..depth / UNROLL {
-            steps!(0 1);
-        }
-        for _ in 0..depth % UNROLL {
-            steps!(0);
-        }
-        if c.shape()[1] < V * S::LANES {
-            let mut tile = [T::ZERO; TILE_ELEMENTS];
-            each!(i in rows R {
-                each!(v in vectors V {
-                    simd.store(sums[i][v], &mut tile[(i * V + v) * S::LANES..]);
-                });
-            });
-            return simd.call(Narrow { sums: &tile, width: V * S::LANES, alpha, beta, c: c.view_mut() });
-        }
-        let factor = simd.splat(alpha);
-        each!(i in rows R {
-            if let Some(row) = c.row_mut(i) {
-                each!(v in vectors V {
-                    let run = &mut row[v * S::LANES..(v + 1) * S::LANES];
-                    let mut value = simd.mul(factor, sums[i][v]);
-                    if let Some(beta) = beta {
-                        value = simd.mul_add(simd.splat(beta), simd.load(run), value);
-                    }
-                    if stream {
-                        simd.stream(value, run);
-                    } else {
-                        simd.store(value, run);
-                    }
-                });
+        if S::MASKED && !PACKED && last < S::LANES {
+            for _ in 0..depth {
+                steps!(true: 0);
             }
-        });
+        } else {
+            for _ in 0..depth / UNROLL {
+                steps!(false: 0 1);
+            }
+            for _ in 0..depth % UNROLL {
+                steps!(false: 0);
+            }
+        }
+        let (factor, width) = (simd.splat(alpha), c.shape()[1]);
+        assert!(c.shape()[0] == R && width <= V * S::LANES && (c.strides()[1] == 1 || width == 1));
+        // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.
+        macro_rules! finish {
+            ($width:expr, |$value:ident, $run:ident| $body:expr) => {{
+                each!(i in rows R {
+                    let from = start.wrapping_offset(i as isize * row);
+                    // SAFETY: asserted above: this row exists and is contiguous, and `c` borrows it exclusively.
+                    let line = unsafe { std::slice::from_raw_parts_mut(from, $width) };
+                    each!(v in vectors V {
+                        let ($value, $run) = (simd.mul(factor, sums[i][v]), &mut line[v * S::LANES..]);
+                        $body;
+                    });
+                });
+            }};
+        }
+        let (whole, beta) = (width == V * S::LANES, beta.map(|beta| simd.splat(beta)));
+        match (whole, beta) {
+            (true, Some(beta)) => finish!(V * S::LANES, |value, run| {
+                simd.store(simd.mul_add(beta, simd.load(run), value), run)
+            }),
+            (true, None) if stream => finish!(V * S::LANES, |value, run| simd.stream(value, run)),
+            (true, None) => finish!(V * S::LANES, |value, run| simd.store(value, run)),
+            (false, Some(beta)) => finish!(width, |value, run| {
+                simd.store_partial(simd.mul_add(beta, simd.load_partial(run), value), run)
+            }),
+            (false, None) => finish!(width, |value, run| simd.store_partial(value, run)),
+        }
     }
 }
 
-/// A tile narrower than its vectors on its way to C. Outlined: there are many kernels.
+/// Sums that wait in memory on their way to C.
 pub(super) struct Narrow<'t, T> {
     /// Rows of `width` sums.
     pub(super) sums: &'t [T],
@@ -512,20 +525,30 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
 /// sums += a · b for one step of depth.
 ///
 /// # Safety
-/// `R` elements `line` apart can be read at `a[0]`, and `V` vectors at `b`; `a[j]` is `4 · j · line` behind `a[0]`.
+/// `R` elements `line` apart can be read at `a[0]`, and `V` vectors at `b`, of the last one `last` elements where they
+/// are `MASKED`; `a[j]` is `4 · j · line` behind `a[0]`.
 #[inline(always)]
-pub(super) unsafe fn step<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
+pub(super) unsafe fn step<
+    T: Element,
+    S: Simd<T>,
+    const R: usize,
+    const V: usize,
+    const PACKED: bool,
+    const MASKED: bool,
+>(
     simd: S,
     a: [*const T; 3],
     line: isize,
     b: *const T,
+    last: usize,
     sums: &mut [[S::V; V]; R],
 ) {
-    // SAFETY: the caller's promise.
-    let row = unsafe { std::slice::from_raw_parts(b, V * S::LANES) };
     let mut vectors = [simd.splat(T::ZERO); V];
     each!(v in vectors V {
-        vectors[v] = simd.load(&row[v * S::LANES..]);
+        let masked = MASKED && v + 1 == V;
+        // SAFETY: the caller's promise.
+        let run = unsafe { std::slice::from_raw_parts(b.add(v * S::LANES), if masked { last } else { S::LANES }) };
+        vectors[v] = if masked { simd.load_partial(run) } else { simd.load(run) };
     });
     each!(i in rows R {
         let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 4], (i % 4) as isize * line) };

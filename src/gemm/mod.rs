@@ -41,7 +41,7 @@
 //! | k is 0 | C is scaled and the epilogue runs |
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
-//! | at most 64³ multiplications, k at most 128, rows of B contiguous | tiny: nothing is packed but columns that fill no vector |
+//! | at most 128³ multiplications for one thread, k at most 128, rows of B contiguous | tiny: nothing is packed, but on the baseline columns that fill no vector |
 //! | m is at most 4 tiles, B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
 //! | n is at most 7 tiles, m larger, A column-major, C row-major | the transposed product: the rows of Aᵀ are read as vectors, tiles go to C turned |
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |

@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn depth_is_split_where_tiles_are_few_and_blocks_are_many() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8 };
+        let tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
         let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
         let takes = |m, n, k, threads| takes::<f32>(tile, caches, [m, n, k], k / 256, threads);
         assert!(takes(6, 16, 4096, 2) && takes(18, 16, 4096, 2) && takes(6, 80, 4096, 2), "uneven");

@@ -71,7 +71,7 @@ impl<T: Element, const R: usize> SimdOp<T> for Kernel<'_, '_, T, R> {
             for _ in 0..steps {
                 // SAFETY: asserted above: this step's `width` elements of A exist, of which `R` are read, and its row
                 // of B is contiguous and has a whole tile from `start` on.
-                unsafe { step::<T, S, R, VECTORS, true>(simd, [at; 3], 1, bt, &mut tile) };
+                unsafe { step::<T, S, R, VECTORS, true, false>(simd, [at; 3], 1, bt, S::LANES, &mut tile) };
                 for v in (0..VECTORS * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(bt.wrapping_add(AHEAD / size_of::<T>() + v));
                 }

@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn few_rows_and_a_large_matrix() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8 };
+        let tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
         let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
         let takes = |m, n, k, b| takes::<f32>(tile, caches, [m, n, k], b, [n as isize, 1]);
         assert!(takes(8, 4096, 4096, [4096, 1]));

@@ -10,16 +10,22 @@ use super::panel::{self, Panels};
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
+use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Multiplications of the largest product that is taken here, 64³.
-const MOST: usize = 1 << 18;
+/// Multiplications of the largest product that is taken here, 128³.
+const MOST: usize = 1 << 21;
 
-/// True where [`product`] takes A `[m, k]` times B `[k, n]`. The depth is one block on any machine, so the sums are
-/// added up as on any other path.
+/// True where [`product`] takes A `[m, k]` times B `[k, n]`: for one thread, or so few multiplications that no more than
+/// one pays. The depth is one block on any machine, so the sums are added up as on any other path.
 #[inline]
-pub(crate) fn takes<T>([m, n, k]: [usize; 3], b: TensorView<'_, T, 2>) -> bool {
-    b.strides()[1] == 1 && 0 < k && k <= LEAST_DEPTH && m.saturating_mul(n).saturating_mul(k) <= MOST
+pub(crate) fn takes<T>([m, n, k]: [usize; 3], b: TensorView<'_, T, 2>, tasks: Option<usize>) -> bool {
+    let work = m.saturating_mul(n).saturating_mul(k);
+    b.strides()[1] == 1
+        && 0 < k
+        && k <= LEAST_DEPTH
+        && work <= MOST
+        && tasks.unwrap_or_else(|| parallel::threads_for(work, driver::GRAIN)) == 1
 }
 
 /// C = alpha · A · B + beta · C and the epilogue, on this thread. The shapes have been checked, and neither C nor the
@@ -36,8 +42,7 @@ pub(crate) fn product<T: Element>(
     let ([m, n], k, b) = (c.shape(), a.shape()[1], b.transpose());
     // Columns that fill whole vectors are read in place, the others packed.
     let whole = tile.whole(n);
-    let mut rest = driver::scratch(whole < n, n - whole, tile.columns, k)?;
-    let mut block = |b, columns: Range<usize>| {
+    let mut block = |b: Panels<'_, T>, columns: Range<usize>| {
         let mut block = Block {
             a: Panels::Direct(a),
             b,
@@ -54,6 +59,7 @@ pub(crate) fn product<T: Element>(
         T::block(isa, &mut block);
     };
     if whole < n {
+        let mut rest = driver::scratch(true, n - whole, tile.columns, k)?;
         panel::pack(isa, b, whole..n, 0..k, tile.columns, &mut rest, false);
         block(Panels::Packed { data: &rest, width: tile.columns, depth: k }, whole..n);
     }

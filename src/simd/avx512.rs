@@ -65,6 +65,7 @@ macro_rules! avx512 {
             const LANES: usize = $lanes;
             const TILE_ROWS: usize = 12;
             const TILE_VECTORS: usize = 2;
+            const MASKED: bool = true;
 
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {

@@ -33,6 +33,7 @@ macro_rules! baseline {
             const LANES: usize = $lanes;
             const TILE_ROWS: usize = 4;
             const TILE_VECTORS: usize = 2;
+            const MASKED: bool = false;
 
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {

@@ -59,6 +59,8 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors in a row of that tile.
     const TILE_VECTORS: usize;
+    /// `load_partial` is as fast as `load`.
+    const MASKED: bool;
 
     /// Runs `op` in a function of its own, compiled with this token's instructions.
     fn call<O: SimdOp<T>>(self, op: O) -> O::Output;
