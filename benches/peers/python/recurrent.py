@@ -41,7 +41,7 @@ import torch
 
 torch.set_num_threads(arguments.threads)
 # Threads of the one that ran before may still spin.
-PAUSE = 0.05 if arguments.threads > 1 else 0.0
+PAUSE = 0.2 if arguments.threads > 1 else 0.0
 # As in `benches/rnn.rs`: time, batch, inputs, hidden.
 SIZES = [(25, 16, 512, 512), (50, 32, 256, 256), (100, 1, 512, 512), (25, 64, 1024, 1024)]
 GATES = dict(elman=1, lstm=4, gru=3)
