@@ -4,6 +4,7 @@ mod common;
 
 use common::{CANARY, Strided, quickcheck, within};
 use quickcheck::{Arbitrary, Gen};
+use tilewise::activation::Activation;
 use tilewise::machine::{self, Isa};
 use tilewise::reference::rnn as reference;
 use tilewise::rnn::{
@@ -35,6 +36,8 @@ struct Case<T> {
     isa: Isa,
     cell: Any,
     twin: reference::Cell,
+    /// Of the direction that reads forward, and of the other.
+    functions: Option<[reference::Functions; 2]>,
     direction: Direction,
     x: Strided<T, 3>,
     hidden: Option<Strided<T, 3>>,
@@ -74,6 +77,30 @@ fn small<T: Element, const N: usize>(g: &mut Gen, shape: [usize; N], most: f64) 
     strided
 }
 
+/// ONNX's activations: for gates, which multiply, those that are bounded; for what is multiplied, any. In `f32` all are
+/// smooth: rounding would decide for a side of a corner now and then.
+fn activations<T: Element>(g: &mut Gen) -> [Activation; 3] {
+    let gates = [
+        Activation::Sigmoid,
+        Activation::Softsign,
+        Activation::ScaledTanh { alpha: 0.75, beta: 0.5 },
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+    ];
+    let others = [
+        Activation::Tanh,
+        Activation::Affine { alpha: 0.5, beta: 0.25 },
+        Activation::Softplus,
+        Activation::Relu,
+        Activation::LeakyRelu { slope: 0.1 },
+        Activation::ThresholdedRelu { threshold: 0.5 },
+        Activation::Elu { alpha: 0.75 },
+    ];
+    let single = size_of::<T>() == 4;
+    let gate = *g.choose(&gates[..if single { 3 } else { 4 }]).expect("not empty");
+    let mut other = || *g.choose(&others[..if single { 3 } else { 7 }]).expect("not empty");
+    [gate, other(), other()]
+}
+
 impl<T: Element> Arbitrary for Case<T> {
     fn arbitrary(g: &mut Gen) -> Self {
         let [inputs, hidden] = [size(g), size(g)];
@@ -83,22 +110,41 @@ impl<T: Element> Arbitrary for Case<T> {
             .expect("not empty");
         let d = direction.count();
         let clip = bool::arbitrary(g).then_some(0.4);
-        let recompute = bool::arbitrary(g);
+        let (recompute, coupled) = (bool::arbitrary(g), u8::arbitrary(g).is_multiple_of(3));
+        let functions = u8::arbitrary(g).is_multiple_of(3).then(|| {
+            let clip = (size_of::<T>() == 8 && u8::arbitrary(g).is_multiple_of(3)).then_some(0.6);
+            [(); 2].map(|()| reference::Functions { activations: activations::<T>(g), clip })
+        });
         let (cell, twin) = match u8::arbitrary(g) % 6 {
             0 => {
                 let relu = bool::arbitrary(g);
                 let nonlinearity = if relu { Nonlinearity::Relu } else { Nonlinearity::Tanh };
-                let elman = Elman::new().nonlinearity(nonlinearity).direction(direction);
+                let mut elman = Elman::new().nonlinearity(nonlinearity).direction(direction);
+                if let Some([one, two]) = functions {
+                    elman = elman.activation(one.activations[1]).reverse_activation(two.activations[1]);
+                    elman = one.clip.map_or(elman, |clip| elman.activation_clip(clip));
+                }
                 (Any::Elman(elman), reference::Cell::Elman { relu })
             }
             1..=3 => {
-                let lstm = Lstm::new().direction(direction).recompute(recompute);
-                let lstm = clip.map_or(lstm, |clip| lstm.clip(clip));
-                (Any::Lstm(lstm), reference::Cell::Lstm { clip })
+                let mut lstm = Lstm::new().direction(direction).recompute(recompute).coupled(coupled);
+                lstm = clip.map_or(lstm, |clip| lstm.clip(clip));
+                if let Some([one, two]) = functions {
+                    lstm = lstm.activations(one.activations).reverse_activations(two.activations);
+                    lstm = one.clip.map_or(lstm, |clip| lstm.activation_clip(clip));
+                }
+                (Any::Lstm(lstm), reference::Cell::Lstm { clip, coupled })
             }
             which => {
                 let reset = if which == 4 { Reset::After } else { Reset::Before };
-                let gru = Gru::new().reset(reset).direction(direction).recompute(recompute);
+                let mut gru = Gru::new().reset(reset).direction(direction).recompute(recompute);
+                if let Some([one, two]) = functions {
+                    let two_of = |functions: reference::Functions| {
+                        [functions.activations[0], functions.activations[1]]
+                    };
+                    gru = gru.activations(two_of(one)).reverse_activations(two_of(two));
+                    gru = one.clip.map_or(gru, |clip| gru.activation_clip(clip));
+                }
                 (Any::Gru(gru), reference::Cell::Gru { reset_after: which == 4 })
             }
         };
@@ -112,6 +158,7 @@ impl<T: Element> Arbitrary for Case<T> {
             isa: *g.choose(machine::supported()).expect("there is a baseline"),
             cell,
             twin,
+            functions,
             direction,
             x: Strided::random(g, [time, batch, inputs]),
             hidden: given.then(|| small(g, [d, batch, state], 1.0)),
@@ -158,6 +205,7 @@ impl<T: Element> Case<T> {
         let reverse = self.direction == Direction::Reverse || direction == 1;
         let layer = reference::Layer {
             cell: self.twin,
+            functions: self.functions.map(|both| both[usize::from(reverse)]),
             reverse,
             input: weights.input.select(0, direction).unwrap(),
             recurrent: weights.recurrent.select(0, direction).unwrap(),

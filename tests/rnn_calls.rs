@@ -3,6 +3,7 @@
 mod common;
 
 use common::{bits, in_pools};
+use tilewise::activation::Activation;
 use tilewise::rnn::{
     Direction, Elman, Gru, Lstm, Nonlinearity, OutputGradients, OutputMut, Recurrent, Reset, Sequence,
     StateMut, Tape, Weights,
@@ -188,8 +189,15 @@ fn gradients_are_central_differences() {
     gradients_are_differences(Lstm::new().direction(both).recompute(true), 2, Some(7), Some(&[1, 4, 3]));
     // No cell state comes near this limit by chance, and some go beyond it.
     gradients_are_differences(Lstm::new().clip(0.7).direction(Direction::Reverse), 1, None, Some(&[3, 4, 1]));
+    let scaled = Activation::ScaledTanh { alpha: 0.75, beta: 0.5 };
+    gradients_are_differences(Elman::new().activation(Activation::Softplus), 1, None, None);
+    gradients_are_differences(Lstm::new().coupled(true).direction(both), 2, None, Some(&[1, 4, 3]));
+    let lstm = Lstm::new().activations([Activation::Softsign, Activation::Softplus, scaled]);
+    gradients_are_differences(lstm.direction(both).recompute(true), 2, Some(3), Some(&[1, 4, 3]));
     for reset in [Reset::After, Reset::Before] {
         let gru = Gru::new().reset(reset);
+        let other = gru.direction(both).activations([scaled, Activation::Softsign]);
+        gradients_are_differences(other.reverse_activations([Activation::Sigmoid, scaled]), 2, None, None);
         gradients_are_differences(gru, 1, None, None);
         gradients_are_differences(gru.direction(both).recompute(true), 2, None, Some(&[0, 4, 2]));
     }
@@ -277,6 +285,7 @@ fn a_stream_has_the_bits_of_the_sequence() {
     same(Elman::new().nonlinearity(Nonlinearity::Relu), None);
     same(Lstm::new(), None);
     same(Lstm::new().clip(0.5), Some(11));
+    same(Lstm::new().coupled(true).activation_clip(1.0), None);
     same(Gru::new(), None);
     same(Gru::new().reset(Reset::Before), None);
 }
@@ -392,6 +401,8 @@ fn bad_input_is_refused_before_anything_is_written() {
         weights.peephole(b.view().slice(1, ..14, 1).unwrap()),
         "rnn::forward: peephole has shape [1, 14], expected [1, 15]",
     );
+    let clip = Elman::new().activation_clip(f64::NAN).forward(sequence, weights).unwrap_err().to_string();
+    assert_eq!(clip, "rnn::forward: activation_clip is NaN, expected a number that is not negative");
     let clip = Lstm::new().clip(-1.0).forward(sequence, weights).unwrap_err().to_string();
     assert_eq!(clip, "rnn::forward: clip is -1, expected a number that is not negative");
 

@@ -37,7 +37,7 @@ struct Case {
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Kind {
     Elman { relu: bool },
-    Lstm { clip: Option<u8> },
+    Lstm { clip: Option<u8>, coupled: bool },
     Gru { after: bool },
 }
 
@@ -128,11 +128,11 @@ fuzz_target!(|case: Case| {
             let cell = Elman::new().nonlinearity(nonlinearity).direction(direction);
             run(cell, reference::Cell::Elman { relu }, direction, &case);
         }
-        Kind::Lstm { clip } => {
+        Kind::Lstm { clip, coupled } => {
             let clip = clip.map(|clip| f64::from(clip) / 100.0);
-            let cell = Lstm::new().direction(direction).recompute(case.recompute);
+            let cell = Lstm::new().direction(direction).recompute(case.recompute).coupled(coupled);
             let cell = clip.map_or(cell, |clip| cell.clip(clip));
-            run(cell, reference::Cell::Lstm { clip }, direction, &case);
+            run(cell, reference::Cell::Lstm { clip, coupled }, direction, &case);
         }
         Kind::Gru { after } => {
             let reset = if after { Reset::After } else { Reset::Before };
@@ -201,6 +201,7 @@ fn run(cell: impl Recurrent, twin: reference::Cell, direction: Direction, case: 
     let one = |direction: usize| {
         let layer = reference::Layer {
             cell: twin,
+            functions: None,
             reverse: reverse || direction == 1,
             input: weights.input.select(0, direction).expect("it exists"),
             recurrent: weights.recurrent.select(0, direction).expect("it exists"),

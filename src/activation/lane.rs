@@ -38,6 +38,12 @@ macro_rules! with_lane {
             Activation::Mish => with!(lane::Mish),
             Activation::Sigmoid => with!(lane::Sigmoid),
             Activation::Tanh => with!(lane::Tanh),
+            Activation::ScaledTanh { alpha, beta } => {
+                with!(lane::ScaledTanh(T::from_f64(alpha), T::from_f64(beta)))
+            }
+            Activation::Affine { alpha, beta } => {
+                with!(lane::Affine(T::from_f64(alpha), T::from_f64(beta)))
+            }
             Activation::Softplus => with!(lane::Softplus),
             Activation::Softsign => with!(lane::Softsign),
             Activation::HardSigmoid { alpha, beta } => {
@@ -87,6 +93,14 @@ pub(super) struct Swish<T>(pub T);
 /// α and β.
 #[derive(Clone, Copy)]
 pub(super) struct HardSigmoid<T>(pub T, pub T);
+
+/// α and β.
+#[derive(Clone, Copy)]
+pub(super) struct ScaledTanh<T>(pub T, pub T);
+
+/// α and β.
+#[derive(Clone, Copy)]
+pub(super) struct Affine<T>(pub T, pub T);
 
 /// Both bounds, in the widest type: one too large for the other is ∞ there.
 #[derive(Clone, Copy)]
@@ -285,6 +299,16 @@ lane!(Sigmoid: |self, s, x, dy| { T::sigmoid_v(s, x) }, { s.mul(dy, sigmoid_deri
 lane!(Tanh: |self, s, x, dy| { T::tanh_v(s, x) }, {
     // 1 − tanh² x = 4σ(2x)(1 − σ(2x)).
     s.mul(dy, s.mul(splat::<T, S>(s, 4.0), sigmoid_derivative::<T, S>(s, s.add(x, x))))
+});
+
+lane!(ScaledTanh<T>: |self, s, x, dy| { s.mul(s.splat(self.0), T::tanh_v(s, s.mul(s.splat(self.1), x))) }, {
+    let x = s.mul(s.splat(self.1), x);
+    let bell = s.mul(splat::<T, S>(s, 4.0), sigmoid_derivative::<T, S>(s, s.add(x, x)));
+    s.mul(dy, s.mul(s.mul(s.splat(self.0), s.splat(self.1)), bell))
+});
+
+lane!(Affine<T>: |self, s, x, dy| { s.mul_add(s.splat(self.0), x, s.splat(self.1)) }, {
+    s.mul(dy, s.splat(self.0))
 });
 
 lane!(Softplus: |self, s, x, dy| {

@@ -16,6 +16,8 @@
 //! | `Mish` | x·t, t = tanh ln(1 + eˣ) | t + x·(1 − t²)·σ(x) |
 //! | `Sigmoid` | σ(x) = 1/(1 + e⁻ˣ) | σ·(1 − σ) |
 //! | `Tanh` | tanh x | 1 − tanh² x |
+//! | `ScaledTanh` | α·tanh(β·x) | α·β·(1 − tanh²(β·x)) |
+//! | `Affine` | α·x + β | α |
 //! | `Softplus` | ln(1 + eˣ) | σ(x) |
 //! | `Softsign` | x/(1 + \|x\|) | 1/(1 + \|x\|)² |
 //! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
@@ -113,6 +115,20 @@ pub enum Activation {
     Sigmoid,
     /// tanh x.
     Tanh,
+    /// α·tanh(β·x).
+    ScaledTanh {
+        /// The limit at ∞.
+        alpha: f64,
+        /// The steepness.
+        beta: f64,
+    },
+    /// α·x + β.
+    Affine {
+        /// The slope.
+        alpha: f64,
+        /// The value at 0.
+        beta: f64,
+    },
     /// ln(1 + eˣ).
     Softplus,
     /// x/(1 + |x|).
@@ -171,6 +187,42 @@ impl Activation {
         Activation::Clip { low: 0.0, high: 6.0 }
     }
 
+    /// One of the activations of ONNX's recurrent operators by its name, whatever its case: Affine, Elu, HardSigmoid,
+    /// LeakyRelu, Relu, ScaledTanh, Sigmoid, Softplus, Softsign, Tanh or ThresholdedRelu. Parameters that are not given have
+    /// ONNX's defaults, which for `HardSigmoid` are α = 0.2 and β = 0.5.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for any other name.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation;
+    /// let activation = Activation::from_onnx("ScaledTanh", Some(1.7159), Some(2.0 / 3.0))?;
+    /// assert_eq!(activation, Activation::ScaledTanh { alpha: 1.7159, beta: 2.0 / 3.0 });
+    /// assert_eq!(Activation::from_onnx("leakyrelu", None, None)?, Activation::LeakyRelu { slope: 0.01 });
+    /// assert!(Activation::from_onnx("Mish", None, None).is_err());
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn from_onnx(name: &str, alpha: Option<f64>, beta: Option<f64>) -> Result<Self> {
+        let (a, b) = (|usual| alpha.unwrap_or(usual), |usual| beta.unwrap_or(usual));
+        Ok(match name.to_ascii_lowercase().as_str() {
+            "affine" => Activation::Affine { alpha: a(1.0), beta: b(0.0) },
+            "elu" => Activation::Elu { alpha: a(1.0) },
+            "hardsigmoid" => Activation::HardSigmoid { alpha: a(0.2), beta: b(0.5) },
+            "leakyrelu" => Activation::LeakyRelu { slope: a(0.01) },
+            "relu" => Activation::Relu,
+            "scaledtanh" => Activation::ScaledTanh { alpha: a(1.0), beta: b(1.0) },
+            "sigmoid" => Activation::Sigmoid,
+            "softplus" => Activation::Softplus,
+            "softsign" => Activation::Softsign,
+            "tanh" => Activation::Tanh,
+            "thresholdedrelu" => Activation::ThresholdedRelu { threshold: a(1.0) },
+            _ => {
+                let expected = "an activation of ONNX's recurrent operators";
+                return Err(Error::argument("activation::from_onnx", "name", name, expected));
+            }
+        })
+    }
+
     /// The least and the largest value of an activation that only bounds x.
     pub(crate) fn bounds(self) -> Option<[f64; 2]> {
         match self {
@@ -189,6 +241,7 @@ impl Activation {
             | Activation::LeakyRelu { .. }
             | Activation::ThresholdedRelu { .. }
             | Activation::Softsign
+            | Activation::Affine { .. }
             | Activation::HardSigmoid { .. }
             | Activation::HardSwish
             | Activation::Sign
@@ -298,6 +351,28 @@ pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &
         _ => s.call(InPlace { activation, run }),
     }
 }
+
+/// f of a vector, outlined: for code in which the choice of functions is free.
+#[inline(always)]
+pub(crate) fn value<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::V) -> S::V {
+    let mut run = [T::ZERO; LANES];
+    s.store(x, &mut run);
+    s.call(InPlace { activation, run: &mut run[..S::LANES] });
+    s.load(&run)
+}
+
+/// f′ of a vector, likewise.
+#[inline(always)]
+pub(crate) fn derivative<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::V) -> S::V {
+    let (mut at, mut dx) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+    s.store(x, &mut at);
+    let (x, dy, dx_run) = (&at[..S::LANES], &[T::ONE; LANES][..S::LANES], &mut dx[..S::LANES]);
+    s.call(Backward { activation, x, dy, dx: dx_run });
+    s.load(&dx)
+}
+
+/// Elements of the longest vector of any instruction set.
+const LANES: usize = 16;
 
 struct InPlace<'a, T> {
     activation: Activation,

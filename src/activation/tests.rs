@@ -6,7 +6,7 @@ use crate::reference::activation as reference;
 use crate::tensor::Tensor;
 use quickcheck::quickcheck;
 
-const ALL: [Activation; 21] = [
+const ALL: [Activation; 23] = [
     Activation::Identity,
     Activation::Relu,
     Activation::LeakyRelu { slope: 0.01 },
@@ -21,6 +21,8 @@ const ALL: [Activation; 21] = [
     Activation::Mish,
     Activation::Sigmoid,
     Activation::Tanh,
+    Activation::ScaledTanh { alpha: 1.75, beta: 0.625 },
+    Activation::Affine { alpha: -1.5, beta: 0.25 },
     Activation::Softplus,
     Activation::Softsign,
     Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
@@ -42,6 +44,7 @@ fn value_tolerance(activation: Activation, x: f64) -> f64 {
         // The rounding of x/α and of βx, in tails that fall like eˣ.
         Activation::Celu { alpha } => 4.0 + (x / alpha).abs().min(1000.0),
         Activation::Swish { beta } => 4.0 + (x * beta).abs().min(1000.0),
+        Activation::ScaledTanh { beta, .. } => 5.0 + (2.0 * x * beta).abs().min(1000.0),
         Activation::Mish => 6.0,
         // The tail falls like e^(−x²/2), so that the rounding of x² costs x²/2.
         Activation::Gelu => 4.0 + 2.0 * x * x,
@@ -59,6 +62,7 @@ fn absolute<T: Element>(activation: Activation, x: f64) -> f64 {
     match activation {
         // α·x + β cancels.
         Activation::HardSigmoid { alpha, beta } => epsilon * ((alpha * x).abs().min(2.0) + beta),
+        Activation::Affine { alpha, beta } => epsilon * ((alpha * x).abs() + beta),
         Activation::HardSwish => 4.0 * epsilon * x.abs().min(4.0),
         // A denormal factor times x, and times the derivative of 2u.
         Activation::GeluTanh => tiny * (2.0 + x.abs().min(30.0) * (2.0 + 0.25 * x * x)),

@@ -160,7 +160,8 @@ pub(crate) fn columns<T: Element>(
         return Ok(());
     }
     let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
-    let (tile_rows, kc) = (tile_rows(tile, m), depth_block::<T>(tile, machine::caches(), k));
+    // The first rows wait for B, if it does not lie in L2: as many as can be.
+    let (tile_rows, kc) = (tile.rows.min(m), depth_block::<T>(tile, machine::caches(), k));
     Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
 }
 

@@ -71,6 +71,8 @@ pub fn value(activation: Activation, x: f64) -> f64 {
         Activation::Mish => x * value(Activation::Softplus, x).tanh(),
         Activation::Sigmoid => sigmoid(x),
         Activation::Tanh => x.tanh(),
+        Activation::ScaledTanh { alpha, beta } => alpha * (beta * x).tanh(),
+        Activation::Affine { alpha, beta } => alpha * x + beta,
         // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|).
         Activation::Softplus if x.is_nan() => x,
         Activation::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
@@ -160,6 +162,8 @@ pub fn derivative(activation: Activation, x: f64) -> f64 {
         }
         Activation::Sigmoid => bell(x),
         Activation::Tanh => 4.0 * bell(2.0 * x),
+        Activation::ScaledTanh { alpha, beta } => alpha * beta * 4.0 * bell(2.0 * beta * x),
+        Activation::Affine { alpha, .. } => alpha,
         Activation::Softplus => sigmoid(x),
         Activation::Softsign => 1.0 / (1.0 + x.abs()) / (1.0 + x.abs()),
         Activation::HardSigmoid { alpha, beta } => {

@@ -2,7 +2,8 @@
 //!
 //! One direction of one layer; both directions are two of these. The formulas are those of [`crate::rnn`].
 
-use super::{at, expect};
+use super::{activation, at, expect};
+use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorView};
@@ -19,6 +20,8 @@ pub enum Cell {
     Lstm {
         /// The cell state is kept within ± this.
         clip: Option<f64>,
+        /// f is 1 − i.
+        coupled: bool,
     },
     /// Gates r, z, n.
     Gru {
@@ -37,11 +40,39 @@ impl Cell {
     }
 }
 
+/// Activations other than σ, tanh and tanh.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Functions {
+    /// Of the gates i, f, o, r and z; of g, n and the state of an Elman cell; of c on its way to h.
+    pub activations: [Activation; 3],
+    /// What enters one is kept within ± this, unless it is c.
+    pub clip: Option<f64>,
+}
+
+impl Functions {
+    fn clip(&self, which: usize) -> Option<f64> {
+        if which == 2 { None } else { self.clip }
+    }
+
+    fn value(&self, which: usize, z: f64) -> f64 {
+        activation::value(self.activations[which], self.clip(which).map_or(z, |clip| z.clamp(-clip, clip)))
+    }
+
+    fn slope(&self, which: usize, z: f64) -> f64 {
+        match self.clip(which) {
+            Some(clip) if z.abs() >= clip => 0.0,
+            _ => activation::derivative(self.activations[which], z),
+        }
+    }
+}
+
 /// One direction of one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Layer<'a, T> {
     /// Which cell.
     pub cell: Cell,
+    /// The activations, where they are not the cell's usual ones.
+    pub functions: Option<Functions>,
     /// From the last step to the first.
     pub reverse: bool,
     /// U, `[gates·hidden, inputs]`.
@@ -107,7 +138,8 @@ pub struct Gradients {
 /// let one = TensorView::from_slice(&[1.0], [1, 1])?;
 /// let cell = Cell::Elman { relu: true };
 /// let layer = Layer {
-///     cell, reverse: false, input: one, recurrent: one, bias: None, recurrent_bias: None, peephole: None, projection: None,
+///     cell, functions: None, reverse: false, input: one, recurrent: one, bias: None, recurrent_bias: None, peephole: None,
+///     projection: None,
 /// };
 /// let x = TensorView::from_slice(&[1.0, 2.0, 3.0], [3, 1, 1])?;
 /// let out = rnn::forward(&layer, &Sequence { x, hidden: None, cell: None, lengths: None })?;
@@ -146,7 +178,8 @@ pub fn forward<T: Element>(layer: &Layer<'_, T>, sequence: &Sequence<'_, T>) -> 
 /// let one = TensorView::from_slice(&[1.0], [1, 1])?;
 /// let cell = Cell::Elman { relu: true };
 /// let layer = Layer {
-///     cell, reverse: false, input: one, recurrent: one, bias: None, recurrent_bias: None, peephole: None, projection: None,
+///     cell, functions: None, reverse: false, input: one, recurrent: one, bias: None, recurrent_bias: None, peephole: None,
+///     projection: None,
 /// };
 /// let x = TensorView::from_slice(&[1.0, 2.0, 3.0], [3, 1, 1])?;
 /// let dy = TensorView::from_slice(&[0.0, 0.0, 1.0], [3, 1, 1])?;
@@ -256,7 +289,8 @@ struct Step {
     x: Vec<f64>,
     h_prev: Vec<f64>,
     c_prev: Vec<f64>,
-    /// The gates after their activations, gate after gate.
+    /// What enters the activations of the gates, and what comes out, gate after gate.
+    arguments: Vec<Vec<f64>>,
     gates: Vec<Vec<f64>>,
     /// GRU, reset after: W h + b of gate n.
     q: Vec<f64>,
@@ -266,8 +300,13 @@ struct Step {
     h: Vec<f64>,
 }
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
+impl<T> Layer<'_, T> {
+    fn functions(&self) -> Functions {
+        let candidate =
+            if self.cell == (Cell::Elman { relu: true }) { Activation::Relu } else { Activation::Tanh };
+        let activations = [Activation::Sigmoid, candidate, Activation::Tanh];
+        self.functions.unwrap_or(Functions { activations, clip: None })
+    }
 }
 
 fn at_mut<const N: usize>(tensor: &mut Tensor<f64, N>, index: [usize; N]) -> &mut f64 {
@@ -308,46 +347,54 @@ fn run<T: Element>(
         };
         let each = |f: &dyn Fn(usize) -> f64| (0..hidden).map(f).collect::<Vec<f64>>();
         let (h_prev, c_prev) = (h, c);
-        let (mut q, mut c_free, mut gates) = (Vec::new(), vec![0.0; hidden], Vec::new());
+        let (mut q, mut c_free) = (Vec::new(), vec![0.0; hidden]);
+        let functions = layer.functions();
+        let values =
+            |which: usize, z: &[f64]| z.iter().map(|&z| functions.value(which, z)).collect::<Vec<f64>>();
+        let (arguments, gates);
         c = vec![0.0; hidden];
         match layer.cell {
-            Cell::Elman { relu } => {
-                h = each(&|j| {
-                    let z = from_x(0, j) + from(&h_prev, 0, j);
-                    if relu { z.max(0.0) } else { z.tanh() }
-                });
+            Cell::Elman { .. } => {
+                let z = each(&|j| from_x(0, j) + from(&h_prev, 0, j));
+                h = values(1, &z);
+                (arguments, gates) = (vec![z], Vec::new());
             }
-            Cell::Lstm { clip } => {
+            Cell::Lstm { clip, coupled } => {
                 let peep = |gate: usize, j: usize| bias(layer.peephole, gate * hidden + j);
                 let z = |gate: usize, j: usize| from_x(gate, j) + from(&h_prev, gate, j);
-                let i = each(&|j| sigmoid(z(0, j) + peep(0, j) * c_prev[j]));
-                let f = each(&|j| sigmoid(z(1, j) + peep(1, j) * c_prev[j]));
-                let g = each(&|j| z(2, j).tanh());
+                let z_i = each(&|j| z(0, j) + peep(0, j) * c_prev[j]);
+                let z_f = each(&|j| z(1, j) + peep(1, j) * c_prev[j]);
+                let z_g = each(&|j| z(2, j));
+                let (i, g) = (values(0, &z_i), values(1, &z_g));
+                let f = if coupled { each(&|j| 1.0 - i[j]) } else { values(0, &z_f) };
                 c_free = each(&|j| f[j] * c_prev[j] + i[j] * g[j]);
                 c = each(&|j| clip.map_or(c_free[j], |clip| c_free[j].clamp(-clip, clip)));
-                let o = each(&|j| sigmoid(z(3, j) + peep(2, j) * c[j]));
-                let m = each(&|j| o[j] * c[j].tanh());
+                let z_o = each(&|j| z(3, j) + peep(2, j) * c[j]);
+                let o = values(0, &z_o);
+                let m = each(&|j| o[j] * functions.value(2, c[j]));
                 h = match layer.projection {
                     Some(projection) => (0..state).map(|row| dot(projection, row, &m)).collect(),
                     None => m,
                 };
-                gates = vec![i, f, g, o];
+                (arguments, gates) = (vec![z_i, z_f, z_g, z_o], vec![i, f, g, o]);
             }
             Cell::Gru { reset_after } => {
-                let r = each(&|j| sigmoid(from_x(0, j) + from(&h_prev, 0, j)));
-                let z = each(&|j| sigmoid(from_x(1, j) + from(&h_prev, 1, j)));
-                let n = if reset_after {
+                let z_r = each(&|j| from_x(0, j) + from(&h_prev, 0, j));
+                let z_z = each(&|j| from_x(1, j) + from(&h_prev, 1, j));
+                let (r, z) = (values(0, &z_r), values(0, &z_z));
+                let z_n = if reset_after {
                     q = each(&|j| from(&h_prev, 2, j));
-                    each(&|j| (from_x(2, j) + r[j] * q[j]).tanh())
+                    each(&|j| from_x(2, j) + r[j] * q[j])
                 } else {
                     let reset = each(&|j| r[j] * h_prev[j]);
-                    each(&|j| (from_x(2, j) + from(&reset, 2, j)).tanh())
+                    each(&|j| from_x(2, j) + from(&reset, 2, j))
                 };
+                let n = values(1, &z_n);
                 h = each(&|j| (1.0 - z[j]) * n[j] + z[j] * h_prev[j]);
-                gates = vec![r, z, n];
+                (arguments, gates) = (vec![z_r, z_z, z_n], vec![r, z, n]);
             }
         }
-        steps.push(Step { time, x, h_prev, c_prev, gates, q, c_free, c: c.clone(), h: h.clone() });
+        steps.push(Step { time, x, h_prev, c_prev, arguments, gates, q, c_free, c: c.clone(), h: h.clone() });
     }
     steps
 }
@@ -373,20 +420,21 @@ fn back<T: Element>(
     out: &mut Gradients,
 ) -> Back {
     let Sizes { hidden, state, gates, .. } = sizes;
-    let (h, gate) = (&step.h_prev, &step.gates);
+    let (h, gate, functions) = (&step.h_prev, &step.gates, layer.functions());
+    // Of a gate and a unit.
+    let slope = |which: usize, k: usize, j: usize| functions.slope(which, step.arguments[k][j]);
     // Σ over rows of some gates of d[row] · W[row, j].
     let through = |d: &[f64], gates: std::ops::Range<usize>, j: usize| -> f64 {
         (gates.start * hidden..gates.end * hidden).map(|row| d[row] * at(layer.recurrent, [row, j])).sum()
     };
     let mut h_side = vec![h.clone(); gates];
     match layer.cell {
-        Cell::Elman { relu } => {
-            let slope = |h: f64| if relu { f64::from(u8::from(h > 0.0)) } else { 1.0 - h * h };
-            let d: Vec<f64> = (0..hidden).map(|j| dh[j] * slope(step.h[j])).collect();
+        Cell::Elman { .. } => {
+            let d: Vec<f64> = (0..hidden).map(|j| dh[j] * slope(1, 0, j)).collect();
             let dh_direct = (0..state).map(|j| through(&d, 0..1, j)).collect();
             Back { dx_side: d.clone(), dh_side: d, h_side, dh_direct }
         }
-        Cell::Lstm { clip } => {
+        Cell::Lstm { clip, coupled } => {
             let peep = |gate: usize, j: usize| layer.peephole.map_or(0.0, |p| at(p, [gate * hidden + j]));
             let mut d = vec![0.0; 4 * hidden];
             let mut dm = dh.to_vec();
@@ -394,21 +442,23 @@ fn back<T: Element>(
                 dm = (0..hidden).map(|j| (0..state).map(|p| dh[p] * at(projection, [p, j])).sum()).collect();
                 for p in 0..state {
                     for j in 0..hidden {
-                        *at_mut(&mut out.projection, [p, j]) += dh[p] * gate[3][j] * step.c[j].tanh();
+                        *at_mut(&mut out.projection, [p, j]) +=
+                            dh[p] * gate[3][j] * functions.value(2, step.c[j]);
                     }
                 }
             }
             for j in 0..hidden {
                 let [i, f, g, o] = [0, 1, 2, 3].map(|k| gate[k][j]);
-                let (c, c_prev, t) = (step.c[j], step.c_prev[j], step.c[j].tanh());
-                let d_o = dm[j] * t * o * (1.0 - o);
-                let mut dcell = dc[j] + dm[j] * o * (1.0 - t * t) + d_o * peep(2, j);
+                let (c, c_prev, t) = (step.c[j], step.c_prev[j], functions.value(2, step.c[j]));
+                let d_o = dm[j] * t * slope(0, 3, j);
+                let mut dcell = dc[j] + dm[j] * o * functions.slope(2, c) + d_o * peep(2, j);
                 if clip.is_some_and(|clip| step.c_free[j].abs() >= clip) {
                     dcell = 0.0;
                 }
-                let d_i = dcell * g * i * (1.0 - i);
-                let d_f = dcell * c_prev * f * (1.0 - f);
-                let d_g = dcell * i * (1.0 - g * g);
+                let by_i = if coupled { g - c_prev } else { g };
+                let d_i = dcell * by_i * slope(0, 0, j);
+                let d_f = if coupled { 0.0 } else { dcell * c_prev * slope(0, 1, j) };
+                let d_g = dcell * i * slope(1, 2, j);
                 dc[j] = dcell * f + d_i * peep(0, j) + d_f * peep(1, j);
                 for (k, value) in [d_i, d_f, d_g, d_o].into_iter().enumerate() {
                     d[k * hidden + j] = value;
@@ -424,22 +474,22 @@ fn back<T: Element>(
             let mut d = vec![0.0; 3 * hidden];
             for j in 0..hidden {
                 let [_, z, n] = [0, 1, 2].map(|k| gate[k][j]);
-                d[hidden + j] = dh[j] * (h[j] - n) * z * (1.0 - z);
-                d[2 * hidden + j] = dh[j] * (1.0 - z) * (1.0 - n * n);
+                d[hidden + j] = dh[j] * (h[j] - n) * slope(0, 1, j);
+                d[2 * hidden + j] = dh[j] * (1.0 - z) * slope(1, 2, j);
             }
             let mut dh_side = d.clone();
             let mut dh_direct: Vec<f64> = (0..hidden).map(|j| dh[j] * gate[1][j]).collect();
             if reset_after {
                 for j in 0..hidden {
                     let r = gate[0][j];
-                    d[j] = d[2 * hidden + j] * step.q[j] * r * (1.0 - r);
+                    d[j] = d[2 * hidden + j] * step.q[j] * slope(0, 0, j);
                     (dh_side[j], dh_side[2 * hidden + j]) = (d[j], d[2 * hidden + j] * r);
                 }
                 (0..state).for_each(|j| dh_direct[j] += through(&dh_side, 0..3, j));
             } else {
                 for j in 0..hidden {
                     let (r, dreset) = (gate[0][j], through(&d, 2..3, j));
-                    dh_side[j] = dreset * h[j] * r * (1.0 - r);
+                    dh_side[j] = dreset * h[j] * slope(0, 0, j);
                     dh_direct[j] += dreset * r;
                     h_side[2][j] = r * h[j];
                 }

@@ -232,7 +232,7 @@ impl<T: Element> Backward<'_, T> {
         }
         let run = |direction: usize, scratch: &mut Scratch<T>, gradients: DirectionGradients<'_, T>| {
             let data = &packed[direction * parts.len..][..parts.len];
-            let unroll = parts.engine(op, isa, spec.cell, sizes.weights, data);
+            let unroll = parts.engine(op, isa, &spec, direction, sizes.weights, data);
             let again = again.as_ref().map(|(parts, data)| {
                 let input = Some(self.weights.one(direction)?.input);
                 let data = &data[direction * parts.len..][..parts.len];
@@ -344,7 +344,8 @@ impl<T: Element> Backward<'_, T> {
         if let Some(weights) = again
             && sizes.weights.gates > 1
         {
-            let engine = Engine { op, isa, cell: spec.cell, sizes: sizes.weights, weights };
+            let (cell, functions) = (spec.cell, spec.functions(index));
+            let engine = Engine { op, isa, cell, sizes: sizes.weights, weights, functions, turn: 0 };
             engine.project(x, TensorViewMut::matrix(gates, [all, engine.columns()]))?;
             replay(&engine, steps, groups, tape, gates, candidates)?;
             (tape.gates, tape.candidates) = (gates, candidates);

@@ -6,11 +6,26 @@
 //! | ONNX | i, o, f, c | z, r, h | one tensor | one vector, that of U before that of W |
 //!
 //! c and g, and h and n, are names of one gate.
+//!
+//! What the attributes of ONNX's operators RNN, LSTM and GRU are called here:
+//!
+//! | ONNX | here |
+//! |---|---|
+//! | `activations` f (RNN) | [`Elman::activation`](super::Elman::activation) |
+//! | `activations` f, g, h (LSTM) | [`Lstm::activations`](super::Lstm::activations): of i, f and o, of g, of c on its way to h |
+//! | `activations` f, g (GRU) | [`Gru::activations`](super::Gru::activations): of r and z, of n |
+//! | the second half of `activations` | `reverse_activation`, `reverse_activations` |
+//! | `activation_alpha`, `activation_beta` | [`onnx_activations`] takes them |
+//! | `clip` | `activation_clip`; [`Lstm::clip`](super::Lstm::clip) is another thing |
+//! | `input_forget` | [`Lstm::coupled`](super::Lstm::coupled) |
+//! | `linear_before_reset` = 1 or 0 | [`Reset::After`](super::Reset::After) or [`Reset::Before`](super::Reset::Before) |
+//! | `direction` | [`Direction`](super::Direction) |
 #![forbid(unsafe_code)]
 
 use super::descriptor::Recurrent;
 use super::sizes::expect;
 use super::weights::{DirectionWeights, WeightTensors, Weights};
+use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorView};
@@ -142,6 +157,39 @@ impl<T: Element> WeightTensors<T> {
             projection: None,
         })
     }
+}
+
+/// The activations that ONNX's attributes `activations`, `activation_alpha` and `activation_beta` name: α and β go to
+/// those that have one, in order, and where they run out the defaults of
+/// [`Activation::from_onnx`](crate::activation::Activation::from_onnx) stand.
+///
+/// # Errors
+/// [`Error::Argument`] where a name is none of ONNX's.
+///
+/// ```
+/// use tilewise::activation::Activation::{HardSigmoid, LeakyRelu, Tanh};
+/// use tilewise::rnn::{Lstm, onnx_activations};
+/// let found = onnx_activations(["HardSigmoid", "Tanh", "LeakyRelu"], &[0.25, 0.1], &[0.5])?;
+/// assert_eq!(found, [HardSigmoid { alpha: 0.25, beta: 0.5 }, Tanh, LeakyRelu { slope: 0.1 }]);
+/// let lstm = Lstm::new().activations([found[0], found[1], found[2]]);
+/// # Ok::<(), tilewise::Error>(())
+/// ```
+pub fn onnx_activations<'n>(
+    names: impl IntoIterator<Item = &'n str>,
+    alphas: &[f64],
+    betas: &[f64],
+) -> Result<Vec<Activation>> {
+    let (mut alphas, mut betas) = (alphas.iter().copied(), betas.iter().copied());
+    let of = |name: &'n str| match Activation::from_onnx(name, None, None)? {
+        Activation::Affine { .. } | Activation::HardSigmoid { .. } | Activation::ScaledTanh { .. } => {
+            Activation::from_onnx(name, alphas.next(), betas.next())
+        }
+        Activation::Elu { .. } | Activation::LeakyRelu { .. } | Activation::ThresholdedRelu { .. } => {
+            Activation::from_onnx(name, alphas.next(), None)
+        }
+        plain => Ok(plain),
+    };
+    names.into_iter().map(of).collect()
 }
 
 const PYTORCH: &str = "rnn::from_pytorch";

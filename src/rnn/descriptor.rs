@@ -1,10 +1,12 @@
 //! The cells as plain data, and the calls that all of them have.
 #![forbid(unsafe_code)]
 
+use super::functions::{Chosen, Functions};
 use super::sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
 use super::tape::Tape;
 use super::weights::{Gradients, GradientsMut, Operand, PackedWeights, Weights};
 use super::{backward, forward};
+use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::tensor::TensorView;
@@ -66,7 +68,7 @@ pub enum Reset {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Elman {
-    nonlinearity: Nonlinearity,
+    activations: Chosen,
     direction: Direction,
 }
 
@@ -89,6 +91,8 @@ pub struct Elman {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Lstm {
     clip: Option<f64>,
+    coupled: bool,
+    activations: Chosen,
     direction: Direction,
     recompute: bool,
 }
@@ -108,6 +112,7 @@ pub struct Lstm {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gru {
     reset: Reset,
+    activations: Chosen,
     direction: Direction,
     recompute: bool,
 }
@@ -120,7 +125,41 @@ impl Elman {
 
     /// The activation; tanh unless set.
     pub fn nonlinearity(self, nonlinearity: Nonlinearity) -> Self {
-        Self { nonlinearity, ..self }
+        self.activation(match nonlinearity {
+            Nonlinearity::Tanh => Activation::Tanh,
+            Nonlinearity::Relu => Activation::Relu,
+        })
+    }
+
+    /// Any other activation, of both directions. Those that [`nonlinearity`](Self::nonlinearity) has are the fast ones.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation;
+    /// use tilewise::rnn::{Elman, Recurrent, Weights};
+    /// use tilewise::TensorView;
+    /// let one = TensorView::from_slice(&[1.0f32], [1, 1, 1])?;
+    /// let x = TensorView::from_slice(&[1.0, 2.0, 3.0], [3, 1, 1])?;
+    /// let rnn = Elman::new().activation(Activation::LeakyRelu { slope: 0.1 });
+    /// assert_eq!(rnn.forward(x, Weights::new(one, one))?.y.as_slice(), [1.0, 3.0, 6.0]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn activation(self, activation: Activation) -> Self {
+        let Self { mut activations, direction } = self;
+        (activations.forward[1], activations.reverse[1]) = (activation, activation);
+        Self { activations, direction }
+    }
+
+    /// That of the direction that reads in reverse alone.
+    pub fn reverse_activation(self, activation: Activation) -> Self {
+        let Self { mut activations, direction } = self;
+        activations.reverse[1] = activation;
+        Self { activations, direction }
+    }
+
+    /// What enters the activation is kept within ± `clip` (ONNX's attribute `clip`). Where it is not within, the gradient is 0.
+    pub fn activation_clip(self, clip: f64) -> Self {
+        let activations = Chosen { clip: Some(clip), ..self.activations };
+        Self { activations, ..self }
     }
 
     /// The order of reading; forward unless set.
@@ -138,6 +177,51 @@ impl Lstm {
     /// The cell state is kept within ± `clip` (Sak, Senior and Beaufays 2014). A clipped unit's gradient is 0.
     pub fn clip(self, clip: f64) -> Self {
         Self { clip: Some(clip), ..self }
+    }
+
+    /// Whether f is 1 − i, rather than a gate of its own (K. Greff et al., "LSTM: a search space odyssey", 2015; ONNX's
+    /// attribute `input_forget`). What the weights have for f is not used then, and its gradients are 0.
+    ///
+    /// ```
+    /// use tilewise::rnn::{Lstm, Recurrent, Sequence, Weights};
+    /// use tilewise::TensorView;
+    /// // With weights of 0, i is 1/2 and g is 0: c becomes (1 − i) c.
+    /// let zeros = TensorView::from_slice(&[0.0f64; 4], [1, 4, 1])?;
+    /// let state = TensorView::from_slice(&[8.0], [1, 1, 1])?;
+    /// let x = TensorView::from_slice(&[1.0], [1, 1, 1])?;
+    /// let sequence = Sequence::new(x).hidden(state).cell(state);
+    /// let out = Lstm::new().coupled(true).forward(sequence, Weights::new(zeros, zeros))?;
+    /// assert_eq!(out.cell.unwrap().as_slice(), [4.0]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn coupled(self, coupled: bool) -> Self {
+        Self { coupled, ..self }
+    }
+
+    /// The activations of i, f and o, of g, and of c on its way to h, in both directions: σ, tanh and tanh unless set, and
+    /// slower where they are not these.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation::{HardSigmoid, Softsign, Tanh};
+    /// let gates = HardSigmoid { alpha: 0.2, beta: 0.5 };
+    /// let lstm = tilewise::rnn::Lstm::new().activations([gates, Softsign, Tanh]);
+    /// ```
+    pub fn activations(self, activations: [Activation; 3]) -> Self {
+        Self {
+            activations: Chosen { forward: activations, reverse: activations, ..self.activations },
+            ..self
+        }
+    }
+
+    /// Those of the direction that reads in reverse alone.
+    pub fn reverse_activations(self, activations: [Activation; 3]) -> Self {
+        Self { activations: Chosen { reverse: activations, ..self.activations }, ..self }
+    }
+
+    /// What enters a gate's activation is kept within ± `clip` (ONNX's attribute `clip`, as ONNX Runtime has it: c on its way
+    /// to h is not). Where it is not within, the gradient is 0.
+    pub fn activation_clip(self, clip: f64) -> Self {
+        Self { activations: Chosen { clip: Some(clip), ..self.activations }, ..self }
     }
 
     /// The order of reading; forward unless set.
@@ -162,6 +246,31 @@ impl Gru {
         Self { reset, ..self }
     }
 
+    /// The activations of r and z, and of n, in both directions: σ and tanh unless set, and slower where they are not these.
+    ///
+    /// ```
+    /// use tilewise::activation::Activation::{Relu, Sigmoid};
+    /// let gru = tilewise::rnn::Gru::new().activations([Sigmoid, Relu]);
+    /// ```
+    pub fn activations(self, [gates, candidate]: [Activation; 2]) -> Self {
+        let Self { mut activations, .. } = self;
+        (activations.forward[0], activations.forward[1]) = (gates, candidate);
+        (activations.reverse[0], activations.reverse[1]) = (gates, candidate);
+        Self { activations, ..self }
+    }
+
+    /// Those of the direction that reads in reverse alone.
+    pub fn reverse_activations(self, [gates, candidate]: [Activation; 2]) -> Self {
+        let Self { mut activations, .. } = self;
+        (activations.reverse[0], activations.reverse[1]) = (gates, candidate);
+        Self { activations, ..self }
+    }
+
+    /// What enters an activation is kept within ± `clip` (ONNX's attribute `clip`). Where it is not within, the gradient is 0.
+    pub fn activation_clip(self, clip: f64) -> Self {
+        Self { activations: Chosen { clip: Some(clip), ..self.activations }, ..self }
+    }
+
     /// The order of reading; forward unless set.
     pub fn direction(self, direction: Direction) -> Self {
         Self { direction, ..self }
@@ -177,7 +286,7 @@ impl Gru {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell {
     Elman(Nonlinearity),
-    Lstm { clip: Option<f64> },
+    Lstm { clip: Option<f64>, coupled: bool },
     Gru(Reset),
 }
 
@@ -207,14 +316,26 @@ pub struct Spec {
     pub(crate) cell: Cell,
     pub(crate) direction: Direction,
     pub(crate) recompute: bool,
+    /// The activations, where they are not the usual ones, forward and in reverse.
+    pub(crate) functions: Option<[Functions; 2]>,
 }
 
 impl Spec {
+    /// Those of a direction.
+    pub(crate) fn functions(&self, direction: usize) -> Option<Functions> {
+        self.functions.map(|both| both[usize::from(self.direction.reverse(direction))])
+    }
+
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        let not_negative = |arg: &'static str, clip: f64| match clip >= 0.0 {
+            true => Ok(()),
+            false => Err(Error::argument(op, arg, clip, "a number that is not negative")),
+        };
+        if let Some([Functions { clip: Some(clip), .. }, _]) = self.functions {
+            not_negative("activation_clip", clip)?;
+        }
         match self.cell {
-            Cell::Lstm { clip: Some(clip) } if clip.is_nan() || clip < 0.0 => {
-                Err(Error::argument(op, "clip", clip, "a number that is not negative"))
-            }
+            Cell::Lstm { clip: Some(clip), .. } => not_negative("clip", clip),
             _ => Ok(()),
         }
     }
@@ -228,19 +349,26 @@ mod sealed {
 
 impl sealed::Sealed for Elman {
     fn spec(&self) -> Spec {
-        Spec { cell: Cell::Elman(self.nonlinearity), direction: self.direction, recompute: false }
+        let Self { activations, direction } = *self;
+        let Chosen { forward, reverse, clip } = activations;
+        let relu = forward[1] == Activation::Relu && forward == reverse && clip.is_none();
+        let functions = if relu { None } else { activations.functions() };
+        let nonlinearity = if relu { Nonlinearity::Relu } else { Nonlinearity::Tanh };
+        Spec { cell: Cell::Elman(nonlinearity), direction, recompute: false, functions }
     }
 }
 
 impl sealed::Sealed for Lstm {
     fn spec(&self) -> Spec {
-        Spec { cell: Cell::Lstm { clip: self.clip }, direction: self.direction, recompute: self.recompute }
+        let Self { clip, coupled, activations, direction, recompute } = *self;
+        Spec { cell: Cell::Lstm { clip, coupled }, direction, recompute, functions: activations.functions() }
     }
 }
 
 impl sealed::Sealed for Gru {
     fn spec(&self) -> Spec {
-        Spec { cell: Cell::Gru(self.reset), direction: self.direction, recompute: self.recompute }
+        let Self { reset, activations, direction, recompute } = *self;
+        Spec { cell: Cell::Gru(reset), direction, recompute, functions: activations.functions() }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for some steps at a time                  all at once where a tape keeps their gates
-//!   Z = X Uᵀ                                one GEMM
+//!   Z = X Uᵀ                                one GEMM; of a single step over packed U, beside P
 //!   for each step
 //!     for some units at a time              tasks; in odd steps from the last to the first, so that the weights
 //!       P = H Wᵀ, all gates of the units      that the last step left in L2 come first
@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use super::descriptor::{Cell, Reset};
+use super::functions::Functions;
 use super::pass::{ForwardPass, Stage};
 use super::ready::Ready;
 use super::sizes::WeightSizes;
@@ -41,6 +42,9 @@ pub(crate) struct Engine<'e, T> {
     pub cell: Cell,
     pub sizes: WeightSizes,
     pub weights: Ready<'e, T>,
+    pub functions: Option<Functions>,
+    /// Steps made over these weights before.
+    pub turn: usize,
 }
 
 /// What a run over some entries of a batch reads and writes.
@@ -172,11 +176,15 @@ pub(crate) fn peephole<'a, T>(all: &'a [T], padded: usize, units: &Range<usize>)
     [vector(0), vector(1), vector(2)]
 }
 
+/// x and U, where Z of a step is made beside the pass.
+pub(crate) type Projection<'p, T> = (TensorView<'p, T, 2>, Slab<'p, T>);
+
 /// What a stage of a step reads, all units of it.
 #[derive(Clone, Copy)]
 struct Read<'r, T> {
     stage: Stage<T>,
     keep: bool,
+    input: Option<Projection<'r, T>>,
     /// The left operand of the product.
     a: TensorView<'r, T, 2>,
     weights: Slab<'r, T>,
@@ -289,7 +297,13 @@ impl<T: Element> Engine<'_, T> {
                 }
             };
             let z = &mut z[..rows.len() * columns];
-            self.project(x, TensorViewMut::matrix(z, [rows.len(), columns]))?;
+            let input = match self.weights.input {
+                Err(slab) if steps.len == 1 => Some((x, slab)),
+                _ => {
+                    self.project(x, TensorViewMut::matrix(z, [rows.len(), columns]))?;
+                    None
+                }
+            };
             for step in chunk {
                 let at = steps.range(step..step + 1);
                 let here = (at.start - rows.start) * columns..(at.end - rows.start) * columns;
@@ -314,7 +328,7 @@ impl<T: Element> Engine<'_, T> {
                     candidate: candidates,
                     between: self.between(&mut between, at.len()),
                 };
-                self.step(&mut views, keep, step)?;
+                self.step(&mut views, input, keep, step)?;
                 let ended = steps.count(step + 1)..at.len();
                 last_hidden
                     .iter_mut()
@@ -347,20 +361,27 @@ impl<T: Element> Engine<'_, T> {
         Ok(())
     }
 
-    /// One step. The gates are kept in Z where `keep`.
-    pub(crate) fn step(&self, views: &mut StepViews<'_, T>, keep: bool, step: usize) -> Result<()> {
+    /// One step. Z is there, or made from `input`; the gates are kept in it where `keep`.
+    pub(crate) fn step(
+        &self,
+        views: &mut StepViews<'_, T>,
+        input: Option<Projection<'_, T>>,
+        keep: bool,
+        step: usize,
+    ) -> Result<()> {
         let StepViews { z, h_prev, h, c_prev, c, candidate, between } = views;
         let (h_prev, c_prev, gates) = (*h_prev, *c_prev, self.sizes.gates);
         let stage = match self.cell {
             Cell::Elman(nonlinearity) => Stage::Elman(nonlinearity),
-            Cell::Lstm { clip } => Stage::Lstm { clip: clip.map(T::from_f64) },
+            Cell::Lstm { clip, coupled } => Stage::Lstm { clip: clip.map(T::from_f64), coupled },
             Cell::Gru(Reset::After) => Stage::GruAfter,
             Cell::Gru(Reset::Before) => Stage::GruReset,
         };
-        let backwards = !step.is_multiple_of(2);
+        let backwards = !self.turn.wrapping_add(step).is_multiple_of(2);
         let mut read = Read {
             stage,
             keep,
+            input,
             a: h_prev,
             weights: self.weights.recurrent,
             gates,
@@ -388,7 +409,7 @@ impl<T: Element> Engine<'_, T> {
             )?;
         } else if two {
             let (stage, a, weights) = (Stage::GruCandidate, between.view(), self.weights.candidate);
-            let read = Read { stage, a, weights, gates: 1, ..read };
+            let read = Read { stage, a, weights, gates: 1, input: None, ..read };
             let (c, candidate) = (no_view_mut(), no_view_mut());
             self.stage(&read, Write { first: 0, z: z.view_mut(), c, out: h.view_mut(), candidate })?;
         }
@@ -397,7 +418,12 @@ impl<T: Element> Engine<'_, T> {
 
     fn stage(&self, read: &Read<'_, T>, write: Write<'_, T>) -> Result<()> {
         let [rows, units] = write.out.shape();
-        self.split(read, write, step_tasks(rows, units * read.gates, read.weights.depth()))
+        let more = read.input.map_or(0, |(x, _)| x.shape()[1].saturating_mul(self.sizes.gates) / read.gates);
+        self.split(
+            read,
+            write,
+            step_tasks(rows, units * read.gates, read.weights.depth().saturating_add(more)),
+        )
     }
 
     fn split(&self, read: &Read<'_, T>, write: Write<'_, T>, tasks: usize) -> Result<()> {
@@ -437,13 +463,25 @@ impl<T: Element> Engine<'_, T> {
             let mut product = TensorViewMut::matrix(&mut product, [rows, read.gates * padded]);
             let (a, from) = (read.a, (write.first + start) * read.gates);
             gemm::columns(self.isa, a, read.weights, &plain(T::ZERO), product.view_mut(), from)?;
+            if let Some((x, slab)) = read.input {
+                let z = part_mut(&mut write.z, range.start * all..(range.start + padded) * all);
+                gemm::columns(self.isa, x, slab, &plain(T::ZERO), z, (write.first + start) * all)?;
+            }
             let units = write.first + range.start..write.first + range.end;
             let candidate_bias = self.weights.candidate_bias.get(units.clone()).unwrap_or(&[]);
+            // The next step begins with the units that this one ends with.
+            let ahead = match (at + 1 == chunks, read.backwards) {
+                (true, _) => (rows * self.columns()) as isize,
+                (false, false) => (chunk * all) as isize,
+                (false, true) => -((chunk * all) as isize),
+            };
             let pass = ForwardPass {
                 stage: read.stage,
+                functions: self.functions,
                 z: part_mut(&mut write.z, range.start * all..(range.start + padded) * all),
                 bias: &self.weights.bias[units.start * all..(units.start + padded) * all],
                 keep: read.keep,
+                ahead,
                 product: product.view(),
                 h_prev: part(&read.h_prev, self.narrow(&units)),
                 c_prev: part(&read.c_prev, units.clone()),

@@ -168,6 +168,10 @@ impl Call {
         if let (Some(y), Some(_)) = (&mut y, &order) {
             y.fill(T::ZERO);
         }
+        let turn = match &weights {
+            Operand::View(_) => 0,
+            Operand::Packed(packed) => packed.turn(sizes.time),
+        };
         let run = |direction: usize,
                    y: Option<TensorViewMut<'_, T, 3>>,
                    last_hidden: Option<TensorViewMut<'_, T, 2>>,
@@ -183,7 +187,8 @@ impl Call {
                     parts.ready(isa, spec.cell, sizes.weights, packed.direction(direction), None)
                 }
             };
-            let engine = Engine { op, isa, cell: spec.cell, sizes: sizes.weights, weights };
+            let (cell, functions) = (spec.cell, spec.functions(direction));
+            let engine = Engine { op, isa, cell, sizes: sizes.weights, weights, functions, turn };
             let job = Job {
                 x: sequence.x,
                 hidden: select(sequence.hidden, direction)?,

@@ -157,7 +157,7 @@ pub(super) fn replay<T: Element>(
                 },
                 between: engine.between(&mut between, count),
             };
-            engine.step(&mut views, true, step)?;
+            engine.step(&mut views, None, true, step)?;
         }
         (tape, gates, candidates, left) = (others, rest, other_q, left - entries.len());
         Ok(())

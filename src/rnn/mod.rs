@@ -30,6 +30,10 @@
 //! reset before:  n = tanh(U xₜ + b + W (r ⊙ hₜ₋₁) + b′)
 //! ```
 //!
+//! Other activations than σ and tanh can be chosen for each of these, and f = 1 − i for an LSTM: all that ONNX's operators
+//! RNN, LSTM and GRU have. [`onnx_activations`] and [`WeightTensors::from_onnx`] take
+//! them from there.
+//!
 //! # Back through time
 //!
 //! With dzₜ the gradient for what a gate's activation got, from the last step to the first (P. Werbos, "Backpropagation
@@ -54,12 +58,14 @@
 //! | part | path |
 //! | --- | --- |
 //! | U x | one GEMM over all steps, or over as many as 2²² gates take where no tape keeps them; b is added in the pass |
+//! | U x of a single step, U packed | as W h: a stream reads both from front to back and from back to front in turn, so that what lies in L2 is read first |
 //! | W h | a product a step over W packed once, beside the units' pass over their gates, which finds it in L1 |
 //! | a step of much work | some units are a task; the next step waits for them |
 //! | W in half of L2, batch of 32 and more | groups of 16 and more entries, which wait for nobody |
 //! | both directions | tasks |
 //! | Wᵀ dz | as W h |
 //! | dU, dW, db, dx | one GEMM, or one sum, over all steps |
+//! | activations other than σ and tanh | a pass that calls them for each vector, and keeps what enters them on the tape |
 //! | x in time order, all lengths the same, one group | its rows are read in place; otherwise they are gathered |
 //!
 //! # Promises
@@ -73,6 +79,7 @@ mod convert;
 mod descriptor;
 mod engine;
 mod forward;
+mod functions;
 mod groups;
 mod pass;
 mod ready;
@@ -83,6 +90,7 @@ mod tape;
 mod unroll;
 mod weights;
 
+pub use convert::onnx_activations;
 pub use descriptor::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset};
 pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::descriptor::Nonlinearity;
+use super::functions::{Functions, Gates, Role, Usual};
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp};
+use crate::simd::{self, Dispatch, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// Element types with their passes compiled in this crate, not again in each crate that uses them.
@@ -20,11 +21,17 @@ macro_rules! passes {
     ($($T:ty)*) => {$(
         impl Passes for $T {
             fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>) {
-                Self::dispatch(isa, pass);
+                match pass.functions {
+                    None => Self::dispatch(isa, With(pass, Usual)),
+                    Some(functions) => Self::dispatch(isa, With(pass, functions)),
+                }
             }
 
             fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>) {
-                Self::dispatch(isa, pass);
+                match pass.functions {
+                    None => Self::dispatch(isa, With(pass, Usual)),
+                    Some(functions) => Self::dispatch(isa, With(pass, functions)),
+                }
             }
         }
     )*};
@@ -32,13 +39,16 @@ macro_rules! passes {
 
 passes!(f32 f64);
 
+/// A pass and how it computes activations.
+struct With<P, G>(P, G);
+
 /// What a pass computes.
 #[derive(Clone, Copy, Debug)]
 pub enum Stage<T> {
     /// out = h.
     Elman(Nonlinearity),
     /// out = o ⊙ tanh c: h, unless that is projected.
-    Lstm { clip: Option<T> },
+    Lstm { clip: Option<T>, coupled: bool },
     /// out = h.
     GruAfter,
     /// r and z; out = r ⊙ h.
@@ -50,11 +60,14 @@ pub enum Stage<T> {
 /// Forward, over some units: columns of a step's matrices, which have contiguous rows. What a stage does not use is empty.
 pub struct ForwardPass<'p, T> {
     pub(super) stage: Stage<T>,
+    pub(super) functions: Option<Functions>,
     /// U x, gates interleaved; then the gates, where they are kept or needed.
     pub(super) z: TensorViewMut<'p, T, 2>,
     /// Added to it.
     pub(super) bias: &'p [T],
     pub(super) keep: bool,
+    /// How far from a unit's gates in `z` those lie that the next pass reads in its place.
+    pub(super) ahead: isize,
     /// W h, gates interleaved.
     pub(super) product: TensorView<'p, T, 2>,
     pub(super) h_prev: TensorView<'p, T, 2>,
@@ -71,6 +84,7 @@ pub struct ForwardPass<'p, T> {
 /// Backward, over some units, likewise.
 pub struct BackwardPass<'p, T> {
     pub(super) stage: Stage<T>,
+    pub(super) functions: Option<Functions>,
     /// The gates, interleaved.
     pub(super) gates: TensorView<'p, T, 2>,
     pub(super) h: TensorView<'p, T, 2>,
@@ -102,6 +116,14 @@ fn get<T: Element, S: Simd<T>>(simd: S, from: &[T], at: usize, n: usize) -> S::V
 #[inline(always)]
 fn put<T: Element, S: Simd<T>>(simd: S, v: S::V, to: &mut [T], at: usize, n: usize) {
     if n == S::LANES { simd.store(v, &mut to[at..]) } else { simd.store_partial(v, &mut to[at..at + n]) }
+}
+
+/// Asks for the cache lines that lie `ahead` of these.
+#[inline(always)]
+fn ask<T: Element>(from: &[T], ahead: isize) {
+    for at in (0..from.len()).step_by(simd::CACHE_LINE / size_of::<T>()) {
+        simd::prefetch_l2(from.as_ptr().wrapping_offset(at as isize + ahead));
+    }
 }
 
 /// Vector `k` of some.
@@ -136,42 +158,47 @@ macro_rules! vectors {
     };
 }
 
-impl<T: Element> SimdOp<T> for ForwardPass<'_, T> {
+impl<T: Element, G: Gates<T>> SimdOp<T> for With<ForwardPass<'_, T>, G> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<S: Simd<T>>(mut self, simd: S) {
-        match self.stage {
-            Stage::Elman(nonlinearity) => self.elman(simd, nonlinearity),
-            Stage::Lstm { clip } => self.lstm(simd, clip),
-            Stage::GruAfter => self.gru_after(simd),
-            Stage::GruReset => self.gru_reset(simd),
-            Stage::GruCandidate => self.gru_candidate(simd),
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let With(mut pass, gates) = self;
+        match pass.stage {
+            Stage::Elman(nonlinearity) => pass.elman(simd, gates, nonlinearity),
+            Stage::Lstm { clip, coupled } => pass.lstm(simd, gates, clip, coupled),
+            Stage::GruAfter => pass.gru_after(simd, gates),
+            Stage::GruReset => pass.gru_reset(simd, gates),
+            Stage::GruCandidate => pass.gru_candidate(simd, gates),
         }
     }
 }
 
 impl<T: Element> ForwardPass<'_, T> {
     #[inline(always)]
-    fn elman<S: Simd<T>>(&mut self, s: S, nonlinearity: Nonlinearity) {
+    fn elman<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G, nonlinearity: Nonlinearity) {
         let [rows, units] = self.out.shape();
         for i in 0..rows {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
-                let z = sum(s, &z[at..], &product[at..], &self.bias[at..], 0);
+                ask(&z[at..at + S::LANES], self.ahead);
+                let sum = sum(s, &z[at..], &product[at..], &self.bias[at..], 0);
                 let h = match nonlinearity {
-                    Nonlinearity::Tanh => T::tanh_v(s, z),
+                    Nonlinearity::Tanh => a.value(s, Role::Candidate, sum),
                     // In this order of operands NaN passes.
-                    Nonlinearity::Relu => s.max(s.splat(T::ZERO), z),
+                    Nonlinearity::Relu => s.max(s.splat(T::ZERO), sum),
                 };
                 put(s, h, out, at, n);
+                if self.keep {
+                    s.store(a.kept(sum, h), &mut z[at..]);
+                }
             });
         }
     }
 
     #[inline(always)]
-    fn lstm<S: Simd<T>>(&mut self, s: S, clip: Option<T>) {
+    fn lstm<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G, clip: Option<T>, coupled: bool) {
         let [rows, units] = self.out.shape();
         let [to_i, to_f, to_o] = self.peephole;
         for i in 0..rows {
@@ -180,6 +207,7 @@ impl<T: Element> ForwardPass<'_, T> {
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
                 let z = &mut z[4 * at..4 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[4 * at..4 * (at + S::LANES)];
                 let bias = &self.bias[4 * at..4 * (at + S::LANES)];
                 let (mut i, mut f, g, mut o) = (
@@ -193,7 +221,9 @@ impl<T: Element> ForwardPass<'_, T> {
                     i = s.mul_add(get(s, to_i, at, n), before, i);
                     f = s.mul_add(get(s, to_f, at, n), before, f);
                 }
-                let (i, f, g) = (T::sigmoid_v(s, i), T::sigmoid_v(s, f), T::tanh_v(s, g));
+                let (z_i, z_f, z_g) = (i, f, g);
+                let (i, g) = (a.value(s, Role::Gate, i), a.value(s, Role::Candidate, g));
+                let f = if coupled { s.sub(s.splat(T::ONE), i) } else { a.value(s, Role::Gate, f) };
                 let mut after = s.mul_add(f, before, s.mul(i, g));
                 if let Some(clip) = clip {
                     // In this order of operands NaN passes.
@@ -202,21 +232,22 @@ impl<T: Element> ForwardPass<'_, T> {
                 if !to_o.is_empty() {
                     o = s.mul_add(get(s, to_o, at, n), after, o);
                 }
-                let o = T::sigmoid_v(s, o);
+                let z_o = o;
+                let o = a.value(s, Role::Gate, o);
                 put(s, after, c, at, n);
-                put(s, s.mul(o, T::tanh_v(s, after)), out, at, n);
+                put(s, s.mul(o, a.value(s, Role::Output, after)), out, at, n);
                 if self.keep {
-                    s.store(i, z);
-                    s.store(f, &mut z[S::LANES..]);
-                    s.store(g, &mut z[2 * S::LANES..]);
-                    s.store(o, &mut z[3 * S::LANES..]);
+                    s.store(a.kept(z_i, i), z);
+                    s.store(a.kept(z_f, f), &mut z[S::LANES..]);
+                    s.store(a.kept(z_g, g), &mut z[2 * S::LANES..]);
+                    s.store(a.kept(z_o, o), &mut z[3 * S::LANES..]);
                 }
             });
         }
     }
 
     #[inline(always)]
-    fn gru_after<S: Simd<T>>(&mut self, s: S) {
+    fn gru_after<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.out.shape();
         for i in 0..rows {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
@@ -224,21 +255,21 @@ impl<T: Element> ForwardPass<'_, T> {
             let candidate = row_mut(&mut self.candidate, i);
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[3 * at..3 * (at + S::LANES)];
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
-                let (reset, update) = (
-                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
-                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
-                );
+                let (z_r, z_z) = (sum(s, z, product, bias, 0), sum(s, z, product, bias, 1));
+                let (reset, update) = (a.value(s, Role::Gate, z_r), a.value(s, Role::Gate, z_z));
                 let q = s.add(s.load(&product[2 * S::LANES..]), get(s, self.candidate_bias, at, n));
                 let from_x = s.add(block(s, z, 2), block(s, bias, 2));
-                let new = T::tanh_v(s, s.mul_add(reset, q, from_x));
+                let z_n = s.mul_add(reset, q, from_x);
+                let new = a.value(s, Role::Candidate, z_n);
                 let h = get(s, h_prev, at, n);
                 put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
                 if self.keep {
-                    s.store(reset, z);
-                    s.store(update, &mut z[S::LANES..]);
-                    s.store(new, &mut z[2 * S::LANES..]);
+                    s.store(a.kept(z_r, reset), z);
+                    s.store(a.kept(z_z, update), &mut z[S::LANES..]);
+                    s.store(a.kept(z_n, new), &mut z[2 * S::LANES..]);
                     put(s, q, candidate, at, n);
                 }
             });
@@ -246,87 +277,79 @@ impl<T: Element> ForwardPass<'_, T> {
     }
 
     #[inline(always)]
-    fn gru_reset<S: Simd<T>>(&mut self, s: S) {
+    fn gru_reset<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.out.shape();
         for i in 0..rows {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
             let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
+                ask(z, self.ahead);
                 let product = &product[2 * at..2 * (at + S::LANES)];
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
-                let (reset, update) = (
-                    T::sigmoid_v(s, sum(s, z, product, bias, 0)),
-                    T::sigmoid_v(s, sum(s, z, product, bias, 1)),
-                );
+                let (z_r, z_z) = (sum(s, z, product, bias, 0), sum(s, z, product, bias, 1));
+                let (reset, update) = (a.value(s, Role::Gate, z_r), a.value(s, Role::Gate, z_z));
                 put(s, s.mul(reset, get(s, h_prev, at, n)), out, at, n);
-                s.store(reset, z);
-                s.store(update, &mut z[S::LANES..]);
+                s.store(a.kept(z_r, reset), z);
+                s.store(a.kept(z_z, update), &mut z[S::LANES..]);
             });
         }
     }
 
     #[inline(always)]
-    fn gru_candidate<S: Simd<T>>(&mut self, s: S) {
+    fn gru_candidate<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.out.shape();
         for i in 0..rows {
             let (z, product) = (row_mut(&mut self.z, i), row(&self.product, i));
             let (h_prev, out) = (row(&self.h_prev, i), row_mut(&mut self.out, i));
             vectors!(S, units, |at, n| {
                 let z = &mut z[3 * at..3 * (at + S::LANES)];
-                let update = s.load(&z[S::LANES..]);
+                ask(z, self.ahead);
+                let (update, _) = a.back(s, Role::Gate, s.load(&z[S::LANES..]));
                 let bias = &self.bias[3 * at..3 * (at + S::LANES)];
                 let from_x = s.add(block(s, z, 2), block(s, bias, 2));
-                let new = T::tanh_v(s, s.add(from_x, s.load(&product[at..])));
+                let z_n = s.add(from_x, s.load(&product[at..]));
+                let new = a.value(s, Role::Candidate, z_n);
                 let h = get(s, h_prev, at, n);
                 put(s, s.mul_add(update, s.sub(h, new), new), out, at, n);
                 if self.keep {
-                    s.store(new, &mut z[2 * S::LANES..]);
+                    s.store(a.kept(z_n, new), &mut z[2 * S::LANES..]);
                 }
             });
         }
     }
 }
 
-impl<T: Element> SimdOp<T> for BackwardPass<'_, T> {
+impl<T: Element, G: Gates<T>> SimdOp<T> for With<BackwardPass<'_, T>, G> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<S: Simd<T>>(mut self, simd: S) {
-        match self.stage {
-            Stage::Elman(nonlinearity) => self.elman(simd, nonlinearity),
-            Stage::Lstm { clip } => self.lstm(simd, clip),
-            Stage::GruAfter => self.gru_after(simd),
-            Stage::GruReset => self.gru_reset(simd),
-            Stage::GruCandidate => self.gru_candidate(simd),
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let With(mut pass, gates) = self;
+        match pass.stage {
+            Stage::Elman(nonlinearity) => pass.elman(simd, gates, nonlinearity),
+            Stage::Lstm { clip, coupled } => pass.lstm(simd, gates, clip, coupled),
+            Stage::GruAfter => pass.gru_after(simd, gates),
+            Stage::GruReset => pass.gru_reset(simd, gates),
+            Stage::GruCandidate => pass.gru_candidate(simd, gates),
         }
     }
 }
 
-/// 1 − v².
-#[inline(always)]
-fn tanh_slope<T: Element, S: Simd<T>>(s: S, v: S::V) -> S::V {
-    s.neg_mul_add(v, v, s.splat(T::ONE))
-}
-
-/// v (1 − v).
-#[inline(always)]
-fn sigmoid_slope<T: Element, S: Simd<T>>(s: S, v: S::V) -> S::V {
-    s.neg_mul_add(v, v, v)
-}
-
 impl<T: Element> BackwardPass<'_, T> {
     #[inline(always)]
-    fn elman<S: Simd<T>>(&mut self, s: S, nonlinearity: Nonlinearity) {
+    fn elman<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G, nonlinearity: Nonlinearity) {
         let [rows, units] = self.dh.shape();
         let zero = s.splat(T::ZERO);
         for i in 0..rows {
-            let (h, dh) = (row(&self.h, i), row_mut(&mut self.dh, i));
+            let (h, gates) = (row(&self.h, i), row(&self.gates, i));
+            let dh = row_mut(&mut self.dh, i);
             let dz = row_mut(&mut self.dz[0], i);
             vectors!(S, units, |at, n| {
                 let (h, gradient) = (get(s, h, at, n), get(s, dh, at, n));
+                let kept = if G::ARGUMENTS { s.load(&gates[at..]) } else { h };
                 let d = match nonlinearity {
-                    Nonlinearity::Tanh => s.mul(gradient, tanh_slope(s, h)),
+                    Nonlinearity::Tanh => s.mul(gradient, a.back(s, Role::Candidate, kept).1),
                     Nonlinearity::Relu => s.select(s.lt(zero, h), gradient, zero),
                 };
                 put(s, d, dz, at, n);
@@ -336,7 +359,7 @@ impl<T: Element> BackwardPass<'_, T> {
     }
 
     #[inline(always)]
-    fn lstm<S: Simd<T>>(&mut self, s: S, clip: Option<T>) {
+    fn lstm<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G, clip: Option<T>, coupled: bool) {
         let [rows, units] = self.dc.shape();
         let zero = s.splat(T::ZERO);
         let [to_i, to_f, to_o] = self.peephole;
@@ -349,22 +372,27 @@ impl<T: Element> BackwardPass<'_, T> {
             let out = row_mut(&mut self.out, i);
             vectors!(S, units, |at, n| {
                 let gates = &gates[4 * at..4 * (at + S::LANES)];
-                let (i, f, g, o) =
-                    (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2), block(s, gates, 3));
+                let (i, slope_i) = a.back(s, Role::Gate, block(s, gates, 0));
+                let (f, slope_f) = a.back(s, Role::Gate, block(s, gates, 1));
+                let (g, slope_g) = a.back(s, Role::Candidate, block(s, gates, 2));
+                let (o, slope_o) = a.back(s, Role::Gate, block(s, gates, 3));
                 let (c, before) = (get(s, c, at, n), get(s, c_prev, at, n));
-                let t = T::tanh_v(s, c);
+                let (t, slope_t) = a.back(s, Role::Output, c);
                 let gradient = if self.projected { get(s, dout, at, n) } else { get(s, dh, at, n) };
-                let d_o = s.mul(s.mul(gradient, t), sigmoid_slope(s, o));
-                let mut cell = s.mul_add(s.mul(gradient, o), tanh_slope(s, t), get(s, dc, at, n));
+                let d_o = s.mul(s.mul(gradient, t), slope_o);
+                let mut cell = s.mul_add(s.mul(gradient, o), slope_t, get(s, dc, at, n));
                 if !to_o.is_empty() {
                     cell = s.mul_add(d_o, get(s, to_o, at, n), cell);
                 }
                 if let Some(clip) = clip {
                     cell = s.select(s.lt(s.abs(c), s.splat(clip)), cell, zero);
                 }
-                let d_i = s.mul(s.mul(cell, g), sigmoid_slope(s, i));
-                let d_f = s.mul(s.mul(cell, before), sigmoid_slope(s, f));
-                let d_g = s.mul(s.mul(cell, i), tanh_slope(s, g));
+                // Coupled, what f would have got goes to i, with the other sign.
+                let (f, slope_f) = if coupled { (s.sub(s.splat(T::ONE), i), zero) } else { (f, slope_f) };
+                let by_i = if coupled { s.sub(g, before) } else { g };
+                let d_i = s.mul(s.mul(cell, by_i), slope_i);
+                let d_f = s.mul(s.mul(cell, before), slope_f);
+                let d_g = s.mul(s.mul(cell, i), slope_g);
                 let mut cell = s.mul(cell, f);
                 if !to_i.is_empty() {
                     cell = s.mul_add(d_i, get(s, to_i, at, n), cell);
@@ -386,7 +414,7 @@ impl<T: Element> BackwardPass<'_, T> {
 
     /// dz is n's from x, r's, z's and n's from h.
     #[inline(always)]
-    fn gru_after<S: Simd<T>>(&mut self, s: S) {
+    fn gru_after<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.dh.shape();
         let [dz_n, dz_r, dz_z, dz_q] = &mut self.dz;
         for i in 0..rows {
@@ -397,11 +425,13 @@ impl<T: Element> BackwardPass<'_, T> {
             let dh = row_mut(&mut self.dh, i);
             vectors!(S, units, |at, n| {
                 let gates = &gates[3 * at..3 * (at + S::LANES)];
-                let (reset, update, new) = (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2));
+                let (reset, slope_r) = a.back(s, Role::Gate, block(s, gates, 0));
+                let (update, slope_z) = a.back(s, Role::Gate, block(s, gates, 1));
+                let (new, slope_n) = a.back(s, Role::Candidate, block(s, gates, 2));
                 let (h, q, gradient) = (get(s, h_prev, at, n), get(s, candidate, at, n), get(s, dh, at, n));
-                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), sigmoid_slope(s, update));
-                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), tanh_slope(s, new));
-                let d_r = s.mul(s.mul(d_n, q), sigmoid_slope(s, reset));
+                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), slope_z);
+                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), slope_n);
+                let d_r = s.mul(s.mul(d_n, q), slope_r);
                 put(s, d_n, dz_n, at, n);
                 put(s, d_r, dz_r, at, n);
                 put(s, d_z, dz_z, at, n);
@@ -413,7 +443,7 @@ impl<T: Element> BackwardPass<'_, T> {
 
     /// The first of two: dz of z and n, and r ⊙ h.
     #[inline(always)]
-    fn gru_candidate<S: Simd<T>>(&mut self, s: S) {
+    fn gru_candidate<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.dh.shape();
         let [_, dz_z, dz_n, _] = &mut self.dz;
         for i in 0..rows {
@@ -422,10 +452,12 @@ impl<T: Element> BackwardPass<'_, T> {
             let (dh, out) = (row_mut(&mut self.dh, i), row_mut(&mut self.out, i));
             vectors!(S, units, |at, n| {
                 let gates = &gates[3 * at..3 * (at + S::LANES)];
-                let (reset, update, new) = (block(s, gates, 0), block(s, gates, 1), block(s, gates, 2));
+                let (reset, _) = a.back(s, Role::Gate, block(s, gates, 0));
+                let (update, slope_z) = a.back(s, Role::Gate, block(s, gates, 1));
+                let (new, slope_n) = a.back(s, Role::Candidate, block(s, gates, 2));
                 let (h, gradient) = (get(s, h_prev, at, n), get(s, dh, at, n));
-                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), sigmoid_slope(s, update));
-                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), tanh_slope(s, new));
+                let d_z = s.mul(s.mul(gradient, s.sub(h, new)), slope_z);
+                let d_n = s.mul(s.neg_mul_add(gradient, update, gradient), slope_n);
                 put(s, d_z, dz_z, at, n);
                 put(s, d_n, dz_n, at, n);
                 put(s, s.mul(reset, h), out, at, n);
@@ -436,16 +468,16 @@ impl<T: Element> BackwardPass<'_, T> {
 
     /// The second, after the product with W of gate n: dz of r.
     #[inline(always)]
-    fn gru_reset<S: Simd<T>>(&mut self, s: S) {
+    fn gru_reset<S: Simd<T>, G: Gates<T>>(&mut self, s: S, a: G) {
         let [rows, units] = self.dh.shape();
         let [dz_r, ..] = &mut self.dz;
         for i in 0..rows {
             let (gates, h_prev, dout) = (row(&self.gates, i), row(&self.h_prev, i), row(&self.dout, i));
             let (dh, dz_r) = (row_mut(&mut self.dh, i), row_mut(dz_r, i));
             vectors!(S, units, |at, n| {
-                let reset = s.load(&gates[3 * at..]);
+                let (reset, slope_r) = a.back(s, Role::Gate, s.load(&gates[3 * at..]));
                 let (h, gradient) = (get(s, h_prev, at, n), get(s, dout, at, n));
-                put(s, s.mul(s.mul(gradient, h), sigmoid_slope(s, reset)), dz_r, at, n);
+                put(s, s.mul(s.mul(gradient, h), slope_r), dz_r, at, n);
                 put(s, s.mul_add(gradient, reset, get(s, dh, at, n)), dh, at, n);
             });
         }

@@ -17,7 +17,7 @@ use crate::workspace::{self, Aligned};
 ///
 /// | cell | kept | with `recompute` |
 /// |---|---|---|
-/// | Elman | state | |
+/// | Elman | state; with an activation other than tanh and ReLU, hidden besides | |
 /// | LSTM | 4·hidden (gates) + hidden (c) + state (h) | hidden + state |
 /// | GRU, reset after | 3·hidden + hidden (W h + b of gate n) + state | state |
 /// | GRU, reset before | 3·hidden + state | state |
@@ -94,9 +94,9 @@ impl Parts {
     }
 }
 
-/// True where the gates are on the tape. An Elman cell has none but h.
+/// True where the gates are on the tape. An Elman cell has none but h, unless its activation needs what enters it.
 pub(crate) fn keeps_gates(spec: Spec) -> bool {
-    !spec.recompute && spec.cell.gates() > 1
+    !spec.recompute && (spec.cell.gates() > 1 || spec.functions.is_some())
 }
 
 impl<T: Element> Default for Tape<T> {

@@ -11,8 +11,9 @@
 
 use std::ops::Range;
 
-use super::descriptor::{Cell, Reset};
+use super::descriptor::{Cell, Reset, Spec};
 use super::engine::{chunk, cut, no_view, no_view_mut, part, part_mut, peephole, plain, rows_of, step_tasks};
+use super::functions::Functions;
 use super::pass::{BackwardPass, Stage};
 use super::ready::column;
 use super::sizes::WeightSizes;
@@ -103,16 +104,19 @@ impl Parts {
         &self,
         op: &'static str,
         isa: Isa,
-        cell: Cell,
+        spec: &Spec,
+        direction: usize,
         sizes: WeightSizes,
         data: &'a [T],
     ) -> Unroll<'a, T> {
+        let (cell, functions) = (spec.cell, spec.functions(direction));
         let WeightSizes { hidden, state, .. } = sizes;
         let slab = |part: &Range<usize>, lines, depth| Slab::rhs(isa, lines, depth, &data[part.clone()]);
         Unroll {
             op,
             isa,
             cell,
+            functions,
             sizes,
             recurrent: slab(&self.recurrent, state, first_rows(cell) * hidden),
             candidate: slab(&self.candidate, state, hidden),
@@ -147,6 +151,7 @@ pub(crate) struct Unroll<'e, T> {
     op: &'static str,
     isa: Isa,
     cell: Cell,
+    functions: Option<Functions>,
     sizes: WeightSizes,
     recurrent: Slab<'e, T>,
     candidate: Slab<'e, T>,
@@ -269,7 +274,7 @@ impl<T: Element> Unroll<'_, T> {
             let read = Read {
                 stage: None,
                 product: Product { a: no_view(), weights: self.recurrent, onto: true },
-                gates: if gates > 1 {
+                gates: if gates > 1 || self.functions.is_some() {
                     rows_of(tape.gates, rows.start, count, gate_columns)?
                 } else {
                     no_view()
@@ -304,7 +309,7 @@ impl<T: Element> Unroll<'_, T> {
                 false => no_view_mut(),
             };
             match self.cell {
-                Cell::Lstm { clip } if projection => {
+                Cell::Lstm { clip, coupled } if projection => {
                     let nothing = [no_view_mut(), no_view_mut(), no_view_mut(), no_view_mut()];
                     let write = Write {
                         first: 0,
@@ -320,7 +325,7 @@ impl<T: Element> Unroll<'_, T> {
                     dh.fill(T::ZERO);
                     let a = TensorView::from_slice(kept, [count, state])?;
                     let product = Product { a, weights: self.projection, onto: false };
-                    let stage = Some(Stage::Lstm { clip: clip.map(T::from_f64) });
+                    let stage = Some(Stage::Lstm { clip: clip.map(T::from_f64), coupled });
                     let dz = quarters(here, hidden)?;
                     let write = Write { first: 0, units: hidden, dh: no_view_mut(), dc, dz, out };
                     self.stage(&Read { stage, product, ..read }, write)?;
@@ -343,7 +348,7 @@ impl<T: Element> Unroll<'_, T> {
                 cell => {
                     let stage = Some(match cell {
                         Cell::Elman(nonlinearity) => Stage::Elman(nonlinearity),
-                        Cell::Lstm { clip } => Stage::Lstm { clip: clip.map(T::from_f64) },
+                        Cell::Lstm { clip, coupled } => Stage::Lstm { clip: clip.map(T::from_f64), coupled },
                         Cell::Gru(_) => Stage::GruAfter,
                     });
                     let dz = quarters(here, hidden)?;
@@ -425,6 +430,7 @@ impl<T: Element> Unroll<'_, T> {
             let [dz_0, dz_1, dz_2, dz_3] = &mut write.dz;
             let pass = BackwardPass {
                 stage,
+                functions: self.functions,
                 gates: part(&read.gates, gate_columns),
                 h: part(&read.h, state.clone()),
                 h_prev: part(&read.h_prev, state),

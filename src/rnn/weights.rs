@@ -1,6 +1,8 @@
 //! Weights, packed weights and gradients.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::descriptor::Spec;
 use super::ready::Parts;
 use super::sizes::{Sizes, WeightSizes};
@@ -94,6 +96,8 @@ pub struct PackedWeights<T> {
     isa: Isa,
     sizes: WeightSizes,
     parts: Parts,
+    /// Steps made over them so far: the next one begins with the units that the last one left in the caches.
+    steps: AtomicUsize,
     /// Direction after direction.
     data: Aligned<T>,
 }
@@ -110,7 +114,7 @@ impl<T: Element> PackedWeights<T> {
             let data = &mut data[direction * parts.len..][..parts.len];
             parts.fill(isa, spec.cell, sizes, &weights.one(direction)?, data)?;
         }
-        Ok(Self { spec, isa, sizes, parts, data })
+        Ok(Self { spec, isa, sizes, parts, steps: AtomicUsize::new(0), data })
     }
 
     /// The instruction set they were packed for.
@@ -136,6 +140,11 @@ impl<T: Element> PackedWeights<T> {
             return Err(Error::Packed { op, arg: "weights", found, expected });
         }
         Ok(self.sizes)
+    }
+
+    /// Steps made before, to which `more` are added.
+    pub(crate) fn turn(&self, more: usize) -> usize {
+        self.steps.fetch_add(more, Ordering::Relaxed)
     }
 
     pub(crate) fn parts(&self) -> Parts {

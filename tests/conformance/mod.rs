@@ -221,6 +221,11 @@ impl<'a> Call<'a> {
         self.attribute(name).map_or(default, |attribute| f64::from(attribute.float))
     }
 
+    pub fn floats(&self, name: &str) -> Vec<f64> {
+        let numbers = self.attribute(name).map_or(&[][..], |attribute| &attribute.floats);
+        numbers.iter().map(|&x| f64::from(x)).collect()
+    }
+
     pub fn int(&self, name: &str, default: i64) -> i64 {
         self.attribute(name).map_or(default, |attribute| attribute.int)
     }

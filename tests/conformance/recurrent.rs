@@ -1,9 +1,12 @@
 //! Recurrent layers.
 
-use tilewise::rnn::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset, Sequence, WeightTensors};
+use tilewise::activation::Activation;
+use tilewise::rnn::{
+    Direction, Elman, Gru, Lstm, Recurrent, Reset, Sequence, WeightTensors, onnx_activations,
+};
 use tilewise::{Element, Tensor};
 
-use super::{Array, Call, Result, skip};
+use super::{Array, Call, Result};
 
 pub const OPERATORS: &[&str] = &["GRU", "LSTM", "RNN"];
 
@@ -13,28 +16,35 @@ pub fn run<T: Element>(call: &Call) -> Result<Vec<Array>> {
         Some("reverse") => Direction::Reverse,
         _ => Direction::Bidirectional,
     };
-    if call.attribute("clip").is_some() {
-        return skip("clip of what enters the gates");
-    }
+    let clip = call.attribute("clip").map(|_| call.float("clip", 0.0));
     let names = call.texts("activations");
-    let given = |usual: &[&str]| names.iter().zip(usual.iter().cycle()).any(|(name, usual)| name != usual);
-    match call.node.operator.as_str() {
-        "RNN" => {
-            let relu = names.first().is_some_and(|name| name == "Relu");
-            if given(&[if relu { "Relu" } else { "Tanh" }]) {
-                return skip(format!("activations {names:?}"));
+    let (alphas, betas) = (call.floats("activation_alpha"), call.floats("activation_beta"));
+    let found = onnx_activations(names.iter().map(String::as_str), &alphas, &betas)?;
+    // Those of the direction that reads in reverse: of both directions, the second half.
+    let (one, two) = match direction {
+        Direction::Bidirectional => found.split_at(found.len() / 2),
+        _ => (&found[..], &found[..]),
+    };
+    macro_rules! with {
+        ($cell:expr, $one:expr, $two:expr, $set:ident, $reverse:ident) => {{
+            let mut cell = $cell.direction(direction);
+            if !found.is_empty() {
+                cell = cell.$set($one).$reverse($two);
             }
-            let nonlinearity = if relu { Nonlinearity::Relu } else { Nonlinearity::Tanh };
-            layer::<T>(call, Elman::new().nonlinearity(nonlinearity).direction(direction))
+            clip.map_or(cell, |clip| cell.activation_clip(clip))
+        }};
+    }
+    match call.node.operator.as_str() {
+        "RNN" => layer::<T>(call, with!(Elman::new(), one[0], two[0], activation, reverse_activation)),
+        "LSTM" => {
+            let three = |of: &[Activation]| [of[0], of[1], of[2]];
+            let cell = Lstm::new().coupled(call.flag("input_forget"));
+            layer::<T>(call, with!(cell, three(one), three(two), activations, reverse_activations))
         }
-        "LSTM" if given(&["Sigmoid", "Tanh", "Tanh"]) => skip(format!("activations {names:?}")),
-        "LSTM" if call.flag("input_forget") => skip("coupled gates"),
-        "LSTM" => layer::<T>(call, Lstm::new().direction(direction)),
-        _ if given(&["Sigmoid", "Tanh"]) => skip(format!("activations {names:?}")),
         _ => {
-            let after = call.flag("linear_before_reset");
-            let reset = if after { Reset::After } else { Reset::Before };
-            layer::<T>(call, Gru::new().reset(reset).direction(direction))
+            let reset = if call.flag("linear_before_reset") { Reset::After } else { Reset::Before };
+            let (cell, two_of) = (Gru::new().reset(reset), |of: &[Activation]| [of[0], of[1]]);
+            layer::<T>(call, with!(cell, two_of(one), two_of(two), activations, reverse_activations))
         }
     }
 }

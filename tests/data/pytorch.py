@@ -388,9 +388,39 @@ recurrent("projection, both directions", "lstm", hidden=5, projection=2, both=Tr
 recurrent("projection, two layers", "lstm", hidden=4, projection=3, layers=2)
 
 
-def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=None, reverse=False):
-    """One layer, step by step, of what PyTorch does not have; reverse reads each sequence from its end."""
-    time, batch, gates = 5, 3, 4 if kind == "lstm" else 3
+# The activations of ONNX's recurrent operators, with α and β.
+FUNCTIONS = dict(
+    Affine=lambda x, a, b: a * x + b,
+    Elu=lambda x, a, b: torch.where(x > 0, x, a * torch.expm1(x)),
+    HardSigmoid=lambda x, a, b: (a * x + b).clamp(0, 1),
+    LeakyRelu=lambda x, a, b: torch.where(x > 0, x, a * x),
+    Relu=lambda x, a, b: x.clamp(min=0),
+    ScaledTanh=lambda x, a, b: a * torch.tanh(b * x),
+    Sigmoid=lambda x, a, b: torch.sigmoid(x),
+    Softplus=lambda x, a, b: torch.log1p(torch.exp(x)),
+    Softsign=lambda x, a, b: x / (1 + x.abs()),
+    Tanh=lambda x, a, b: torch.tanh(x),
+    ThresholdedRelu=lambda x, a, b: torch.where(x > a, x, 0),
+)
+
+
+def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=None, reverse=False, coupled=False,
+            activations=None, alphas=(), betas=(), activation_clip=None, before=True):
+    """One layer, step by step, of what PyTorch does not have; reverse reads each sequence from its end. α and β are taken
+    by the activations that have one, in order."""
+    time, batch, gates = 5, 3, dict(lstm=4, gru=3, elman=1)[kind]
+    left = [iter(alphas), iter(betas)]
+
+    def function(which):
+        takes = [which in ("Affine", "Elu", "HardSigmoid", "LeakyRelu", "ScaledTanh", "ThresholdedRelu")]
+        a, b = [next(values) if takes else None for values, takes in zip(left, takes + [which in ("Affine", "HardSigmoid", "ScaledTanh")])]
+        within = lambda x: x.clamp(-activation_clip, activation_clip) if activation_clip else x
+        return lambda x: FUNCTIONS[which](within(x), a, b)
+
+    usual = dict(lstm=["Sigmoid", "Tanh", "Tanh"], gru=["Sigmoid", "Tanh"], elman=["Tanh"])[kind]
+    functions = [function(which) for which in activations or usual]
+    if kind == "lstm" and not activations:
+        functions[2] = torch.tanh  # only what enters a gate is clipped
     x, h0 = leaf(random(time, batch, inputs)), leaf(random(batch, hidden))
     u, w = leaf(random(gates * hidden, inputs)), leaf(random(gates * hidden, hidden))
     b, b2 = leaf(random(gates * hidden)), leaf(random(gates * hidden))
@@ -403,21 +433,33 @@ def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=N
         if kind == "lstm":
             i, f, g, o = (x[t] @ u.T + b + h @ w.T + b2).split(hidden, 1)
             pi, pf, po = p.split(hidden) if peephole else (0, 0, 0)
-            new_c = torch.sigmoid(f + pf * c) * c + torch.sigmoid(i + pi * c) * torch.tanh(g)
+            gate, candidate, output = functions
+            i = gate(i + pi * c)
+            new_c = (1 - i if coupled else gate(f + pf * c)) * c + i * candidate(g)
             new_c = new_c.clamp(-clip, clip) if clip else new_c
-            new_h = torch.sigmoid(o + po * new_c) * torch.tanh(new_c)
+            new_h = gate(o + po * new_c) * output(new_c)
             c = torch.where(on, new_c, c)
+        elif kind == "elman":
+            new_h = functions[0](x[t] @ u.T + b + h @ w.T + b2)
         else:
             parts = zip((x[t] @ u.T + b).split(hidden, 1), w.split(hidden), b2.split(hidden))
             (r, wr, br), (z, wz, bz), (n, wn, bn) = parts
-            r, z = torch.sigmoid(r + h @ wr.T + br), torch.sigmoid(z + h @ wz.T + bz)
-            n = torch.tanh(n + (r * h) @ wn.T + bn)  # the reset before the product
+            gate, candidate = functions
+            r, z = gate(r + h @ wr.T + br), gate(z + h @ wz.T + bz)
+            # The reset before the product, or after it.
+            n = candidate(n + (r * h) @ wn.T + bn if before else n + r * (h @ wn.T + bn))
             new_h = (1 - z) * n + z * h
         h = torch.where(on, new_h, h)
         outputs[t] = torch.where(on, new_h, 0)
     options = dict(layers=1, directions=1, reverse=int(reverse))
     if kind == "gru":
-        options["before"] = 1
+        options["before"] = int(before)
+    if coupled:
+        options["coupled"] = 1
+    if activations:
+        options |= dict(activations=sizes(activations), alphas=sizes(alphas), betas=sizes(betas))
+    if activation_clip:
+        options["activation_clip"] = activation_clip
     if clip:
         options["clip"] = clip
     if lengths:
@@ -433,6 +475,21 @@ for reverse in [False, True]:
     by_hand(f"peephole {way}", "lstm", peephole=True, reverse=reverse)
     by_hand(f"peephole, clip {way}", "lstm", peephole=True, clip=0.4, reverse=reverse, lengths=[1, 5, 3])
 by_hand("clip", "lstm", clip=0.3)
+by_hand("coupled", "lstm", coupled=True)
+by_hand("coupled, peepholes, clip", "lstm", coupled=True, peephole=True, clip=0.4, reverse=True)
+for before in [False, True]:
+    way = dict(before=before, lengths=[5, 2, 4])
+    name = "reset before" if before else "reset after"
+    by_hand(f"{name}, hard", "gru", activations=["HardSigmoid", "Softsign"], alphas=[0.25], betas=[0.375], **way)
+    by_hand(f"{name}, Elu", "gru", activations=["Sigmoid", "Elu"], alphas=[0.75], activation_clip=0.75, **way)
+    by_hand(f"{name}, Relu", "gru", activations=["Softsign", "Relu"], **way)
+by_hand("hard", "lstm", activations=["HardSigmoid", "ScaledTanh", "Softsign"], alphas=[0.25, 1.25], betas=[0.5, 0.625])
+by_hand("LeakyRelu", "lstm", activations=["Sigmoid", "LeakyRelu", "Affine"], alphas=[0.125, 0.5], betas=[0.25], peephole=True)
+by_hand("Softplus, coupled", "lstm", activations=["ScaledTanh", "Softplus", "Elu"], alphas=[0.5, 0.75], betas=[0.5],
+        coupled=True, lengths=[3, 5, 1])
+by_hand("clip of arguments", "lstm", activation_clip=0.5, peephole=True, reverse=True)
+for which, alphas, betas in [("Softsign", [], []), ("ThresholdedRelu", [0.25], []), ("Affine", [0.5], [0.125]), ("Sigmoid", [], [])]:
+    by_hand(which, "elman", activations=[which], alphas=alphas, betas=betas, lengths=[4, 5, 2])
 
 
 def main():

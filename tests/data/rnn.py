@@ -90,3 +90,39 @@ onnx("onnx rnn", "RNN", 1)
 onnx("onnx lstm", "LSTM", 4, peephole=True)
 onnx("onnx gru after", "GRU", 3, linear_before_reset=1)
 onnx("onnx gru before", "GRU", 3, linear_before_reset=0)
+onnx(
+    "onnx rnn activations",
+    "RNN",
+    1,
+    activations=["LeakyRelu", "ScaledTanh"],
+    activation_alpha=[0.125, 1.25],
+    activation_beta=[0.5],
+)
+onnx(
+    "onnx lstm activations",
+    "LSTM",
+    4,
+    peephole=True,
+    activations=["HardSigmoid", "Softsign", "Elu", "Sigmoid", "Affine", "ScaledTanh"],
+    activation_alpha=[0.25, 0.5, 0.75, 1.5],
+    activation_beta=[0.375, 0.125, 0.625],
+)
+onnx("onnx lstm coupled", "LSTM", 4, input_forget=1)
+onnx("onnx lstm coupled, peepholes", "LSTM", 4, peephole=True, input_forget=1)
+onnx("onnx lstm clip", "LSTM", 4, peephole=True, clip=0.5)
+onnx("onnx gru clip", "GRU", 3, clip=0.5, linear_before_reset=1)
+onnx(
+    "onnx gru activations after",
+    "GRU",
+    3,
+    linear_before_reset=1,
+    activations=["HardSigmoid", "Relu", "Softsign", "Softplus"],
+)
+onnx(
+    "onnx gru activations before",
+    "GRU",
+    3,
+    linear_before_reset=0,
+    activations=["ThresholdedRelu", "Tanh", "HardSigmoid", "Elu"],
+    activation_alpha=[0.25],
+)

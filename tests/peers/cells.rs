@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tilewise::layer::{Layer, Parameters, Recurrent as Stack};
 use tilewise::rnn::{
     Direction, DirectionWeights, Elman, Gru, Lstm, Recurrent, Reset, Sequence, WeightTensors,
+    onnx_activations,
 };
 use tilewise::{Tensor, TensorView};
 
@@ -126,4 +127,32 @@ fn cells_compute_what_onnx_runtime_computes() {
     onnx("onnx lstm", Lstm::new().direction(both));
     onnx("onnx gru after", Gru::new().direction(both));
     onnx("onnx gru before", Gru::new().direction(both).reset(Reset::Before));
+}
+
+#[test]
+fn options_of_onnx_compute_what_onnx_runtime_computes() {
+    let both = Direction::Bidirectional;
+    let pick = |names: &[&str], alphas: &[f64], betas: &[f64]| {
+        onnx_activations(names.iter().copied(), alphas, betas).unwrap()
+    };
+    let names = ["LeakyRelu", "ScaledTanh"];
+    let found = pick(&names, &[0.125, 1.25], &[0.5]);
+    let elman = Elman::new().direction(both).activation(found[0]).reverse_activation(found[1]);
+    onnx("onnx rnn activations", elman);
+    let names = ["HardSigmoid", "Softsign", "Elu", "Sigmoid", "Affine", "ScaledTanh"];
+    let found = pick(&names, &[0.25, 0.5, 0.75, 1.5], &[0.375, 0.125, 0.625]);
+    let three = |at: usize| [found[at], found[at + 1], found[at + 2]];
+    let lstm = Lstm::new().direction(both);
+    onnx("onnx lstm activations", lstm.activations(three(0)).reverse_activations(three(3)));
+    onnx("onnx lstm coupled", lstm.coupled(true));
+    onnx("onnx lstm coupled, peepholes", lstm.coupled(true));
+    onnx("onnx lstm clip", lstm.activation_clip(0.5));
+    let gru = Gru::new().direction(both);
+    onnx("onnx gru clip", gru.activation_clip(0.5));
+    let found = pick(&["HardSigmoid", "Relu", "Softsign", "Softplus"], &[], &[]);
+    let after = gru.activations([found[0], found[1]]).reverse_activations([found[2], found[3]]);
+    onnx("onnx gru activations after", after);
+    let found = pick(&["ThresholdedRelu", "Tanh", "HardSigmoid", "Elu"], &[0.25], &[]);
+    let before = gru.activations([found[0], found[1]]).reverse_activations([found[2], found[3]]);
+    onnx("onnx gru activations before", before.reset(Reset::Before));
 }

@@ -1,8 +1,10 @@
 //! Stacks of recurrent layers.
 
+use tilewise::activation::Activation;
 use tilewise::layer::{Parameters, Recurrent as Stack, State};
 use tilewise::rnn::{
     Direction, DirectionWeights, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset, WeightTensors,
+    onnx_activations,
 };
 use tilewise::{Tensor, TensorView};
 
@@ -10,7 +12,7 @@ use super::vectors::{Case, each};
 
 #[test]
 fn recurrent_layers() {
-    each(&[("tanh", 9), ("relu", 9), ("lstm", 17), ("gru", 13)], |case| {
+    each(&[("tanh", 9), ("relu", 9), ("elman", 4), ("lstm", 23), ("gru", 19)], |case| {
         let direction = match (case.size("directions"), case.size("reverse")) {
             (2, _) => Direction::Bidirectional,
             (_, 1) => Direction::Reverse,
@@ -18,9 +20,16 @@ fn recurrent_layers() {
         };
         match case.operation.as_str() {
             "tanh" => run(case, Elman::new().direction(direction)),
+            "elman" => run(case, Elman::new().direction(direction).activation(activations(case).unwrap()[0])),
             "relu" => run(case, Elman::new().nonlinearity(Nonlinearity::Relu).direction(direction)),
             "lstm" => {
-                let mut cell = Lstm::new().direction(direction);
+                let mut cell = Lstm::new().direction(direction).coupled(case.size("coupled") == 1);
+                if let Some(activations) = activations(case) {
+                    cell = cell.activations(activations.try_into().unwrap());
+                }
+                if let Some(clip) = case.number("activation_clip") {
+                    cell = cell.activation_clip(clip);
+                }
                 if let Some(clip) = case.number("clip") {
                     cell = cell.clip(clip);
                 }
@@ -29,12 +38,28 @@ fn recurrent_layers() {
             }
             _ => {
                 let reset = if case.size("before") == 1 { Reset::Before } else { Reset::After };
-                let cell = Gru::new().direction(direction).reset(reset);
+                let mut cell = Gru::new().direction(direction).reset(reset);
+                if let Some(activations) = activations(case) {
+                    cell = cell.activations(activations.try_into().unwrap());
+                }
+                if let Some(clip) = case.number("activation_clip") {
+                    cell = cell.activation_clip(clip);
+                }
                 run(case, cell);
                 run(case, cell.recompute(true));
             }
         }
     });
+}
+
+/// Those that the case has in place of the usual ones.
+fn activations(case: &Case) -> Option<Vec<Activation>> {
+    let numbers = |option: &str| -> Vec<f64> {
+        let text = case.text(option).unwrap_or("");
+        text.split(',').filter(|x| !x.is_empty()).map(|x| x.parse().unwrap()).collect()
+    };
+    let (alphas, betas) = (numbers("alphas"), numbers("betas"));
+    case.text("activations").map(|names| onnx_activations(names.split(','), &alphas, &betas).unwrap())
 }
 
 /// A state of all layers, `[layers · directions, batch, …]` or without the first axis, by layers.
