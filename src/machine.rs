@@ -171,9 +171,16 @@ impl Drop for Restore {
     }
 }
 
-/// Lifts what [`with_isa`] forces on this thread until the guard is dropped.
-pub(crate) fn unforced() -> Restore {
-    Restore(FORCED.take())
+impl Restore {
+    /// What was forced before, and will be again.
+    pub(crate) fn forced(&self) -> Option<Isa> {
+        self.0
+    }
+}
+
+/// What [`with_isa`] forces on this thread is `isa` until the guard is dropped.
+pub(crate) fn force(isa: Option<Isa>) -> Restore {
+    Restore(FORCED.replace(isa))
 }
 
 fn available(isa: Isa, supported: &[Isa]) -> Result<Isa> {

@@ -24,7 +24,16 @@ pub(crate) const TASKS_PER_THREAD: usize = 4;
 /// While a thread waits, rayon may run a job on it that has nothing to do with this call: such a job must
 /// not find the instruction set that [`machine::with_isa`] forces here. Tasks of ours get theirs handed down.
 pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
-    let _unforced = machine::unforced();
+    let before = machine::force(None);
+    let forced = before.forced();
+    let a = move || {
+        let _forced = machine::force(forced);
+        a()
+    };
+    let b = move || {
+        let _forced = machine::force(forced);
+        b()
+    };
     if rayon::current_thread_index().is_some() { rayon::join(a, b) } else { join_from_outside(a, b) }
 }
 
@@ -34,10 +43,11 @@ pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnc
 fn join_from_outside<A, B: Send>(a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
     /// About what it takes to wake a thread.
     const PATIENCE: Duration = Duration::from_micros(100);
-    let _share = Share(SHARE.replace(SHARE.get().min(threads()) / 2));
-    if SHARE.get() == 0 {
+    let share = SHARE.get().min(threads());
+    if share <= 1 {
         return (a(), b());
     }
+    let _share = Share(SHARE.replace(share.div_ceil(2)));
     let over = AtomicBool::new(false);
     let mut second = None;
     let first = rayon::in_place_scope(|scope| {

@@ -185,3 +185,80 @@ fn winograd_computes_every_plane_of_depth() {
         assert!(found.view().all_close(dx.view(), 1e-9, 1e-9), "{algorithm:?}");
     }
 }
+
+/// The gradients of the two directions were tasks, and in a task the best instruction set was taken.
+#[test]
+fn gradients_of_two_directions_keep_a_forced_instruction_set() {
+    use tilewise::rnn::{Direction, Gru, Recurrent, Tape, Weights};
+    let [steps, batch, inputs, hidden] = [12, 24, 40, 48];
+    let value = |at: [usize; 3]| {
+        (at.iter().zip([31, 17, 7]).map(|(i, f)| i * f).sum::<usize>() % 23) as f32 / 23.0 - 0.4
+    };
+    let x = Tensor::from_fn([steps, batch, inputs], value).unwrap();
+    let (u, w) =
+        (Tensor::from_fn([2, 3 * hidden, inputs], value), Tensor::from_fn([2, 3 * hidden, hidden], value));
+    let (u, w) = (u.unwrap(), w.unwrap());
+    let cell = Gru::new().direction(Direction::Bidirectional);
+    let run = |isa, threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let back = || {
+            let (weights, mut tape) = (Weights::new(u.view(), w.view()), Tape::new());
+            let y = cell.forward_taped(x.view(), weights, &mut tape).unwrap().y;
+            cell.backward(x.view(), weights, &tape, y.view()).unwrap()
+        };
+        pool.install(|| machine::with_isa(isa, back).unwrap())
+    };
+    for &isa in machine::supported() {
+        let (one, three) = (run(isa, 1), run(isa, 3));
+        assert_eq!(one.weights.input.as_slice(), three.weights.input.as_slice(), "{isa}");
+        assert_eq!(one.weights.recurrent.as_slice(), three.weights.recurrent.as_slice(), "{isa}");
+    }
+}
+
+#[test]
+fn gradients_of_a_bias_without_elements_end() {
+    let dz = Tensor::<f32, 4>::zeros([1 << 50, 3, 0, 0]).unwrap();
+    let db = tilewise::conv::Convolution::<2>::new().backward_bias(dz.view()).unwrap();
+    assert_eq!(db.as_slice(), [0.0; 3]);
+}
+
+/// The strides of axes of one element may be anything, and were multiplied all the same.
+#[test]
+fn a_single_row_may_have_any_stride() {
+    let (a, b) = ([1.0f32, 2.0, 3.0, 4.0], [1.0f32; 16]);
+    for stride in [isize::MAX, isize::MIN + 1] {
+        let a = TensorView::as_strided(&a, [1, 4], [stride, 1]).unwrap();
+        let b = TensorView::as_strided(&b, [4, 2], [4, 2]).unwrap();
+        let mut c = Tensor::<f32, 2>::zeros([1, 2]).unwrap();
+        gemm(1.0, a, b, 0.0, c.view_mut()).unwrap();
+        assert_eq!(c.as_slice(), [10.0, 10.0]);
+    }
+}
+
+#[test]
+fn pooling_of_an_endless_image_does_not_overflow() {
+    use tilewise::pool::MaxPool;
+    let one = [3.0f32];
+    let x = TensorView::from_slice(&one, [1, 1, 1]).unwrap().broadcast([1, 1, isize::MAX as usize]).unwrap();
+    // What it would take does not fit in any memory.
+    let y = MaxPool::<1>::new([3]).stride([1 << 61]).forward(x);
+    assert!(matches!(y, Err(tilewise::Error::Alloc { .. })), "{y:?}");
+}
+
+#[test]
+fn layers_refuse_gradients_of_other_shapes() {
+    use tilewise::activation::Activation;
+    use tilewise::layer::{AvgPool2d, FeedForward, Layer, MultiHeadAttention};
+    use tilewise::{Error, pool::AveragePool, random::Rng};
+    let zeros = |shape| Tensor::<f32, 3>::zeros(shape).unwrap();
+    let mut layer = FeedForward::<f32>::new(4, 5, Activation::Relu, &mut Rng::seed(1)).unwrap();
+    layer.forward(zeros([3, 4, 4]).view()).unwrap();
+    assert!(matches!(layer.backward(zeros([6, 2, 4]).view()), Err(Error::Shape { .. })));
+    assert_eq!(layer.backward(zeros([3, 4, 4]).view()).unwrap().shape(), [3, 4, 4]);
+    let mut layer = AvgPool2d::new(AveragePool::new([2, 2]));
+    let images = |shape| Tensor::<f32, 4>::zeros(shape).unwrap();
+    layer.forward(images([2, 3, 4, 4]).view()).unwrap();
+    assert!(matches!(layer.backward(images([3, 2, 2, 2]).view()), Err(Error::Shape { .. })));
+    let large = MultiHeadAttention::<f32>::new(usize::MAX, 1, &mut Rng::seed(1));
+    assert!(matches!(large, Err(Error::Overflow { .. })));
+}

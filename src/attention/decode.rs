@@ -285,7 +285,7 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for DotsOf<'_, '_, T,
                 unrolled!(n in N {
                     let line = &lines[n][at..];
                     // Rows of keys are neighbours, or have other heads between them.
-                    let next = if stride.unsigned_abs() <= 2 * dim { ahead as isize } else { stride * N as isize };
+                    let next = if stride.unsigned_abs() / 2 <= dim { ahead as isize } else { stride.wrapping_mul(N as isize) };
                     simd::prefetch(line.as_ptr().wrapping_offset(next));
                     let key = simd.load(line);
                     unrolled!(r in R {
@@ -385,7 +385,11 @@ fn strip<T: Element, S: Simd<T>, const R: usize, const N: usize>(
     let Mix { weights, v, ref mut output, row, .. } = *mix;
     let (dim, stride) = (v.shape()[1], v.strides()[0]);
     assert!(weights.len() >= R * keys && first + N * S::LANES <= dim);
-    let next = if stride.unsigned_abs() <= 2 * dim { (AHEAD / size_of::<T>()) as isize } else { 8 * stride };
+    let next = if stride.unsigned_abs() / 2 <= dim {
+        (AHEAD / size_of::<T>()) as isize
+    } else {
+        stride.wrapping_mul(8)
+    };
     let mut sums = [[simd.splat(T::ZERO); N]; R];
     for key in 0..keys {
         let line = v.row(key).map_or(&[][..], |line| &line[first..]);

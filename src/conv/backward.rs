@@ -233,6 +233,11 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
             parallel::join(|| bias(low, db_low, half), || bias(high, db_high, tasks - half));
         return first.and(second);
     }
+    if dz.is_empty() {
+        // Before any loop over images, of which there may be more than can be counted.
+        db.fill(T::ZERO);
+        return Ok(());
+    }
     let [images, _, depth, height, _] = dz.shape();
     let last = super::emit::channels_last(dz.shape(), dz.strides());
     if last {

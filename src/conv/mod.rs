@@ -34,6 +34,7 @@
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
+//! | of these 3 × 3 over dense NHWC, multiplier 1, with a stride or rows of at least 28 | the same, pixels read and written in place |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |

@@ -428,7 +428,8 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         }
         // A pointer for each four lines: counting up from one through all of them would take longer than the
         // multiply-adds of a narrow tile.
-        let mut at: [*const T; 3] = std::array::from_fn(|j| a.ptr.wrapping_offset(4 * j as isize * line));
+        let mut at: [*const T; 3] =
+            std::array::from_fn(|j| a.ptr.wrapping_offset((4 * j as isize).wrapping_mul(line)));
         let mut bt = b.ptr;
         let last = b.readable.saturating_sub((V - 1) * S::LANES);
         // Two steps a turn: where two hardware threads share a core, every instruction that is not a

@@ -4,7 +4,7 @@ use super::feed_forward::rows;
 use super::{Init, Layer, Parameter, Parameters, Rotary, not_called};
 use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCache};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Dims, Error, Result};
 use crate::linear::{Dense, DenseGradientsMut};
 use crate::random::{self, Rng};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -80,7 +80,7 @@ impl<T: Element> MultiHeadAttention<T> {
     /// # Errors
     /// [`Error::Argument`] where a number of heads does not divide, [`Error::Alloc`] where there is no memory.
     pub fn grouped(width: usize, heads: usize, kv_heads: usize, rng: &mut Rng) -> Result<Self> {
-        let op = "MultiHeadAttention::new";
+        let op = "MultiHeadAttention::grouped";
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::argument(op, "heads", heads, "a divisor of the width"));
         }
@@ -88,7 +88,9 @@ impl<T: Element> MultiHeadAttention<T> {
             return Err(Error::argument(op, "kv_heads", kv_heads, "a divisor of heads"));
         }
         let head_dim = width / heads;
-        let rows = width + 2 * kv_heads * head_dim;
+        let overflow = || Error::Overflow { op, shape: Dims::new(&[width, heads, kv_heads]) };
+        let both = kv_heads.checked_mul(2).and_then(|heads| heads.checked_mul(head_dim));
+        let rows = both.and_then(|both| both.checked_add(width)).ok_or_else(overflow)?;
         let (mut in_weight, mut out_weight) = (Tensor::zeros([rows, width])?, Tensor::zeros([width, width])?);
         Init::xavier_uniform().fill(in_weight.as_mut_slice(), width, rows, rng);
         Init::xavier_uniform().fill(out_weight.as_mut_slice(), width, width, rng);
@@ -110,7 +112,10 @@ impl<T: Element> MultiHeadAttention<T> {
         out_bias: Option<Tensor<T, 1>>,
     ) -> Result<Self> {
         let op = "MultiHeadAttention::from_parts";
-        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        if heads == 0 {
+            return Err(Error::argument(op, "heads", heads, "at least 1"));
+        }
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(Error::argument(op, "kv_heads", kv_heads, "a divisor of heads"));
         }
         let ([rows, width], all) = (in_weight.shape(), kv_heads.saturating_mul(2).saturating_add(heads));

@@ -56,6 +56,10 @@ impl<T: Element> Embedding<T> {
     pub fn forward(&mut self, numbers: &[usize]) -> Result<Tensor<T, 2>> {
         let y = self.infer(numbers)?;
         let kept = self.numbers.get_or_insert_default();
+        kept.try_reserve_exact(numbers.len().saturating_sub(kept.len())).map_err(|_| Error::Alloc {
+            op: "Embedding::forward",
+            bytes: numbers.len().saturating_mul(size_of::<usize>()),
+        })?;
         kept.clear();
         kept.extend_from_slice(numbers);
         Ok(y)

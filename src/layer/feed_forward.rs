@@ -33,6 +33,8 @@ pub struct FeedForward<T> {
     /// x W₁ + b₁ and, gated, x W₃ + b₃.
     sums: Saved<T, 2>,
     gates: Saved<T, 2>,
+    /// Of the last input, and so of its output.
+    shape: [usize; 3],
 }
 
 impl<T: Element> FeedForward<T> {
@@ -50,6 +52,7 @@ impl<T: Element> FeedForward<T> {
             dropout: None,
             sums: Saved::NONE,
             gates: Saved::NONE,
+            shape: [0; 3],
         })
     }
 
@@ -100,6 +103,8 @@ impl<T: Element> Parameters<T> for FeedForward<T> {
 impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         let x2 = rows(x)?;
+        // From here on the parts may keep what belongs to this call: without the sums there is no way back.
+        self.sums = Saved::NONE;
         let sums = self.up.forward(x2.view())?;
         let gates = self.gate.as_mut().map(|gate| gate.forward(x2.view())).transpose()?;
         let mut inner = self.inner(&sums, gates.as_ref())?;
@@ -107,7 +112,7 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
             inner = dropout.forward(inner.view())?;
         }
         let y = self.down.forward(inner.view())?;
-        (self.sums, self.gates) = (Saved(Some(sums)), Saved(gates));
+        (self.sums, self.gates, self.shape) = (Saved(Some(sums)), Saved(gates), x.shape());
         y.reshape(x.shape())
     }
 
@@ -121,9 +126,8 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
     fn backward(&mut self, dy: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         let op = "FeedForward::backward";
         let sums = self.sums.get(op)?;
-        let [batch, length, width] = dy.shape();
-        if batch.checked_mul(length) != Some(sums.shape()[0]) {
-            return Err(Error::shape(op, "dy", &dy.shape(), &[batch, sums.shape()[0] / batch.max(1), width]));
+        if dy.shape() != self.shape {
+            return Err(Error::shape(op, "dy", &dy.shape(), &self.shape));
         }
         let mut dinner = self.down.backward(rows(dy)?.view())?;
         if let Some(dropout) = &mut self.dropout {

@@ -115,7 +115,7 @@ impl Init {
 }
 
 /// The gain that keeps the variance through an activation: √2 for ReLU, √(2 / (1 + slope²)) for leaky ReLU, 5/3 for
-/// tanh, 1 for the others, as PyTorch has it.
+/// tanh, 1 for the others (PyTorch has 3/4 for SELU, which LeCun's initialisation with gain 1 normalises itself).
 ///
 /// ```
 /// use tilewise::{activation::Activation, layer::gain};

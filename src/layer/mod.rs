@@ -90,8 +90,6 @@ pub trait Parameters<T: Element> {
 
 /// A differentiable operation from tensors of rank `I` to tensors of rank `O`, with its parameters.
 ///
-/// The first axis is the batch. Layers are used as `dyn Layer` too, so the trait has no generic methods.
-///
 /// Where training and inference differ ([`Dropout`], [`BatchNorm`]), [`forward`](Self::forward) is training and
 /// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
 /// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.

@@ -2,7 +2,7 @@
 
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pool::{self, AveragePool};
 use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView};
@@ -119,7 +119,12 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let shape = self.input.ok_or_else(|| not_called("AvgPool::backward"))?;
+        let op = "AvgPool::backward";
+        let shape = self.input.ok_or_else(|| not_called(op))?;
+        let expected = self.pool.output_shape(shape)?;
+        if dy.shape() != expected {
+            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
+        }
         self.pool.backward(dy, image(shape))
     }
 }

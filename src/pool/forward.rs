@@ -129,14 +129,18 @@ pub(super) fn along(axis: &Axis, lanes: usize) -> Along {
     let reach = ((outputs - 1) * stride).saturating_add((kernel - 1) * dilation + 1).max(padding[0]);
     // Few long windows are better summed by vectors along themselves; much padding need not be there.
     let few = dilation == 1 && kernel >= 16 && kernel / 4 >= outputs;
-    if lanes > 1 || few || reach > 2 * image + 256 { Along::Windows } else { Along::Outputs }
+    if lanes > 1 || few || reach > image.saturating_mul(2).saturating_add(256) {
+        Along::Windows
+    } else {
+        Along::Outputs
+    }
 }
 
 /// Outputs of a row that are made together. The columns that two blocks both need are few.
 pub(super) fn block(axis: &Axis, lanes: usize) -> usize {
     let [pace, reach] = axis.pace();
     let least = if lanes == 1 { 64 } else { 8 };
-    ((BLOCK / lanes).max(4 * reach) / pace).max(least).min(axis.outputs())
+    ((BLOCK / lanes).max(reach.saturating_mul(4)) / pace).max(least).min(axis.outputs())
 }
 
 /// Rows and what is made of them.
