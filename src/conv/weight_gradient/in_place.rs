@@ -215,7 +215,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for TapTile<'_, '_, T
 mod tests {
     use super::*;
 
-    const TILE: Tile = Tile { rows: 12, columns: 32, lanes: 16 };
+    const TILE: Tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
     const CACHES: Caches = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 32 << 20 };
 
     #[test]
