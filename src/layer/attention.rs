@@ -80,7 +80,7 @@ impl<T: Element> MultiHeadAttention<T> {
     /// # Errors
     /// [`Error::Argument`] where a number of heads does not divide, [`Error::Alloc`] where there is no memory.
     pub fn grouped(width: usize, heads: usize, kv_heads: usize, rng: &mut Rng) -> Result<Self> {
-        let op = "MultiHeadAttention::grouped";
+        let op = "MultiHeadAttention::new";
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::argument(op, "heads", heads, "a divisor of the width"));
         }
