@@ -184,11 +184,15 @@ impl<const N: usize> Layout<N> {
         Ok(Self { shape: axes.map(|axis| self.shape[axis]), strides: axes.map(|axis| self.strides[axis]) })
     }
 
-    /// The same strides with sizes that are not larger.
+    /// Where the part that begins at `at` begins, and its layout. The caller keeps it inside.
     #[inline(always)]
-    pub(crate) fn resized(&self, shape: [usize; N]) -> Self {
-        debug_assert!((0..N).all(|axis| shape[axis] <= self.shape[axis]));
-        Self { shape, strides: self.strides }
+    pub(crate) fn tile(&self, at: [usize; N], shape: [usize; N]) -> (isize, Self) {
+        let inside = (0..N).all(|axis| at[axis] + shape[axis] <= self.shape[axis]);
+        assert!(inside, "a tile lies inside its matrix");
+        // Strides of an axis of one element may be anything, and are not used where there is an element.
+        let offset = (0..N)
+            .fold(0isize, |sum, axis| sum.wrapping_add((at[axis] as isize).wrapping_mul(self.strides[axis])));
+        (offset, Self { shape, strides: self.strides })
     }
 
     pub(crate) fn transpose(&self) -> Self {

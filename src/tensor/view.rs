@@ -348,13 +348,8 @@ impl<'a, T> TensorView<'a, T, 2> {
     /// The part of a matrix that begins at `at`. The caller keeps it inside.
     #[inline(always)]
     pub(crate) fn tile(&self, at: [usize; 2], shape: [usize; 2]) -> TensorView<'a, T, 2> {
-        let (size, strides) = (self.shape(), self.strides());
-        assert!((0..2).all(|axis| at[axis] + shape[axis] <= size[axis]), "a tile lies inside its matrix");
-        // Strides of an axis of one element may be anything, and are not used where there is an element.
-        let offset =
-            (at[0] as isize).wrapping_mul(strides[0]).wrapping_add((at[1] as isize).wrapping_mul(strides[1]));
         // The tile's elements are elements of this view.
-        let layout = self.layout.resized(shape);
+        let (offset, layout) = self.layout.tile(at, shape);
         TensorView { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
     }
 
@@ -524,13 +519,8 @@ impl<'a, T> TensorViewMut<'a, T, 2> {
     /// The part of a matrix that begins at `at`. The caller keeps it inside.
     #[inline(always)]
     pub(crate) fn tile_mut(&mut self, at: [usize; 2], shape: [usize; 2]) -> TensorViewMut<'_, T, 2> {
-        let (size, strides) = (self.shape(), self.strides());
-        assert!((0..2).all(|axis| at[axis] + shape[axis] <= size[axis]), "a tile lies inside its matrix");
-        // Strides of an axis of one element may be anything, and are not used where there is an element.
-        let offset =
-            (at[0] as isize).wrapping_mul(strides[0]).wrapping_add((at[1] as isize).wrapping_mul(strides[1]));
         // The tile's elements are elements of this view, and borrowed from it.
-        let layout = self.layout.resized(shape);
+        let (offset, layout) = self.layout.tile(at, shape);
         TensorViewMut { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
     }
 
