@@ -238,32 +238,10 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
         db.fill(T::ZERO);
         return Ok(());
     }
+    if super::emit::channels_last(dz.shape(), dz.strides()) {
+        return bias_of_pixels(dz, db);
+    }
     let [images, _, depth, height, _] = dz.shape();
-    let last = super::emit::channels_last(dz.shape(), dz.strides());
-    if last {
-        db.fill(T::ZERO);
-    }
-    for at in 0..images * depth * height {
-        if !last {
-            break;
-        }
-        let [n, d, h] = [at / height / depth, at / height % depth, at % height];
-        let pixels = dz.select::<4>(0, n)?.select::<3>(1, d)?.select::<2>(1, h)?.transpose();
-        for w in 0..pixels.shape()[0] {
-            if let (Some(row), Some(db)) = (pixels.row(w), db.as_mut_slice()) {
-                db.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-            } else {
-                for c in 0..channels {
-                    if let (Some(sum), Some(&x)) = (db.get_mut([c]), pixels.get([w, c])) {
-                        *sum += x;
-                    }
-                }
-            }
-        }
-    }
-    if last {
-        return Ok(());
-    }
     for c in 0..channels {
         let mut sum = Parts::new();
         for at in 0..images * depth {
@@ -283,6 +261,28 @@ fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, t
         }
         if let Some(db) = db.get_mut([c]) {
             *db = sum.total();
+        }
+    }
+    Ok(())
+}
+
+/// [`bias`] where channels are neighbours: pixel after pixel.
+fn bias_of_pixels<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>) -> Result<()> {
+    let [images, channels, depth, height, _] = dz.shape();
+    db.fill(T::ZERO);
+    for at in 0..images * depth * height {
+        let [n, d, h] = [at / height / depth, at / height % depth, at % height];
+        let pixels = dz.select::<4>(0, n)?.select::<3>(1, d)?.select::<2>(1, h)?.transpose();
+        for w in 0..pixels.shape()[0] {
+            if let (Some(row), Some(db)) = (pixels.row(w), db.as_mut_slice()) {
+                db.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+            } else {
+                for c in 0..channels {
+                    if let (Some(sum), Some(&x)) = (db.get_mut([c]), pixels.get([w, c])) {
+                        *sum += x;
+                    }
+                }
+            }
         }
     }
     Ok(())

@@ -403,7 +403,7 @@ macro_rules! each {
     )*};
 }
 
-pub(super) use each;
+pub(crate) use each;
 
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
 /// By reference: a tile that is moved waits for its own fields to reach memory.

@@ -82,7 +82,7 @@ pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, product};
 pub use epilogue::Bias;
 pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
-pub(crate) use kernel::{Block, Kernels};
+pub(crate) use kernel::{Block, Kernels, each};
 pub use packed::Packed;
 pub(crate) use packed::Slab;
 pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};

@@ -16,7 +16,7 @@ use crate::conv::halo::{Fill, Halo};
 use crate::conv::implicit::boxes;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::Tile;
+use crate::gemm::{Tile, each};
 use crate::machine::Caches;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
@@ -143,20 +143,6 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
     }
 }
 
-/// `body` for each of the first `count`, written out: loops that the compiler does not unroll early enough keep the sums in
-/// memory.
-macro_rules! each {
-    ($i:ident in $count:ident $body:block) => {
-        each!(@ $count $i $body 0 1 2 3 4 5 6 7 8 9 10 11)
-    };
-    (@ $count:ident $i:ident $body:block $($n:literal)*) => {$(
-        if const { $n < $count } {
-            let $i: usize = $n;
-            $body
-        }
-    )*};
-}
-
 impl<T: Element> Product<'_, T> {
     #[inline(always)]
     fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
@@ -195,15 +181,15 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for TapTile<'_, '_, T
             let lines: [&[T]; R] = std::array::from_fn(|i| &from[lines[i]..][..row]);
             for (w, z) in z.chunks_exact(width).enumerate().take(row) {
                 let mut vectors = [simd.splat(T::ZERO); V];
-                each!(v in V { vectors[v] = simd.load(&z[v * S::LANES..]); });
-                each!(i in R {
+                each!(v in vectors V { vectors[v] = simd.load(&z[v * S::LANES..]); });
+                each!(i in rows R {
                     let x = simd.splat(lines[i][w]);
-                    each!(v in V { sums[i][v] = simd.mul_add(x, vectors[v], sums[i][v]); });
+                    each!(v in vectors V { sums[i][v] = simd.mul_add(x, vectors[v], sums[i][v]); });
                 });
             }
         }
-        each!(i in R {
-            each!(v in V {
+        each!(i in rows R {
+            each!(v in vectors V {
                 let to = &mut to[i * width + v * S::LANES..][..S::LANES];
                 simd.store(simd.add(simd.load(to), sums[i][v]), to);
             });
