@@ -234,19 +234,22 @@ where
         Ok(())
     }
 
-    /// The gradient for the affine part: dY where the output is positive. It is made in `scratch`.
-    fn rectify<'a>(
+    /// `gradients` of X, W and the gradient for the affine part: dY, where the output is positive if it was rectified.
+    fn back<R>(
         &self,
         op: &'static str,
-        dy: TensorView<'a, T, N>,
-        scratch: &'a mut [T],
-    ) -> Result<TensorView<'a, T, N>> {
+        dy: TensorView<'_, T, N>,
+        gradients: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
+    ) -> Result<R> {
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
         if !self.conv.is_rectified() {
-            return Ok(dy);
+            return gradients(x, weight, dy);
         }
-        let y = self.output.get(op)?;
-        activation::backward(Activation::Relu, y, dy, TensorViewMut::from_slice(scratch, dy.shape())?)?;
-        TensorView::from_slice(scratch, dy.shape())
+        let mut dz = workspace::scratch(op, dy.len())?;
+        let mut dz = TensorViewMut::from_slice(&mut dz[..], dy.shape())?;
+        activation::backward(Activation::Relu, self.output.get(op)?, dy, dz.view_mut())?;
+        gradients(x, weight, dz.view())
     }
 }
 
@@ -281,27 +284,18 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "Conv::backward";
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
-        let len = if self.conv.is_rectified() { dy.len() } else { 0 };
-        let mut scratch = workspace::scratch(op, len)?;
-        let dz = self.rectify(op, dy, &mut scratch)?;
-        let gradients = self.conv.backward(x, weight, dz)?;
+        let gradients = self.back("Conv::backward", dy, |x, weight, dz| self.conv.backward(x, weight, dz))?;
         self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
         Ok(gradients.input)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
-        let op = "Conv::backward_parameters";
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
-        let len = if self.conv.is_rectified() { dy.len() } else { 0 };
-        let mut scratch = workspace::scratch(op, len)?;
-        let dz = self.rectify(op, dy, &mut scratch)?;
-        let mut dw = Tensor::zeros(weight.shape())?;
-        let db = self.conv.backward_bias(dz)?;
-        self.conv.backward_weight_into(x, dz, dw.view_mut())?;
+        let (dw, db) = self.back("Conv::backward_parameters", dy, |x, weight, dz| {
+            let mut dw = Tensor::zeros(weight.shape())?;
+            let db = self.conv.backward_bias(dz)?;
+            self.conv.backward_weight_into(x, dz, dw.view_mut())?;
+            Ok((dw, db))
+        })?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         Ok(())
     }
