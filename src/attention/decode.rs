@@ -254,6 +254,17 @@ impl<T: Element> SimdOp<T> for Dots<'_, T> {
     }
 }
 
+/// Where, from an element on, the cache line lies that is asked for: rows are neighbours, or have other heads between them,
+/// and `rows` of them are read at a time.
+fn ahead<T>(view: TensorView<'_, T, 2>, rows: usize) -> isize {
+    let ([_, dim], [stride, _]) = (view.shape(), view.strides());
+    if stride.unsigned_abs() / 2 <= dim {
+        (AHEAD / size_of::<T>()) as isize
+    } else {
+        stride.wrapping_mul(rows as isize)
+    }
+}
+
 /// `R` queries with `N` keys at a time.
 struct DotsOf<'d, 'a, T, const R: usize, const N: usize>(&'d mut Dots<'a, T>);
 
@@ -264,8 +275,7 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for DotsOf<'_, '_, T,
     fn eval<S: Simd<T>>(self, simd: S) {
         let Dots { queries, k, ref mut scores, .. } = *self.0;
         let [keys, dim] = k.shape();
-        let stride = k.strides()[0];
-        let ahead = AHEAD / size_of::<T>();
+        let next = ahead(k, N);
         assert!(queries.len() >= R * dim && scores.len() >= R * keys);
         for first in (0..keys).step_by(N) {
             // At the end the last keys again.
@@ -284,8 +294,6 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for DotsOf<'_, '_, T,
                 });
                 unrolled!(n in N {
                     let line = &lines[n][at..];
-                    // Rows of keys are neighbours, or have other heads between them.
-                    let next = if stride.unsigned_abs() / 2 <= dim { ahead as isize } else { stride.wrapping_mul(N as isize) };
                     simd::prefetch(line.as_ptr().wrapping_offset(next));
                     let key = simd.load(line);
                     unrolled!(r in R {
@@ -383,13 +391,9 @@ fn strip<T: Element, S: Simd<T>, const R: usize, const N: usize>(
     keys: usize,
 ) {
     let Mix { weights, v, ref mut output, row, .. } = *mix;
-    let (dim, stride) = (v.shape()[1], v.strides()[0]);
+    let dim = v.shape()[1];
     assert!(weights.len() >= R * keys && first + N * S::LANES <= dim);
-    let next = if stride.unsigned_abs() / 2 <= dim {
-        (AHEAD / size_of::<T>()) as isize
-    } else {
-        stride.wrapping_mul(8)
-    };
+    let next = ahead(v, 8);
     let mut sums = [[simd.splat(T::ZERO); N]; R];
     for key in 0..keys {
         let line = v.row(key).map_or(&[][..], |line| &line[first..]);

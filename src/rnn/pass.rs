@@ -158,21 +158,27 @@ macro_rules! vectors {
     };
 }
 
-impl<T: Element, G: Gates<T>> SimdOp<T> for With<ForwardPass<'_, T>, G> {
-    type Output = ();
+macro_rules! by_stage {
+    ($($Pass:ident)*) => {$(
+        impl<T: Element, G: Gates<T>> SimdOp<T> for With<$Pass<'_, T>, G> {
+            type Output = ();
 
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, simd: S) {
-        let With(mut pass, gates) = self;
-        match pass.stage {
-            Stage::Elman(nonlinearity) => pass.elman(simd, gates, nonlinearity),
-            Stage::Lstm { clip, coupled } => pass.lstm(simd, gates, clip, coupled),
-            Stage::GruAfter => pass.gru_after(simd, gates),
-            Stage::GruReset => pass.gru_reset(simd, gates),
-            Stage::GruCandidate => pass.gru_candidate(simd, gates),
+            #[inline(always)]
+            fn eval<S: Simd<T>>(self, simd: S) {
+                let With(mut pass, gates) = self;
+                match pass.stage {
+                    Stage::Elman(nonlinearity) => pass.elman(simd, gates, nonlinearity),
+                    Stage::Lstm { clip, coupled } => pass.lstm(simd, gates, clip, coupled),
+                    Stage::GruAfter => pass.gru_after(simd, gates),
+                    Stage::GruReset => pass.gru_reset(simd, gates),
+                    Stage::GruCandidate => pass.gru_candidate(simd, gates),
+                }
+            }
         }
-    }
+    )*};
 }
+
+by_stage!(ForwardPass BackwardPass);
 
 impl<T: Element> ForwardPass<'_, T> {
     #[inline(always)]
@@ -316,22 +322,6 @@ impl<T: Element> ForwardPass<'_, T> {
                     s.store(a.kept(z_n, new), &mut z[2 * S::LANES..]);
                 }
             });
-        }
-    }
-}
-
-impl<T: Element, G: Gates<T>> SimdOp<T> for With<BackwardPass<'_, T>, G> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, simd: S) {
-        let With(mut pass, gates) = self;
-        match pass.stage {
-            Stage::Elman(nonlinearity) => pass.elman(simd, gates, nonlinearity),
-            Stage::Lstm { clip, coupled } => pass.lstm(simd, gates, clip, coupled),
-            Stage::GruAfter => pass.gru_after(simd, gates),
-            Stage::GruReset => pass.gru_reset(simd, gates),
-            Stage::GruCandidate => pass.gru_candidate(simd, gates),
         }
     }
 }
