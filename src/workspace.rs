@@ -25,6 +25,15 @@ pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<Aligned<T>> {
     Ok(data)
 }
 
+/// What `to` holds becomes a copy of `from`; where there is no memory, it is what it was.
+pub(crate) fn try_copy<T: Copy>(op: &'static str, from: &[T], to: &mut Vec<T>) -> Result<()> {
+    let bytes = size_of_val(from);
+    to.try_reserve_exact(from.len().saturating_sub(to.len())).map_err(|_| Error::Alloc { op, bytes })?;
+    to.clear();
+    to.extend_from_slice(from);
+    Ok(())
+}
+
 /// Asks Linux for huge pages, before the first touch: with ordinary ones, a matrix of some megabytes has more pages than
 /// the processor keeps addresses of. Many systems give them on request only. Where it is refused, nothing is lost.
 fn huge_pages<T>(data: &mut Aligned<T>) {

@@ -5,6 +5,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::random::Rng;
 use crate::tensor::{Tensor, TensorView};
+use crate::workspace;
 
 /// Row i of a table for the thing of number i: parameter `weight`, `[things, dimensions]`.
 ///
@@ -55,13 +56,7 @@ impl<T: Element> Embedding<T> {
     /// [`Error::Argument`] where a number has no row, [`Error::Alloc`] where there is no memory.
     pub fn forward(&mut self, numbers: &[usize]) -> Result<Tensor<T, 2>> {
         let y = self.infer(numbers)?;
-        let kept = self.numbers.get_or_insert_default();
-        kept.try_reserve_exact(numbers.len().saturating_sub(kept.len())).map_err(|_| Error::Alloc {
-            op: "Embedding::forward",
-            bytes: numbers.len().saturating_mul(size_of::<usize>()),
-        })?;
-        kept.clear();
-        kept.extend_from_slice(numbers);
+        workspace::try_copy("Embedding::forward", numbers, self.numbers.get_or_insert_default())?;
         Ok(y)
     }
 

@@ -154,11 +154,7 @@ impl<T: Element> Tape<T> {
         isa: Isa,
         lengths: Option<&[usize]>,
     ) -> Result<()> {
-        let lengths = lengths.unwrap_or(&[]);
-        self.lengths.clear();
-        let bytes = size_of_val(lengths);
-        self.lengths.try_reserve_exact(lengths.len()).map_err(|_| Error::Alloc { op, bytes })?;
-        self.lengths.extend_from_slice(lengths);
+        workspace::try_copy(op, lengths.unwrap_or(&[]), &mut self.lengths)?;
         self.key = Some(Key { spec, sizes: *sizes, isa });
         Ok(())
     }
