@@ -12,7 +12,8 @@
 //! a batch has nothing to say and must not turn the weights to NaN, as PyTorch's NaN does.
 //!
 //! Sums are made in an order that depends on shapes alone: leaves of a fixed size, added up along a fixed binary
-//! tree in `f64`; in a leaf, up to 16 terms of a lane in the type of the elements. So a loss has the same bits for any number of threads and for any strides.
+//! tree in `f64`; in a leaf, up to 16 terms of a lane in the type of the elements. So a loss has the same bits for any
+//! number of threads and for any strides.
 #![forbid(unsafe_code)]
 
 mod cross_entropy;
