@@ -15,6 +15,8 @@ import os
 import re
 import statistics
 
+from rounds import openvino_options, use_threads
+
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
 parser.add_argument("--threads", type=int, default=1)
@@ -298,8 +300,7 @@ class OpenVino:
         arrays = [problem.q, problem.k, problem.v]
         parameters = [opset13.parameter(array.shape, np.float32) for array in arrays]
         y = opset13.scaled_dot_product_attention(*parameters, causal=problem.causal)
-        options = dict(INFERENCE_NUM_THREADS=arguments.threads, NUM_STREAMS=1, PERFORMANCE_HINT="LATENCY")
-        options["INFERENCE_PRECISION_HINT"] = "f32"
+        options = openvino_options(arguments.threads)
         model = self.openvino.Model([y], parameters)
         request = self.openvino.Core().compile_model(model, "CPU", options).create_infer_request()
         for i, array in enumerate(arrays):
@@ -366,12 +367,7 @@ def compare(problem, peers):
             wrong[peer.name] = why
             continue
         contestants.append((peer, run, *iterations(run, SAMPLE), []))
-    for _ in range(arguments.rounds):
-        for peer, run, count, one, samples in order.sample(contestants, len(contestants)):
-            time.sleep(PAUSE)
-            if one < 0.02:
-                run()
-            samples.append(seconds(run, count) / count)
+    interleave(contestants, arguments.rounds, PAUSE, order)
     return {peer.name: statistics.median(samples) for peer, _, _, _, samples in contestants}, wrong
 
 
@@ -428,18 +424,16 @@ def main():
 
 arguments = parser.parse_args()
 # Before the libraries are loaded.
-for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = str(arguments.threads)
+use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
 SAMPLE, PAUSE = 6e-3, 10e-3 if arguments.threads > 1 else 0.0
 
 import random
 import sys
-import time
 
 import numpy as np
 
-from peers import aligned, iterations, seconds
+from peers import aligned, interleave, iterations
 
 order = random.Random(1)
 main()

@@ -16,6 +16,8 @@ import pathlib
 import re
 import statistics
 
+from rounds import use_threads
+
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
 parser.add_argument("--threads", type=int, default=1)
@@ -214,12 +216,7 @@ def compare(problem, peers):
             wrong[peer.name] = why
             continue
         contestants.append((peer, run, *iterations(run, SAMPLE), []))
-    for _ in range(arguments.rounds):
-        for peer, run, count, one, samples in order.sample(contestants, len(contestants)):
-            time.sleep(PAUSE)
-            if one < 0.02:
-                run()
-            samples.append(seconds(run, count) / count)
+    interleave(contestants, arguments.rounds, PAUSE, order)
     return {peer.name: statistics.median(samples) for peer, _, _, _, samples in contestants}, wrong
 
 
@@ -260,18 +257,16 @@ def main():
 
 arguments = parser.parse_args()
 # Before the libraries are loaded.
-for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[variable] = str(arguments.threads)
+use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
 SAMPLE, PAUSE = 6e-3, 10e-3 if arguments.threads > 1 else 0.0
 
 import random
 import sys
-import time
 
 import numpy as np
 
-from peers import aligned, iterations, seconds
+from peers import aligned, interleave, iterations
 
 order = random.Random(1)
 main()

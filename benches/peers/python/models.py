@@ -14,12 +14,11 @@ import argparse
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from rounds import ROOT, Process, median_call, openvino_options
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=5)
@@ -44,27 +43,15 @@ SHAPES = dict(
 )
 
 
-def median_call(run):
-    run()
-    start, times = time.perf_counter(), []
-    while not times or time.perf_counter() - start < arguments.seconds:
-        call = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - call)
-    return statistics.median(times)
-
-
-class Tilewise:
+class Tilewise(Process):
     name = "tilewise"
 
     def __init__(self, example):
         program = ROOT / "target" / "release" / "examples" / example
-        command = [program, "--measure", "--threads", str(arguments.threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        super().__init__([program, "--measure", "--threads", str(arguments.threads)])
 
     def time(self, batch, length):
-        print(batch, length, arguments.seconds, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        return self.ask(batch, length, arguments.seconds)
 
 
 class OnnxRuntime:
@@ -80,7 +67,7 @@ class OnnxRuntime:
             binding.bind_cpu_input(name, array)
         for output in self.session.get_outputs():
             binding.bind_output(output.name, "cpu")
-        return median_call(lambda: self.session.run_with_iobinding(binding))
+        return median_call(lambda: self.session.run_with_iobinding(binding), arguments.seconds)
 
 
 class OpenVino:
@@ -89,15 +76,13 @@ class OpenVino:
     def __init__(self, path):
         import openvino
 
-        core = openvino.Core()
+        core, options = openvino.Core(), openvino_options(arguments.threads)
         self.names = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        options = {"INFERENCE_NUM_THREADS": arguments.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        options["INFERENCE_PRECISION_HINT"] = "f32"
         self.request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
 
     def time(self, batch, length):
         values = inputs(self.names, batch, length)
-        return median_call(lambda: self.request.infer(values, share_inputs=True, share_outputs=True))
+        return median_call(lambda: self.request.infer(values, share_inputs=True, share_outputs=True), arguments.seconds)
 
 
 def inputs(session, batch, length):

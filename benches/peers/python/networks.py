@@ -11,16 +11,14 @@ ONNX Runtime and OpenVINO choose layouts of their own. Rounds go in turn; the ta
 """
 
 import argparse
-import json
-import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from rounds import Process, attempt, built, median_call, openvino_options, use_threads
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=5)
@@ -30,8 +28,7 @@ parser.add_argument("--batch", default="1,8")
 parser.add_argument("--program", help="the bench `models`, where it is built already")
 arguments = parser.parse_args()
 # Before the libraries are loaded.
-for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = str(arguments.threads)
+use_threads(arguments.threads)
 
 import numpy as np
 import torch
@@ -152,32 +149,14 @@ class Problem:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-def median_call(run):
-    run()
-    start, times = time.perf_counter(), []
-    while not times or time.perf_counter() - start < arguments.seconds:
-        call = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - call)
-    return statistics.median(times)
-
-
-class Tilewise:
-    """A process of its own, which answers with the time of its median call."""
-
+class Tilewise(Process):
     def __init__(self, program, network, batch, last):
+        super().__init__([*program, "--measure", network])
         self.name = "tilewise NHWC" if last else "tilewise"
-        command = [*program, "--measure", network]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        self.line = f"{batch} {int(last)} {arguments.seconds}"
+        self.words = batch, int(last), arguments.seconds
 
     def time(self):
-        print(self.line, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        return self.ask(*self.words)
 
 
 class Module(torch.nn.Module):
@@ -226,7 +205,7 @@ class PyTorch:
 
     def time(self):
         with torch.inference_mode():
-            return median_call(lambda: self.module(self.x))
+            return median_call(lambda: self.module(self.x), arguments.seconds)
 
 
 class OnnxRuntime:
@@ -242,7 +221,7 @@ class OnnxRuntime:
         problem.check(self.name, self.session.run(None, self.values)[0])
 
     def time(self):
-        return median_call(lambda: self.session.run(None, self.values))
+        return median_call(lambda: self.session.run(None, self.values), arguments.seconds)
 
 
 class OpenVino:
@@ -251,16 +230,14 @@ class OpenVino:
     def __init__(self, problem):
         import openvino
 
-        core = openvino.Core()
-        options = {"INFERENCE_NUM_THREADS": arguments.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        options["INFERENCE_PRECISION_HINT"] = "f32"
+        core, options = openvino.Core(), openvino_options(arguments.threads)
         model = core.read_model(problem.onnx(), b"")
         self.request = core.compile_model(model, "CPU", options).create_infer_request()
         self.values = [problem.images]
         problem.check(self.name, self.request.infer(self.values)[0])
 
     def time(self):
-        return median_call(lambda: self.request.infer(self.values, share_inputs=True, share_outputs=True))
+        return median_call(lambda: self.request.infer(self.values, share_inputs=True, share_outputs=True), arguments.seconds)
 
 
 class Training:
@@ -286,27 +263,11 @@ class Training:
         self.optimizer.step()
 
     def time(self):
-        return median_call(self.step)
-
-
-def attempt(make, found):
-    try:
-        found.append(make())
-    except Exception as error:
-        print(f"left out: {error}", file=sys.stderr)
-
-
-def built():
-    command = ["cargo", "bench", "--no-run", "--bench", "models", "--message-format", "json"]
-    for line in subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "models":
-            return message["executable"]
-    sys.exit("cargo built no bench")
+        return median_call(self.step, arguments.seconds)
 
 
 def main():
-    program = [arguments.program or built()]
+    program = [arguments.program or built("models")]
     print(f"{arguments.threads} thread(s), images a second; ratio: Tilewise's best / the best peer's\n")
     for name in arguments.networks.split(","):
         for batch in [64] if name == "digits" else map(int, arguments.batch.split(",")):

@@ -95,6 +95,17 @@ def iterations(run, sample):
     return max(1, -int(-sample // one)), one
 
 
+def interleave(contestants, rounds, pause, order):
+    """In each round every contestant gives one sample, in an order that differs from round to round."""
+    for _ in range(rounds):
+        for _, run, count, one, samples in order.sample(contestants, len(contestants)):
+            time.sleep(pause)
+            # A call as long as that wakes its threads up and fills its caches at no cost that could be seen.
+            if one < 0.02:
+                run()
+            samples.append(seconds(run, count) / count)
+
+
 def compare(task, problem, peers, emit):
     plan = task["plan"]
     expected, contestants = None, []
@@ -107,13 +118,7 @@ def compare(task, problem, peers, emit):
         if peer.name == "tilewise":
             expected = c.copy()
         contestants.append((peer, run, *iterations(run, plan["sample"]), []))
-    order = random.Random(1)
-    for _ in range(plan["rounds"]):
-        for peer, run, count, one, samples in order.sample(contestants, len(contestants)):
-            time.sleep(plan["pause"])
-            if one < 0.02:
-                run()
-            samples.append(seconds(run, count) / count)
+    interleave(contestants, plan["rounds"], plan["pause"], random.Random(1))
     for peer, _, _, _, samples in contestants:
         emit("result", peer, workload=problem.name, median=statistics.median(samples), best=min(samples))
 

@@ -11,17 +11,15 @@ in turn; the table has the median of each one's rounds. A GRU resets after the p
 """
 
 import argparse
-import json
 import math
-import os
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+from rounds import Process, attempt, built, median_call, openvino_options, use_threads
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=5)
@@ -33,8 +31,7 @@ parser.add_argument("--without", default="", help="libraries that are left out")
 parser.add_argument("--program", help="the bench `rnn`, where it is built already")
 arguments = parser.parse_args()
 # Before the libraries are loaded.
-for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = str(arguments.threads)
+use_threads(arguments.threads)
 
 import numpy as np
 import torch
@@ -107,35 +104,17 @@ class Problem:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-def median_call(run):
-    run()
-    start, times = time.perf_counter(), []
-    while not times or time.perf_counter() - start < arguments.seconds:
-        call = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - call)
-    return statistics.median(times)
-
-
-class Tilewise:
-    """A process of its own, which answers with the time of its median call."""
-
+class Tilewise(Process):
     name = "tilewise"
 
     def __init__(self, program, cell):
-        command = [*program, "--measure", cell]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        super().__init__([*program, "--measure", cell])
 
     def select(self, size, kind):
-        self.line = f"{size} {KINDS.index(kind)} {arguments.seconds}"
+        self.words = size, KINDS.index(kind), arguments.seconds
 
     def time(self):
-        print(self.line, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        return self.ask(*self.words)
 
 
 class PyTorch:
@@ -177,9 +156,9 @@ class PyTorch:
 
     def time(self):
         if self.kind == "training":
-            return median_call(self.training)
+            return median_call(self.training, arguments.seconds)
         with torch.inference_mode():
-            return median_call(self.step if self.kind == "step" else lambda: self.module(self.x))
+            return median_call(self.step if self.kind == "step" else lambda: self.module(self.x), arguments.seconds)
 
 
 class OnnxRuntime:
@@ -220,7 +199,7 @@ class OnnxRuntime:
         self.turn += 1
 
     def time(self):
-        return median_call(self.run)
+        return median_call(self.run, arguments.seconds)
 
 
 class OpenVino:
@@ -229,9 +208,7 @@ class OpenVino:
     def __init__(self, problem, kind):
         import openvino
 
-        core = openvino.Core()
-        options = {"INFERENCE_NUM_THREADS": arguments.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        options["INFERENCE_PRECISION_HINT"] = "f32"
+        core, options = openvino.Core(), openvino_options(arguments.threads)
         model = core.read_model(problem.onnx(kind == "step"), b"")
         self.request = core.compile_model(model, "CPU", options).create_infer_request()
         names = ["x", *(["h", "c"][: 2 if problem.cell == "lstm" else 1] if kind == "step" else [])]
@@ -245,27 +222,11 @@ class OpenVino:
         problem.check(self.name, (out.reshape(-1), (problem.y[:1] if kind == "step" else problem.y).reshape(-1)))
 
     def time(self):
-        return median_call(self.request.infer)
-
-
-def attempt(make, found):
-    try:
-        found.append(make())
-    except Exception as error:
-        print(f"left out: {error}", file=sys.stderr)
-
-
-def built():
-    command = ["cargo", "bench", "--no-run", "--bench", "rnn", "--message-format", "json"]
-    for line in subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "rnn":
-            return message["executable"]
-    sys.exit("cargo built no bench")
+        return median_call(self.request.infer, arguments.seconds)
 
 
 def main():
-    program = [arguments.program or built()]
+    program = [arguments.program or built("rnn")]
     print(f"{arguments.threads} thread(s); GFLOP/s, of a step microseconds; ratio: time of the best peer / Tilewise's\n")
     ratios = {kind: [] for kind in KINDS}
     for kind in arguments.kinds.split(","):
