@@ -253,6 +253,7 @@ pub(super) fn product<T: Element>(
         origin: [0, 0],
         next: None,
         stream: false,
+        across: false,
         c,
     };
     T::block(plan.isa, &mut block);

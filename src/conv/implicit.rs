@@ -145,6 +145,7 @@ pub(super) fn run<T: Element>(
                             origin: [0, 0],
                             next: None,
                             stream: false,
+                            across: false,
                             c: c.tile_mut([0, 0], [panel.len(), columns.next_multiple_of(tile.lanes)]),
                         };
                         T::block(cut.isa, &mut block);

@@ -195,6 +195,7 @@ impl<T: Element> Gradient<'_, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
+                    across: false,
                     c: c.tile_mut([0, lines.start], [outputs, lines.len()]),
                 };
                 T::block(self.isa, &mut block);

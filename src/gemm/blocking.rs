@@ -64,6 +64,10 @@ pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     balanced(k, most.clamp(LEAST_DEPTH, 384), 8)
 }
 
+/// Tiles of rows up to which a packed B goes panel by panel through all of them: with more of them, what C costs column by
+/// column is more than what is gained.
+pub(crate) const MOST_ACROSS: usize = 24;
+
 /// How one thread walks through a product, or through its part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Walk {
@@ -77,6 +81,8 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// The first columns of B that are read in place.
     pub b_in_place: usize,
+    /// Column by column: each panel of B, which may come from memory, is used by all rows while the next is asked for.
+    pub across: bool,
 }
 
 /// Where the panels of an operand come from.
@@ -127,20 +133,25 @@ impl Walk {
         let group = if nc < n { 1 } else { (room / bytes.saturating_mul(line).max(1)).max(1) };
         // Packing moves each element of A once for each nc columns, so for few columns it costs as much as
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
+        let few = m > tile.rows && m <= tile.rows * MOST_ACROSS && m.saturating_mul(bytes) <= caches.l2 / 4;
+        let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let a_fetch = match a {
             Some(Source { direct: true, .. }) if n <= 8 * tile.columns => Fetch::InPlace,
+            Some(_) if across => Fetch::Whole,
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
             _ => Fetch::Panels,
         };
         let panels = match (a_fetch, a) {
             (Fetch::Whole, _) => usize::MAX,
-            // Nothing is packed, and nothing need be asked for ahead.
-            (Fetch::InPlace, _) if m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
+            (Fetch::InPlace, _) if across || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
+            // Nothing is packed: as many as L1 has room for, while the next are asked for.
+            (Fetch::InPlace, _) => (caches.l1d / 2 / tile.rows.saturating_mul(bytes).max(1)).max(1),
             // A step of neighbouring rows is a run of memory: a longer one for each page that is looked up.
             (Fetch::Panels, Some(Source { neighbours: true, .. })) => 24,
             _ => 1,
         };
-        Self { nc, group, a: a_fetch, panels, b_in_place }
+        let (nc, group) = if across { (n, 1) } else { (nc, group) };
+        Self { nc, group, a: a_fetch, panels, b_in_place, across }
     }
 }
 
@@ -236,6 +247,15 @@ mod tests {
         assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
         // Few rows and several blocks of columns: A is packed once for all of them.
         assert_eq!(walk(60, 5000, 500, ROWS, None).a, Fetch::Whole);
+    }
+
+    #[test]
+    fn panels_from_memory_go_through_all_rows() {
+        assert!(walk(60, 5000, 500, ROWS, None).across);
+        assert!(!walk(60, 5000, 500, ROWS, ROWS).across, "packed here, B is in L2");
+        assert!(!walk(6, 5000, 500, ROWS, None).across, "one row of tiles");
+        assert!(!walk(60, 16, 500, ROWS, None).across, "B is small");
+        assert!(!walk(3000, 5000, 500, ROWS, None).across);
     }
 
     #[test]

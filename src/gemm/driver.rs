@@ -18,9 +18,9 @@
 
 use std::ops::Range;
 
+use super::block::Block;
 use super::blocking::{Fetch, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
 use super::epilogue::Epilogue;
-use super::kernel::Block;
 use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
 use super::split;
@@ -265,6 +265,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             origin: [lines.start, b_lines.start],
                             next: self.a.direct(&next, &steps),
                             stream: self.stream,
+                            across: walk.across,
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
                         T::block(self.isa, &mut block);
@@ -297,7 +298,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
 }
 
 /// As [`blocks`]; where there is no depth there is still one block, which scales C and runs the epilogue.
-fn depth_blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn depth_blocks(range: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
     let none = range.is_empty().then_some(range.clone());
     none.into_iter().chain(blocks(range, block))
 }

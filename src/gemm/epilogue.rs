@@ -25,6 +25,16 @@ pub(crate) struct Epilogue<'e, T> {
     pub activation: Activation,
 }
 
+/// The usual [`Epilogue`] over one tile: max(low, min(high, sum + bias + residual)).
+#[derive(Clone, Copy)]
+pub(super) struct Tail<'e, T> {
+    /// Of each column.
+    pub bias: &'e [T],
+    /// Contiguous rows.
+    pub residual: Option<TensorView<'e, T, 2>>,
+    pub bounds: [T; 2],
+}
+
 impl<'e, T: Element> Epilogue<'e, T> {
     /// True where nothing is to be done.
     pub(crate) fn is_empty(&self) -> bool {
@@ -54,6 +64,20 @@ impl<'e, T: Element> Epilogue<'e, T> {
             residual: self.residual.map(|r| r.tile([0, range.start], [r.shape()[0], range.len()])),
             ..self
         }
+    }
+
+    /// What a tile of this shape, whose first element is `at` in the product, can do to its sums while they are in
+    /// registers; `None` where it is something else.
+    #[inline(always)]
+    pub(super) fn tail(&self, at: [usize; 2], shape: [usize; 2]) -> Option<Tail<'e, T>> {
+        let Some(Bias::PerColumn(bias)) = self.bias else { return None };
+        let residual = match self.residual {
+            Some(residual) if residual.strides()[1] == 1 => Some(residual.tile(at, shape)),
+            Some(_) => return None,
+            None => None,
+        };
+        let bounds = self.activation.bounds()?.map(T::from_f64);
+        Some(Tail { bias: &bias.as_slice()?[at[1]..at[1] + shape[1]], residual, bounds })
     }
 
     /// Finishes the elements of `run`, which lie in `row` from `column` on.

@@ -13,11 +13,11 @@
 
 use std::time::Instant;
 
+use super::block::Block;
 use super::blocking::{Tile, depth_block, tile, tile_rows};
 use super::descriptor::{trace, views};
 use super::driver::{LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
-use super::kernel::Block;
 use super::panel::{self, Panels};
 use crate::activation::Activation;
 use crate::element::Element;
@@ -174,6 +174,7 @@ impl<T: Element> Gram<'_, T> {
                     origin: [row, 0],
                     next: None,
                     stream: false,
+                    across: false,
                     c: c.tile_mut([row, 0], [height, columns]),
                 };
                 T::block(self.isa, &mut block);

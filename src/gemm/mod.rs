@@ -61,6 +61,7 @@
 //! and the machine alone, so over a [`Packed`] right operand a row has the same bits alone and in any batch. Results
 //! differ between instruction sets in rounding.
 
+mod block;
 mod blocking;
 mod descriptor;
 mod driver;
@@ -76,13 +77,14 @@ mod thin;
 mod tiny;
 mod vector;
 
-pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
+pub(crate) use block::Block;
+pub(crate) use blocking::{LEAST_DEPTH, MOST_ACROSS, Tile, balanced, depth_block, tile, tile_rows};
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
-pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, product};
+pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
 pub use epilogue::Bias;
 pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
-pub(crate) use kernel::{Block, Kernels, each};
+pub(crate) use kernel::{Kernels, each};
 pub use packed::Packed;
 pub(crate) use packed::Slab;
 pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};

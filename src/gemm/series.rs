@@ -46,6 +46,7 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                 alpha: T::ONE,
                 beta: None,
                 stream: false,
+                tail: None,
                 c: c.tile_mut([0, 0], [rows, columns]),
             }
             .run(simd);

@@ -1,7 +1,8 @@
 //! A few steps of depth for a row of tiles whose sums wait in memory: what reads B along its rows.
 
+use super::block::finish;
 use super::epilogue::Epilogue;
-use super::kernel::{Narrow, each, finish, step};
+use super::kernel::{Narrow, each, step};
 use crate::element::Element;
 use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};

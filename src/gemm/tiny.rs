@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
+use super::block::Block;
 use super::blocking::{LEAST_DEPTH, Tile, tile_rows};
 use super::driver::{self, Scale};
-use super::kernel::Block;
 use super::panel::{self, Panels};
 use crate::element::Element;
 use crate::error::Result;
@@ -54,6 +54,7 @@ pub(crate) fn product<T: Element>(
             origin: [0, columns.start],
             next: None,
             stream: false,
+            across: false,
             c: c.tile_mut([0, columns.start], [m, columns.len()]),
         };
         T::block(isa, &mut block);

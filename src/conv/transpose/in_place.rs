@@ -265,6 +265,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
+                    across: false,
                     c: sums.tile_mut([0, 0], [channels, columns]),
                 };
                 T::block(self.scatter.isa, &mut block);
