@@ -3,6 +3,7 @@
 mod common;
 
 use common::{bits, in_pools};
+use tilewise::activation::Activation;
 use tilewise::conv::Convolution;
 use tilewise::reference::conv::{self, Geometry};
 use tilewise::{Tensor, TensorView, machine};
@@ -41,6 +42,54 @@ fn any_number_of_threads_gives_the_same_bits() {
                 [bits(y.as_slice()), bits(dx.as_slice()), bits(dw.as_slice())]
             });
             assert!(results.iter().all(|result| *result == results[0]));
+        }
+    }
+}
+
+/// Channels last are read in place where the window is 3 × 3, planes are copied: the sums are the same.
+#[test]
+fn channels_last_give_the_bits_of_planes() {
+    let activations = [Activation::Identity, Activation::Relu, Activation::relu6(), Activation::Silu];
+    let mut case = 0;
+    for channels in [2, 15, 17, 40] {
+        for [height, width] in [[1, 1], [1, 4], [3, 5], [6, 8], [7, 9]] {
+            for stride in [[1, 1], [2, 2], [1, 2], [2, 1]] {
+                case += 1;
+                let padding = [[1 + case % 2, 1 + case / 3 % 2], [1 + case % 2, 1 + case / 2 % 2]];
+                let conv = Convolution::<2>::new().groups(channels).stride(stride).padding_sides(padding);
+                let conv = conv.activation(activations[case % 4]);
+                let (x, w) = (wave([2, channels, height, width], 0.1), wave([channels, 1, 3, 3], 0.2));
+                let (bias, x_last) = (wave([channels], 0.3), last(&x));
+                let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
+                let residual = wave(shape, 0.4);
+                let residual_last = last(&residual);
+                for &isa in machine::supported() {
+                    machine::with_isa(isa, || {
+                        let [n, c, h, w_out] = shape;
+                        let (mut planes, mut y) = (
+                            Tensor::zeros(shape).unwrap(),
+                            Tensor::full([n, h, w_out, c], f32::NAN).unwrap(),
+                        );
+                        let bias = Some(bias.view());
+                        let to = y.view_mut().permute([0, 3, 1, 2]).unwrap();
+                        if case % 3 == 0 {
+                            conv.forward_into(x.view(), w.view(), bias, planes.view_mut()).unwrap();
+                            conv.forward_into(turned(&x_last), w.view(), bias, to).unwrap();
+                        } else {
+                            let (first, second) = (residual.view(), turned(&residual_last));
+                            conv.forward_add_into(x.view(), w.view(), bias, first, planes.view_mut())
+                                .unwrap();
+                            conv.forward_add_into(turned(&x_last), w.view(), bias, second, to).unwrap();
+                        }
+                        assert_eq!(
+                            bits(last(&planes).as_slice()),
+                            bits(y.as_slice()),
+                            "case {case} on {isa}"
+                        );
+                    })
+                    .unwrap();
+                }
+            }
         }
     }
 }

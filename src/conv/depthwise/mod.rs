@@ -8,7 +8,7 @@
 //!         sums → the output's layout
 //! ```
 //!
-//! 3 × 3 windows over long rows of neighbouring channels, or with a stride, are read in place (`direct`).
+//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`).
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
 //! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
@@ -113,9 +113,11 @@ impl<T: Element> Call<'_, T> {
         let Call { kernel, stride, dilation, start, groups, .. } = *self;
         let reach = Reach { kernel, stride, dilation, start };
         let multiplier = filter.sizes(groups)[0];
-        let tasks = parallel::tasks(y.len().saturating_mul(reach.taps()), GRAIN);
+        let work = y.len().saturating_mul(reach.taps());
         let forward = Forward { call: self, reach, filter, multiplier };
         let direct = direct::fits(&forward, y.shape(), y.strides());
+        // Each task packs all weights there.
+        let tasks = if direct { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
         forward.split(y, [0; 5], tasks, direct)
     }
 }
