@@ -21,6 +21,52 @@ fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, 
     .unwrap()
 }
 
+/// Layers of networks with channels last: rows of patches, cut anywhere, for whole and for narrow tiles.
+#[test]
+fn weights_packed_for_channels_last() {
+    // Batch, channels in and out, size, kernel, stride, padding, dilation.
+    let layers = [
+        [2, 3, 40, 61, 7, 2, 3, 1],
+        [1, 3, 16, 40, 3, 2, 1, 1],
+        [1, 128, 70, 15, 3, 2, 1, 1],
+        [3, 70, 40, 9, 1, 2, 0, 1],
+        [1, 300, 520, 7, 3, 2, 1, 1],
+        [1, 5, 6, 9, 3, 1, 4, 2],
+        [2, 1, 3, 6, 3, 1, 2, 1],
+    ];
+    for [n, c_in, c_out, size, kernel, stride, padding, dilation] in layers {
+        let conv = Convolution::<2>::new().stride([stride; 2]).padding([padding; 2]).dilation([dilation; 2]);
+        let conv = conv.activation(Activation::Relu);
+        let w = wave::<f32, 4>([c_out, c_in, kernel, kernel], 0.2);
+        let bias = wave([c_out], 0.3);
+        let nhwc = wave::<f32, 4>([n, size, size, c_in], 0.1);
+        let x = nhwc.view().permute([0, 3, 1, 2]).unwrap();
+        let expected = conv.forward(x, w.view(), Some(bias.view())).unwrap();
+        let [_, _, high, wide] = expected.shape();
+        let terms = (c_in * kernel * kernel) as f32;
+        let results = in_pools(|| {
+            let packed = conv.pack_channels_last(w.view()).unwrap();
+            let mut y = Tensor::full([n, high, wide, c_out], f32::NAN).unwrap();
+            let to = y.view_mut().permute([0, 3, 1, 2]).unwrap();
+            conv.forward_into(x, &packed, Some(bias.view()), to).unwrap();
+            let planes = conv.forward(x, &packed, Some(bias.view())).unwrap();
+            assert_eq!(
+                y.view().permute([0, 3, 1, 2]).unwrap().to_tensor().unwrap(),
+                planes,
+                "another layout"
+            );
+            for (found, expected) in planes.iter().zip(expected.iter()) {
+                assert!(
+                    (found - expected).abs() <= 2.0 * terms * f32::EPSILON * (terms + 1.0),
+                    "{found} {expected}"
+                );
+            }
+            bits(y.as_slice())
+        });
+        assert!(results.iter().all(|result| *result == results[0]));
+    }
+}
+
 /// Whole numbers between −4 and 4: sums of their products are exact.
 fn whole<const N: usize>(g: &mut Gen, shape: [usize; N]) -> Tensor<f32, N> {
     Tensor::from_fn(shape, |_| within(g, 0..9) as f32 - 4.0).unwrap()

@@ -44,6 +44,8 @@ pub(super) enum Path {
     PointwiseRows,
     /// Plain products over views, one for each image.
     PointwiseImages,
+    /// Patches as rows, times weights packed for that.
+    Patches,
     /// Groups of one input channel: channels are lanes.
     Depthwise,
     Implicit,
@@ -63,6 +65,7 @@ impl<T: Element> Call<'_, T> {
         match (self.path(y.shape(), y.strides()), self.w) {
             (Path::PointwiseRows, _) => self.pixels(y),
             (Path::PointwiseImages, _) => self.images(y),
+            (Path::Patches, Operand::Packed(packed)) => self.patches(packed, y),
             (Path::Depthwise, Operand::View(w)) => self.depthwise(w, y),
             _ => self.implicit(y),
         }
@@ -73,14 +76,14 @@ impl<T: Element> Call<'_, T> {
         let Call { kernel, stride, dilation, start, groups, .. } = *self;
         let reach = Reach { kernel, stride, dilation, start };
         let packed = if let Operand::Packed(packed) = self.w { Some(packed) } else { None };
-        if packed.is_some_and(|packed| packed.columns().is_some()) {
-            return Path::PointwiseRows;
-        }
         // An input without channels has groups without any.
         if channels == groups && packed.is_none() && reach.fits(groups, 1, &y[2..], &image) {
             return Path::Depthwise;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
+        if packed.is_some_and(|packed| packed.columns().is_some()) {
+            return if plain { Path::PointwiseRows } else { Path::Patches };
+        }
         if !plain || packed.is_some_and(|packed| packed.rows().is_none()) {
             return Path::Implicit;
         }

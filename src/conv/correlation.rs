@@ -75,7 +75,7 @@ impl<T: Element> Correlation<'_, T> {
 }
 
 /// The axis along which an output of this shape is best cut, and the unit in which; `None` where it cannot be.
-fn axis(shape: [usize; 5], tasks: usize, rows: usize, width: usize) -> Option<(usize, usize)> {
+pub(super) fn axis(shape: [usize; 5], tasks: usize, rows: usize, width: usize) -> Option<(usize, usize)> {
     let positions = shape[0] * shape[2] * shape[3] * shape[4];
     let groups = shape[1] > rows;
     let even = |axis: &usize| shape[*axis].is_multiple_of(tasks) || shape[*axis] >= 4 * tasks;

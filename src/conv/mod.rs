@@ -30,11 +30,12 @@
 //! | --- | --- |
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
-//! | weights packed by [`Convolution::pack_channels_last`], 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
+//! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
+//! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
-//! | of these 3 × 3 over dense NHWC, multiplier 1, with a stride or rows of at least 28 | the same, pixels read and written in place |
+//! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
@@ -66,6 +67,7 @@ mod im2col;
 mod implicit;
 mod kernels;
 mod packed;
+mod patches;
 mod pointwise;
 mod transpose;
 mod weight_gradient;
@@ -342,7 +344,7 @@ impl<const S: usize> Convolution<S> {
         let sliding = sizes.sliding;
         if let Weight::Packed(packed) = w {
             let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
-            packed.check(op, isa, groups, self.geometry.flipped, [plain, single(&sliding)])?;
+            packed.check(op, isa, groups, self.geometry.flipped, plain)?;
         }
         let expected = sizes.output;
         for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
@@ -391,7 +393,7 @@ impl<const S: usize> Convolution<S> {
         self.pack_for("Convolution::pack", w.lift(), false)
     }
 
-    /// As [`pack`](Self::pack), for tensors whose channels lie last (NHWC): the kernels of 1 × 1 read such pixels
+    /// As [`pack`](Self::pack), for tensors whose channels lie last (NHWC): windows over such pixels are read
     /// by another order of the weights. Calls over tensors of any layout take either; this decides speed only.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ enum Form<T> {
     Panels(Aligned<T>),
     /// The same of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
-    /// A right operand, its columns the output channels: for pixels as rows.
+    /// A right operand, its columns the output channels, its depth taps and the channels of each: for pixels as rows.
     Columns(Packed<T>),
 }
 
@@ -45,13 +45,15 @@ impl<T: Element> PackedConvolution<T> {
         let filter = Filter::new(view);
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
         let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form });
-        if single && groups == 1 {
+        if groups == 1 && last && winograd == 0 {
+            let [rows, ..] = w.shape();
+            let taps_first = view.permute([0, 2, 3, 4, 1])?.to_tensor()?;
+            let matrix = taps_first.view().reshape([rows, cut.depth])?;
+            return packed(Form::Columns(Packed::rhs(matrix.transpose())?));
+        }
+        if groups == 1 && single {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
-            return packed(if last {
-                Form::Columns(Packed::rhs(matrix.transpose())?)
-            } else {
-                Form::Rows(Packed::lhs(matrix)?)
-            });
+            return packed(Form::Rows(Packed::lhs(matrix)?));
         }
         let depthwise = depthwise(groups, w.shape());
         let len = if depthwise { view.len() } else { cut.len(op)? };
@@ -91,7 +93,12 @@ impl<T: Element> PackedConvolution<T> {
         if let Form::Rows(packed) = &self.form { Some(packed) } else { None }
     }
 
-    /// A right operand `[c_in, c_out]` of plain products.
+    /// Steps of a block of depth.
+    pub(super) fn block(&self) -> usize {
+        self.cut.kc
+    }
+
+    /// A right operand `[taps · c_in, c_out]`.
     pub(super) fn columns(&self) -> Option<&Packed<T>> {
         if let Form::Columns(packed) = &self.form { Some(packed) } else { None }
     }
@@ -110,14 +117,14 @@ impl<T: Element> PackedConvolution<T> {
         len * size_of::<T>()
     }
 
-    /// `plain`: stride and dilation are 1; `single` as in [`new`](Self::new).
+    /// `plain`: stride and dilation are 1.
     pub(super) fn check(
         &self,
         op: &'static str,
         isa: Isa,
         groups: usize,
         flipped: bool,
-        [plain, single]: [bool; 2],
+        plain: bool,
     ) -> Result<()> {
         let [rows, channels, d, h, w] = self.shape;
         let sizes = [rows / groups.max(1), channels, d, h, w];
@@ -125,14 +132,14 @@ impl<T: Element> PackedConvolution<T> {
         let winograd = if plain { self.cut.winograd } else { 0 };
         let current = Cut::new::<T>(isa, groups, sizes, winograd);
         let columns = self.columns().is_some();
-        if self.cut == current && self.flipped == flipped && (single || !columns) {
+        if self.cut == current && self.flipped == flipped {
             return Ok(());
         }
         Err(Error::Packed {
             op,
             arg: "weight",
             found: self.describe(),
-            expected: describe(&current, flipped, columns && single),
+            expected: describe(&current, flipped, columns),
         })
     }
 
@@ -149,7 +156,7 @@ impl<T: Element> PackedConvolution<T> {
 
 fn describe(cut: &Cut, flipped: bool, columns: bool) -> String {
     let turned = if flipped { ", turned" } else { "" };
-    let last = if columns { ", for 1 × 1 kernels with channels last" } else { "" };
+    let last = if columns { ", for channels last" } else { "" };
     format!(
         "{} with {} groups, panels of {} in blocks of {}{turned}{last}",
         cut.isa, cut.groups, cut.width, cut.kc

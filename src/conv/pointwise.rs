@@ -161,7 +161,7 @@ fn pixels<T: Element>(view: TensorView<'_, T, 5>) -> Result<TensorView<'_, T, 2>
 const AXES: [usize; 4] = [0, 2, 3, 4];
 
 /// The axes of pixels that come before those that strides say as one.
-fn apart(merges: impl Fn(&[usize]) -> bool) -> &'static [usize] {
+pub(super) fn apart(merges: impl Fn(&[usize]) -> bool) -> &'static [usize] {
     // One axis always merges.
     let from = (0..AXES.len()).find(|&from| merges(&AXES[from..])).unwrap_or(AXES.len() - 1);
     &AXES[..from]

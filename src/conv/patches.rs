@@ -1,0 +1,289 @@
+//! Patches as rows: a left operand whose right one is the weights, where these were packed for channels last.
+//!
+//! ```text
+//! for each block of pixels                          its patches in L2
+//!     for each block of depth                       taps, and the channels of each
+//!         patches → rows                            runs of image rows, copied as they lie, zeros around
+//!         for each block of output channels: y += patches · weights, finished with the last block
+//! ```
+//!
+//! The output gets its sums from the registers, in its own order.
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use super::correlate::Call;
+use super::correlation::axis;
+use super::packed::PackedConvolution;
+use super::pointwise::{apart, merges};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::gemm::{
+    Bias, Block, Epilogue, GRAIN, MOST_ACROSS, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
+};
+use crate::machine;
+use crate::parallel;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace::scratch;
+
+impl<T: Element> Call<'_, T> {
+    /// Computes `y` with weights that are a right operand: one group, any geometry.
+    pub(super) fn patches(&self, packed: &PackedConvolution<T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let slab = packed.columns().ok_or_else(|| packed.misfit(self.op))?.slab();
+        let work = y.len().saturating_mul(slab.depth().max(1));
+        let rows = Rows { call: self, slab, tile: tile::<T>(self.isa), kc: packed.block() };
+        rows.split(y, [0; 5], parallel::threads_for(work, GRAIN))
+    }
+}
+
+struct Rows<'a, T> {
+    call: &'a Call<'a, T>,
+    slab: Slab<'a, T>,
+    tile: Tile,
+    /// Steps of a block of depth.
+    kc: usize,
+}
+
+/// Of an output and its residual the part that a thread computes.
+type Part<'p, T> = (TensorViewMut<'p, T, 5>, Option<TensorView<'p, T, 5>>);
+
+impl<T: Element> Rows<'_, T> {
+    /// Computes the part `y`, whose first element is `at` in the output, in `tasks` tasks.
+    fn split(&self, y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
+        let width = self.tile.columns;
+        let best = (tasks > 1).then(|| axis(y.shape(), tasks, self.slab.lines(), width)).flatten();
+        let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
+            let mut residual = self.call.finish.residual;
+            for (axis, (&first, len)) in at.iter().zip(y.shape()).enumerate() {
+                residual = match residual {
+                    Some(residual) => Some(residual.slice(axis, first..first + len, 1)?),
+                    None => None,
+                };
+            }
+            let axes = apart(|axes| {
+                let residual = residual.map(|r| r.strides());
+                [Some(y.strides()), residual]
+                    .into_iter()
+                    .flatten()
+                    .all(|strides| merges(y.shape(), strides, axes))
+            });
+            return self.runs((y, residual), at, axes);
+        };
+        let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
+        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
+        let (low, high) = y.split_at(axis, middle)?;
+        let mut next = at;
+        next[axis] += middle;
+        let (first, second) =
+            parallel::join(|| self.split(low, at, half), || self.split(high, next, tasks - half));
+        first.and(second)
+    }
+
+    /// [`run`](Self::run) for each index of `axes`.
+    fn runs(&self, (mut y, residual): Part<'_, T>, at: [usize; 5], axes: &[usize]) -> Result<()> {
+        let &[axis, ref axes @ ..] = axes else { return self.run((y, residual), at) };
+        for index in 0..y.shape()[axis] {
+            let residual = match residual {
+                Some(residual) => Some(residual.slice(axis, index..index + 1, 1)?),
+                None => None,
+            };
+            let mut next = at;
+            next[axis] += index;
+            self.runs((y.view_mut().slice(axis, index..index + 1, 1)?, residual), next, axes)?;
+        }
+        Ok(())
+    }
+
+    /// A part whose pixels are one axis, on this thread.
+    fn run(&self, (y, residual): Part<'_, T>, at: [usize; 5]) -> Result<()> {
+        let Call { op, isa, x, kernel, stride, dilation, start, finish, .. } = *self.call;
+        let ([images, n, depth, height, width], k) = (y.shape(), self.slab.depth());
+        let (sizes, pixels) = ([images, depth, height, width], images * depth * height * width);
+        let channels_last = [0, 2, 3, 4, 1];
+        let mut c = y.permute(channels_last)?.reshape([pixels, n])?;
+        let residual = match residual {
+            Some(residual) => Some(residual.permute(channels_last)?.reshape([pixels, n])?),
+            None => None,
+        };
+        let bias = match finish.bias {
+            Some(bias) => Some(Bias::PerColumn(bias.slice(0, at[1]..at[1] + n, 1)?)),
+            None => None,
+        };
+        let epilogue = Epilogue { bias, residual, activation: finish.activation };
+        let pitch = self.kc.min(k) + self.tile.lanes;
+        let (l1, l2) = (machine::caches().l1d, machine::caches().l2);
+        let panel = self.kc * size_of::<T>();
+        // Where weights stay in L2, patches do in L1; else many pixels share what comes from memory.
+        let near = k.saturating_mul(n).saturating_mul(size_of::<T>()) <= l2 / 2;
+        let most = if near { l1 / 2 } else { l2 / 4 } / size_of::<T>() / pitch;
+        let block = balanced(pixels, most.max(2 * self.tile.rows), self.tile.rows);
+        let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
+        let across = !near && block <= MOST_ACROSS * self.tile.rows;
+        let nc = if across { n } else { balanced(n, most, self.tile.columns) };
+        let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+        let mut rows = scratch::<T>(op, len)?;
+        let x = x.permute(channels_last)?;
+        let first = [at[0], at[2], at[3], at[4]];
+        for pixels in depth_blocks(0..pixels, block) {
+            for steps in depth_blocks(0..k, self.kc) {
+                let pixels = pixels.clone();
+                let count = pixels.len();
+                if !steps.is_empty() {
+                    let steps = steps.clone();
+                    let to = &mut rows[..];
+                    T::dispatch(
+                        isa,
+                        Fill {
+                            x,
+                            kernel,
+                            stride,
+                            dilation,
+                            start,
+                            first,
+                            sizes,
+                            pixels: pixels.clone(),
+                            steps,
+                            pitch,
+                            to,
+                        },
+                    );
+                }
+                let a = TensorView::as_strided(&rows, [count, steps.len()], [pitch as isize, 1])?;
+                for columns in depth_blocks(0..n, nc) {
+                    let mut block = Block {
+                        a: Panels::Direct(a),
+                        b: self.slab.panels(steps.start, steps.len()).from(at[1] + columns.start),
+                        tile_rows: tile_rows(self.tile, count),
+                        depth: steps.len(),
+                        alpha: T::ONE,
+                        beta: (steps.start > 0).then_some(T::ONE),
+                        epilogue: (steps.end == k && !epilogue.is_empty()).then_some(&epilogue),
+                        origin: [pixels.start, columns.start],
+                        next: None,
+                        stream: false,
+                        across,
+                        c: c.tile_mut([pixels.start, columns.start], [count, columns.len()]),
+                    };
+                    T::block(isa, &mut block);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies some steps of the patches of some pixels.
+struct Fill<'f, T> {
+    /// `[images, depth, height, width, channels]`.
+    x: TensorView<'f, T, 5>,
+    kernel: [usize; 3],
+    stride: [usize; 3],
+    dilation: [usize; 3],
+    start: [isize; 3],
+    /// Image and position of the first pixel that is counted.
+    first: [usize; 4],
+    /// Images, depth, height and width of the pixels that are counted.
+    sizes: [usize; 4],
+    pixels: Range<usize>,
+    steps: Range<usize>,
+    /// Elements from row to row: a vector more than steps.
+    pitch: usize,
+    to: &'f mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Fill<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { x, kernel, stride, dilation, start, first, sizes, pixels, steps, pitch, to } = self;
+        let [_, depth, height, width, channels] = x.shape();
+        // Taps of a row of the kernel, and their channels: neighbours where the image's rows are dense.
+        let unit = kernel[2] * channels;
+        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
+        let place = |axis: usize, output: usize, tap: usize| {
+            start[axis] + (output * stride[axis] + tap * dilation[axis]) as isize
+        };
+        let mut pixel = pixels.start;
+        while pixel < pixels.end {
+            let (line, w) = (pixel / sizes[3], pixel % sizes[3]);
+            let count = (sizes[3] - w).min(pixels.end - pixel);
+            let (h, rest) = (first[2] + line % sizes[2], line / sizes[2]);
+            let (d, image) = (first[1] + rest % sizes[1], first[0] + rest / sizes[1]);
+            let Ok(image) = x.select::<4>(0, image) else { return };
+            let to = &mut to[(pixel - pixels.start) * pitch..];
+            for row in steps.start / unit..steps.end.div_ceil(unit) {
+                let part = [steps.start.max(row * unit), steps.end.min((row + 1) * unit)];
+                let to = &mut to[part[0] - steps.start..];
+                let [low, high] = part.map(|step| step - row * unit);
+                let len = high - low;
+                let at = within(place(0, d, row / kernel[1]), depth)
+                    .and_then(|d| Some([d, within(place(1, h, row % kernel[1]), height)?]));
+                let line = at.and_then(|at| image.line(at)).filter(|_| dilation[2] == 1);
+                // Where the first of them is in its row of the image, for a window that begins in this column.
+                let element =
+                    |column: isize| column.saturating_mul(channels as isize).saturating_add(low as isize);
+                // Pixels whose taps lie within the row, and whole vectors from them on.
+                let mut inside = 0..0;
+                if let Some(line) = line {
+                    let room = len.next_multiple_of(S::LANES);
+                    let step = stride[2].saturating_mul(channels);
+                    let from = element(place(2, first[3] + w, 0));
+                    let before = from.min(0).unsigned_abs().div_ceil(step).min(count);
+                    let behind = (line.len() as isize - room as isize).saturating_sub(from);
+                    let end = usize::try_from(behind.saturating_add(1)).unwrap_or(0).div_ceil(step);
+                    inside = before..end.clamp(before, count);
+                    if !inside.is_empty() {
+                        let line = &line[(from + (before * step) as isize) as usize..];
+                        for at in (0..room).step_by(S::LANES) {
+                            let (mut from, mut to_at) = (at, before * pitch + at);
+                            for _ in inside.clone() {
+                                simd.store(simd.load(&line[from..]), &mut to[to_at..]);
+                                (from, to_at) = (from + step, to_at + pitch);
+                            }
+                        }
+                    }
+                }
+                for i in (0..inside.start).chain(inside.end..count) {
+                    let to = &mut to[i * pitch..];
+                    let left = place(2, first[3] + w + i, 0);
+                    let Some(at) = at else {
+                        copy(simd, &[], to, len);
+                        continue;
+                    };
+                    let Some(line) = line else {
+                        for (step, to) in (low..high).zip(to) {
+                            let column = left + (step / channels * dilation[2]) as isize;
+                            let at =
+                                within(column, width).map(|column| [at[0], at[1], column, step % channels]);
+                            *to = at.and_then(|at| image.get(at)).copied().unwrap_or(T::ZERO);
+                        }
+                        continue;
+                    };
+                    let from = element(left);
+                    let before = from.min(0).unsigned_abs().min(len);
+                    let from = line.get((from + before as isize) as usize..).unwrap_or(&[]);
+                    copy(simd, &[], to, before);
+                    let inside = from.len().min(len - before);
+                    copy(simd, from, &mut to[before..], inside);
+                    copy(simd, &[], &mut to[before + inside..], len - before - inside);
+                }
+            }
+            pixel += count;
+        }
+    }
+}
+
+/// The first `len` elements, or zeros where there is nothing to copy, in whole vectors: what is too much is overwritten, or
+/// not read.
+#[inline(always)]
+fn copy<T: Element, S: Simd<T>>(simd: S, from: &[T], to: &mut [T], len: usize) {
+    for at in (0..len).step_by(S::LANES) {
+        let vector = match from.get(at..) {
+            Some(from) if from.len() >= S::LANES => simd.load(from),
+            from => simd.load_partial(from.unwrap_or(&[])),
+        };
+        simd.store(vector, &mut to[at..]);
+    }
+}
