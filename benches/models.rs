@@ -1,9 +1,9 @@
 //! Whole networks: ResNet-50 and MobileNetV2 forward, and a step of training of the small network of `digits`.
 //!
 //! `benches/peers/python/networks.py` runs this program beside other libraries: with `--measure NETWORK`, it answers each line
-//! `BATCH LAYOUT SECONDS` with the time of a call (layout 0 is NCHW, 1 is NHWC), and with `--export NETWORK BATCH FILE` it
-//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH LAYOUT`, or `--profile digits BATCH`,
-//! says where the time goes.
+//! `BATCH MANNER SECONDS` with the time of a call (0 is NCHW, 1 is NHWC, 2 the same with `Algorithm::Winograd4`), and with `--export NETWORK BATCH FILE` it
+//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH MANNER`, or `--profile digits BATCH`,
+//! says where the time goes, in as many threads as `RAYON_NUM_THREADS` says.
 
 mod support {
     pub mod digits;
@@ -21,9 +21,10 @@ use criterion::{Criterion, Throughput};
 use rayon::ThreadPoolBuilder;
 use support::digits::Training;
 use support::measure;
-use support::network::{Network, mobilenet_v2, resnet50};
+use support::network::{Manner, Network, mobilenet_v2, resnet50};
+use tilewise::conv::Algorithm;
 
-type Build = fn(usize, bool) -> tilewise::Result<Network>;
+type Build = fn(usize, Manner) -> tilewise::Result<Network>;
 
 const NETWORKS: [(&str, Build); 2] = [("resnet50", resnet50), ("mobilenet_v2", mobilenet_v2)];
 const TRAINING: &str = "digits";
@@ -33,7 +34,13 @@ fn network(name: &str) -> Result<Build, Box<dyn Error>> {
     Ok(found.ok_or_else(|| format!("there is no network {name}"))?.1)
 }
 
-fn prepare<'w>(name: &str, batch: usize, last: bool) -> Result<measure::Work<'w>, Box<dyn Error>> {
+/// The manner of a number, as [`main`] has them.
+fn manner(number: usize) -> Manner {
+    let algorithm = if number == 2 { Algorithm::Winograd4 } else { Algorithm::Auto };
+    Manner { channels_last: number > 0, algorithm }
+}
+
+fn prepare<'w>(name: &str, batch: usize, manner: Manner) -> Result<measure::Work<'w>, Box<dyn Error>> {
     if name == TRAINING {
         let mut training = Training::new(batch)?;
         return Ok(Box::new(move || {
@@ -41,7 +48,7 @@ fn prepare<'w>(name: &str, batch: usize, last: bool) -> Result<measure::Work<'w>
             Ok(())
         }));
     }
-    let mut network = network(name)?(batch, last)?;
+    let mut network = network(name)?(batch, manner)?;
     Ok(Box::new(move || {
         black_box(network.run()?);
         Ok(())
@@ -49,7 +56,7 @@ fn prepare<'w>(name: &str, batch: usize, last: bool) -> Result<measure::Work<'w>
 }
 
 fn export(name: &str, batch: usize, file: &str) -> Result<(), Box<dyn Error>> {
-    let mut network = network(name)?(batch, false)?;
+    let mut network = network(name)?(batch, manner(0))?;
     let mut bytes: Vec<u8> =
         network.numbers.iter().chain(network.images()).flat_map(|x| x.to_le_bytes()).collect();
     bytes.extend(network.run()?.iter().flat_map(|x| x.to_le_bytes()));
@@ -65,13 +72,13 @@ fn bench(c: &mut Criterion) {
         let networks = NETWORKS.iter().flat_map(|&(name, _)| [(name, 1), (name, 8)]);
         for (name, batch) in networks.chain([(TRAINING, 64)]) {
             group.throughput(Throughput::Elements(batch as u64));
-            for (layout, last) in [("NCHW", false), ("NHWC", true)] {
-                if name == TRAINING && last {
+            for (number, what) in ["NCHW", "NHWC", "NHWC, Winograd4"].into_iter().enumerate() {
+                if name == TRAINING && number > 0 || name != "resnet50" && number == 2 {
                     continue;
                 }
-                group.bench_function(format!("{name} batch {batch} {layout}"), |bencher| {
+                group.bench_function(format!("{name} batch {batch} {what}"), |bencher| {
                     pool.install(|| {
-                        let mut work = prepare(name, batch, last).expect("memory");
+                        let mut work = prepare(name, batch, manner(number)).expect("memory");
                         bencher.iter(|| work().expect("it fits"));
                     });
                 });
@@ -86,7 +93,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["--measure", name] => {
             let pool = ThreadPoolBuilder::new().build()?;
             pool.install(|| {
-                measure::serve(|batch, last| prepare(name, batch, last != 0)).map_err(|e| e.to_string())
+                measure::serve(|batch, number| prepare(name, batch, manner(number)))
+                    .map_err(|e| e.to_string())
             })?;
         }
         ["--export", name, batch, file] => export(name, batch.parse()?, file)?,
@@ -106,9 +114,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             best.iter().for_each(|(what, seconds)| println!("{what:24} {:8.3} ms", 1e3 * seconds));
         }
-        ["--profile", name, batch, layout] => {
-            let pool = ThreadPoolBuilder::new().num_threads(1).build()?;
-            let mut network = network(name)?(batch.parse()?, layout == "1")?;
+        ["--profile", name, batch, number] => {
+            let pool = ThreadPoolBuilder::new().build()?;
+            let mut network = network(name)?(batch.parse()?, manner(number.parse()?))?;
             let kinds = pool.install(|| network.profile(15))?;
             let total: f64 = kinds.iter().map(|kind| kind.3).sum();
             for (what, count, work, seconds) in kinds {

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use tilewise::activation::Activation;
-use tilewise::conv::{Convolution, PackedConvolution};
+use tilewise::conv::{Algorithm, Convolution, PackedConvolution};
 use tilewise::gemm::{Bias, Gemm, Packed};
 use tilewise::pool::{AveragePool, MaxPool};
 use tilewise::random::Rng;
@@ -59,8 +59,15 @@ pub struct Network {
     pub numbers: Vec<f32>,
 }
 
+/// How features lie and how they are convolved.
+#[derive(Clone, Copy)]
+pub struct Manner {
+    pub channels_last: bool,
+    pub algorithm: Algorithm,
+}
+
 struct Builder {
-    channels_last: bool,
+    manner: Manner,
     rng: Rng,
     steps: Vec<Step>,
     numbers: Vec<f32>,
@@ -81,14 +88,8 @@ fn kind(channels: usize, kernel: usize, stride: usize, activation: Activation) -
 }
 
 impl Builder {
-    fn new(channels_last: bool) -> Self {
-        Self {
-            channels_last,
-            rng: Rng::seed(1),
-            steps: Vec::new(),
-            numbers: Vec::new(),
-            largest: 3 * SIDE * SIDE,
-        }
+    fn new(manner: Manner) -> Self {
+        Self { manner, rng: Rng::seed(1), steps: Vec::new(), numbers: Vec::new(), largest: 3 * SIDE * SIDE }
     }
 
     fn random<const N: usize>(&mut self, shape: [usize; N], most: f32) -> Result<Tensor<f32, N>> {
@@ -114,10 +115,10 @@ impl Builder {
             self.random([channels, shape[0] / groups, kernel, kernel], gain * (6.0 / fan_in).sqrt())?;
         let bias = self.random([channels], 0.1)?;
         let options = Convolution::new().stride([stride; 2]).padding([kernel / 2; 2]).groups(groups);
-        let options = options.activation(activation);
+        let options = options.activation(activation).algorithm(self.manner.algorithm);
         let [_, after @ ..] = options.output_shape([1, shape[0], shape[1], shape[2]], weight.shape())?;
         self.largest = self.largest.max(after.iter().product());
-        let weight = match self.channels_last {
+        let weight = match self.manner.channels_last {
             true => options.pack_channels_last(weight.view())?,
             false => options.pack(weight.view())?,
         };
@@ -127,7 +128,7 @@ impl Builder {
     }
 
     fn finish(mut self, (slot, shape): Place, batch: usize) -> Result<Network> {
-        let channels_last = self.channels_last;
+        let channels_last = self.manner.channels_last;
         let head = self.random([CLASSES, shape[0]], (3.0 / shape[0] as f32).sqrt())?;
         let head_bias = self.random([CLASSES], 0.1)?;
         let image = Tensor::from_fn([batch, 3, SIDE, SIDE], |_| self.rng.uniform(-1.0, 1.0))?;
@@ -149,9 +150,9 @@ impl Builder {
     }
 }
 
-pub fn resnet50(batch: usize, channels_last: bool) -> Result<Network> {
+pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
     let (relu, linear) = (Activation::Relu, Activation::Identity);
-    let mut net = Builder::new(channels_last);
+    let mut net = Builder::new(manner);
     let stem = net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(64, 7, 2, relu), None)?;
     let mut x = (0, [stem[0], stem[1] / 2, stem[2] / 2]);
     net.steps.push(Step { from: (1, stem), to: x, conv: None });
@@ -173,9 +174,9 @@ pub fn resnet50(batch: usize, channels_last: bool) -> Result<Network> {
     net.finish(x, batch)
 }
 
-pub fn mobilenet_v2(batch: usize, channels_last: bool) -> Result<Network> {
+pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
     let (relu6, linear) = (Activation::relu6(), Activation::Identity);
-    let mut net = Builder::new(channels_last);
+    let mut net = Builder::new(manner);
     let mut x = (1, net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(32, 3, 2, relu6), None)?);
     let settings = [
         (1, 16, 1, 1),
@@ -255,6 +256,11 @@ impl Network {
         for step in &self.steps {
             step.run(&mut self.slots, self.batch, self.channels_last)?;
         }
+        self.scores()
+    }
+
+    /// The mean of the features of each image, and its scores.
+    fn scores(&mut self) -> Result<&[f32]> {
         let (batch, (slot, shape)) = (self.batch, self.features);
         let means = self.pooled.view_mut().reshape([batch, shape[0], 1, 1])?;
         AveragePool::<2>::global()
@@ -267,13 +273,16 @@ impl Network {
     /// For each kind of step, in order of appearance: what it is, how often it is there, its multiplications and the
     /// seconds of all of its kind, the least of `rounds`.
     pub fn profile(&mut self, rounds: usize) -> Result<Vec<(String, usize, f64, f64)>> {
-        let mut best = vec![f64::INFINITY; self.steps.len()];
+        let (mut best, mut scores) = (vec![f64::INFINITY; self.steps.len()], f64::INFINITY);
         for _ in 0..rounds {
             for (step, best) in self.steps.iter().zip(&mut best) {
                 let start = Instant::now();
                 step.run(&mut self.slots, self.batch, self.channels_last)?;
                 *best = best.min(start.elapsed().as_secs_f64());
             }
+            let start = Instant::now();
+            self.scores()?;
+            scores = scores.min(start.elapsed().as_secs_f64());
         }
         let mut kinds: Vec<(String, usize, f64, f64)> = Vec::new();
         for (step, seconds) in self.steps.iter().zip(best) {
@@ -283,6 +292,8 @@ impl Network {
                 None => kinds.push((name, 1, work, seconds)),
             }
         }
+        let work = (self.batch * self.features.1[0] * CLASSES) as f64;
+        kinds.push((format!("{:39}", "means and scores"), 1, work, scores));
         Ok(kinds)
     }
 

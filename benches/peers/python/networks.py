@@ -150,10 +150,10 @@ class Problem:
 
 
 class Tilewise(Process):
-    def __init__(self, program, network, batch, last):
+    def __init__(self, program, network, batch, manner):
         super().__init__([*program, "--measure", network])
-        self.name = "tilewise NHWC" if last else "tilewise"
-        self.words = batch, int(last), arguments.seconds
+        self.name = "tilewise" + ["", " NHWC", " NHWC Winograd4"][manner]
+        self.words = batch, manner, arguments.seconds
 
     def time(self):
         return self.ask(*self.words)
@@ -271,11 +271,13 @@ def main():
     print(f"{arguments.threads} thread(s), images a second; ratio: Tilewise's best / the best peer's\n")
     for name in arguments.networks.split(","):
         for batch in [64] if name == "digits" else map(int, arguments.batch.split(",")):
-            peers, theirs = [Tilewise(program, name, batch, False)], []
+            peers, theirs = [Tilewise(program, name, batch, 0)], []
             if name == "digits":
                 theirs += [Training(batch, False), Training(batch, True)]
             else:
-                peers.append(Tilewise(program, name, batch, True))
+                peers.append(Tilewise(program, name, batch, 1))
+                if name == "resnet50":
+                    peers.append(Tilewise(program, name, batch, 2))
                 problem = Problem(program, name, batch)
                 for make in [lambda: PyTorch(problem, False), lambda: PyTorch(problem, True)]:
                     attempt(make, theirs)
