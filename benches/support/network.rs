@@ -47,7 +47,8 @@ struct Step {
 
 pub struct Network {
     steps: Vec<Step>,
-    slots: Vec<Vec<f32>>,
+    /// Aligned as vectors are: else each load and store of one would touch two cache lines.
+    slots: Vec<Tensor<f32, 1>>,
     features: Place,
     pooled: Tensor<f32, 2>,
     head: Packed<f32>,
@@ -133,8 +134,9 @@ impl Builder {
         let head_bias = self.random([CLASSES], 0.1)?;
         let image = Tensor::from_fn([batch, 3, SIDE, SIDE], |_| self.rng.uniform(-1.0, 1.0))?;
         let image = if channels_last { image.view().permute([0, 2, 3, 1])?.to_tensor()? } else { image };
-        let mut slots: Vec<Vec<f32>> = (0..SLOTS).map(|_| vec![0.0; batch * self.largest]).collect();
-        slots.push(image.as_slice().to_vec());
+        let empty = || Tensor::zeros([batch * self.largest]);
+        let mut slots = (0..SLOTS).map(|_| empty()).collect::<Result<Vec<_>>>()?;
+        slots.push(Tensor::from_slice(image.as_slice(), [image.as_slice().len()])?);
         Ok(Network {
             steps: self.steps,
             slots,
@@ -208,19 +210,19 @@ pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
 }
 
 impl Step {
-    fn run(&self, slots: &mut [Vec<f32>], batch: usize, last: bool) -> Result<()> {
+    fn run(&self, slots: &mut [Tensor<f32, 1>], batch: usize, last: bool) -> Result<()> {
         let Self { from, to, conv } = self;
         // What is written is neither read nor added.
-        let mut out = std::mem::take(&mut slots[to.0]);
-        let x = view(&slots[from.0], batch, from.1, last)?;
-        let y = view_mut(&mut out, batch, to.1, last)?;
+        let mut out = std::mem::replace(&mut slots[to.0], Tensor::zeros([0])?);
+        let x = view(slots[from.0].as_slice(), batch, from.1, last)?;
+        let y = view_mut(out.as_mut_slice(), batch, to.1, last)?;
         match conv {
             None => MaxPool::new([3, 3]).stride([2, 2]).padding([1, 1]).forward_into(x, y)?,
             Some(Conv { options, weight, bias, shortcut: None, .. }) => {
                 options.forward_into(x, weight, Some(bias.view()), y)?;
             }
             Some(Conv { options, weight, bias, shortcut: Some(slot), .. }) => {
-                let shortcut = view(&slots[*slot], batch, to.1, last)?;
+                let shortcut = view(slots[*slot].as_slice(), batch, to.1, last)?;
                 options.forward_add_into(x, weight, Some(bias.view()), shortcut, y)?;
             }
         }
@@ -264,7 +266,7 @@ impl Network {
         let (batch, (slot, shape)) = (self.batch, self.features);
         let means = self.pooled.view_mut().reshape([batch, shape[0], 1, 1])?;
         AveragePool::<2>::global()
-            .forward_into(view(&self.slots[slot], batch, shape, self.channels_last)?, means)?;
+            .forward_into(view(self.slots[slot].as_slice(), batch, shape, self.channels_last)?, means)?;
         let head = Gemm::new().bias(Bias::PerColumn(self.head_bias.view()));
         head.run(self.pooled.view(), &self.head, self.scores.view_mut())?;
         Ok(self.scores.as_slice())
@@ -299,7 +301,7 @@ impl Network {
 
     /// The images, in the order of their memory.
     pub fn images(&self) -> &[f32] {
-        &self.slots[IMAGES]
+        self.slots[IMAGES].as_slice()
     }
 }
 
