@@ -36,8 +36,8 @@ fn network(name: &str) -> Result<Build, Box<dyn Error>> {
 
 /// The manner of a number, as [`main`] has them.
 fn manner(number: usize) -> Manner {
-    let algorithm = if number == 2 { Algorithm::Winograd4 } else { Algorithm::Auto };
-    Manner { channels_last: number > 0, algorithm }
+    let algorithm = if number == 2 || number == 4 { Algorithm::Winograd4 } else { Algorithm::Auto };
+    Manner { channels_last: number > 0, algorithm, chained: number >= 3 }
 }
 
 fn prepare<'w>(name: &str, batch: usize, manner: Manner) -> Result<measure::Work<'w>, Box<dyn Error>> {

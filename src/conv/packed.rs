@@ -93,6 +93,16 @@ impl<T: Element> PackedConvolution<T> {
         if let Form::Rows(packed) = &self.form { Some(packed) } else { None }
     }
 
+    /// Multiplications for each output.
+    pub(super) fn depth(&self) -> usize {
+        self.cut.depth
+    }
+
+    /// Neighbouring outputs that are computed together: a side of a Winograd tile.
+    pub(super) fn unit(&self) -> usize {
+        self.cut.winograd.max(1)
+    }
+
     /// Steps of a block of depth.
     pub(super) fn block(&self) -> usize {
         self.cut.kc
