@@ -66,7 +66,7 @@ pub struct Network {
 pub struct Manner {
     pub channels_last: bool,
     pub algorithm: Algorithm,
-    /// The convolutions of a block run as one.
+    /// The convolutions of a block of MobileNetV2 run as one.
     pub chained: bool,
 }
 
@@ -179,7 +179,6 @@ pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
     for (blocks, width, first) in [(3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2)] {
         for block in 0..blocks {
             let stride = if block == 0 { first } else { 1 };
-            let first = net.steps.len();
             let narrow = net.conv(x, 2, kind(width, 1, 1, relu), None)?;
             let middle = net.conv((2, narrow), 3, kind(width, 3, stride, relu), None)?;
             let shortcut = if block == 0 {
@@ -190,11 +189,6 @@ pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
             };
             let to = 1 - x.0;
             x = (to, net.conv((3, middle), to, kind(4 * width, 1, 1, relu), Some(shortcut))?);
-            if block == 0 && net.manner.chained {
-                // What is added must be there before the block.
-                net.steps[first..first + 3].rotate_right(1);
-            }
-            net.chain(first + usize::from(block == 0));
         }
     }
     net.finish(x, batch)
