@@ -17,7 +17,7 @@ use super::geometry::{Geometry, Padding, expect, lift, lower};
 use super::packed::PackedConvolution;
 use super::{Convolution, Weight};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Dims, Error, Result};
 use crate::gemm::{GRAIN, balanced, blocks};
 use crate::machine;
 use crate::parallel;
@@ -145,7 +145,7 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
             let output = lower(sizes.output);
             let len = output.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
             let len = len.filter(|&len| isize::try_from(len).is_ok());
-            let len = len.ok_or(Error::Overflow { op, shape: crate::error::Dims::new(&output) })?;
+            let len = len.ok_or_else(|| Error::Overflow { op, shape: Dims::new(&output) })?;
             let (unit, work) = (weight.unit(), len.saturating_mul(weight.depth()));
             *stage = Stage { sliding: sizes.sliding, input, output, unit, work };
             input = output;
