@@ -264,7 +264,9 @@ where
     fn pays(&self, rows: usize, tasks: usize) -> bool {
         let rooms = self.rooms(rows.div_ceil(tasks));
         let whole = self.rooms(rows);
-        rooms.iter().zip(whole).all(|(&room, whole)| room.saturating_mul(tasks) <= whole / 6 * 7)
+        let fits =
+            |(&room, whole): (&usize, usize)| room.saturating_mul(6 * tasks) <= whole.saturating_mul(7);
+        rooms.iter().zip(whole).all(fits)
     }
 
     /// Rows of each output that are there at most while so many of the last one's are computed.
