@@ -1,9 +1,10 @@
 //! Whole networks: ResNet-50 and MobileNetV2 forward, and a step of training of the small network of `digits`.
 //!
 //! `benches/peers/python/networks.py` runs this program beside other libraries: with `--measure NETWORK`, it answers each line
-//! `BATCH MANNER SECONDS` with the time of a call (0 is NCHW, 1 is NHWC, 2 the same with `Algorithm::Winograd4`), and with `--export NETWORK BATCH FILE` it
-//! writes weights, images and scores, all `f32`. `--profile NETWORK BATCH MANNER`, or `--profile digits BATCH`,
-//! says where the time goes, in as many threads as `RAYON_NUM_THREADS` says.
+//! `BATCH MANNER SECONDS` with the time of a call (0 is NCHW, 1 is NHWC, 2 the same with `Algorithm::Winograd4`, 3 the same
+//! with blocks as chains), and with `--export NETWORK BATCH FILE` it writes weights, images and scores, all `f32`.
+//! `--profile NETWORK BATCH MANNER`, or `--profile digits BATCH`, says where the time goes, in as many threads as
+//! `RAYON_NUM_THREADS` says.
 
 mod support {
     pub mod digits;
@@ -37,7 +38,7 @@ fn network(name: &str) -> Result<Build, Box<dyn Error>> {
 /// The manner of a number, as [`main`] has them.
 fn manner(number: usize) -> Manner {
     let algorithm = if number == 2 { Algorithm::Winograd4 } else { Algorithm::Auto };
-    Manner { channels_last: number > 0, algorithm }
+    Manner { channels_last: number > 0, algorithm, chained: number == 3 }
 }
 
 fn prepare<'w>(name: &str, batch: usize, manner: Manner) -> Result<measure::Work<'w>, Box<dyn Error>> {
@@ -72,8 +73,11 @@ fn bench(c: &mut Criterion) {
         let networks = NETWORKS.iter().flat_map(|&(name, _)| [(name, 1), (name, 8)]);
         for (name, batch) in networks.chain([(TRAINING, 64)]) {
             group.throughput(Throughput::Elements(batch as u64));
-            for (number, what) in ["NCHW", "NHWC", "NHWC, Winograd4"].into_iter().enumerate() {
-                if name == TRAINING && number > 0 || name != "resnet50" && number == 2 {
+            for (number, what) in ["NCHW", "NHWC", "NHWC, Winograd4", "NHWC, chains"].into_iter().enumerate()
+            {
+                let other =
+                    [(2, "resnet50"), (3, "mobilenet_v2")].iter().any(|&(n, of)| n == number && of != name);
+                if name == TRAINING && number > 0 || other {
                     continue;
                 }
                 group.bench_function(format!("{name} batch {batch} {what}"), |bencher| {

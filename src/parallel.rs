@@ -81,9 +81,29 @@ impl Drop for Share {
     }
 }
 
+thread_local! {
+    /// No more tasks are made on this thread.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, one thread's share, without tasks of its own.
+pub(crate) fn alone<R>(f: impl FnOnce() -> R) -> R {
+    struct Alone(bool);
+    impl Drop for Alone {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _before = Alone(ALONE.replace(true));
+    f()
+}
+
 /// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
 fn threads() -> usize {
     static STARTED: OnceLock<bool> = OnceLock::new();
+    if ALONE.get() {
+        return 1;
+    }
     if rayon::current_thread_index().is_some() {
         return rayon::current_num_threads();
     }

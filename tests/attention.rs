@@ -239,12 +239,12 @@ fn dense<T: Element>(view: TensorView<'_, T, 4>) -> Vec<T> {
 
 #[test]
 fn equals_the_reference_in_f32() {
-    quickcheck(400, check::<f32> as fn(Case<f32>) -> bool);
+    quickcheck(200, check::<f32> as fn(Case<f32>) -> bool);
 }
 
 #[test]
 fn equals_the_reference_in_f64() {
-    quickcheck(400, check::<f64> as fn(Case<f64>) -> bool);
+    quickcheck(200, check::<f64> as fn(Case<f64>) -> bool);
 }
 
 /// Values between −1 and 1 that a formula gives, for tests that need no randomness.

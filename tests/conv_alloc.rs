@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tilewise::activation::Activation;
-use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
+use tilewise::conv::{Algorithm, Chain, Convolution, ConvolutionTranspose, Im2col, Link};
 use tilewise::{Element, Tensor, TensorView, machine};
 
 /// The system's allocator, which counts what the threads of our pools ask of it.
@@ -116,6 +116,11 @@ fn each_call<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
         let b: Option<TensorView<'_, T, 1>> = Some(bias.view());
         run("forward", &mut || conv.forward_into(x.view(), w.view(), None, y.view_mut()).unwrap());
         run("packed", &mut || relu.forward_into(x.view(), &packed, b, y.view_mut()).unwrap());
+        let (projection, v) = (Convolution::<2>::new(), wave::<T, 4>([8, c_out, 1, 1]));
+        let projected = projection.pack(v.view()).unwrap();
+        let chain = Chain::new([Link::new(relu, &packed, b), Link::new(projection, &projected, None)]);
+        let mut narrow = wave::<T, 4>(chain.output_shape(x.shape()).unwrap());
+        run("chain", &mut || chain.forward_into(x.view(), narrow.view_mut()).unwrap());
         run("residual", &mut || {
             relu.forward_add_into(x.view(), w.view(), b, skip.view(), y.view_mut()).unwrap();
         });

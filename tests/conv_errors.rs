@@ -1,6 +1,6 @@
 //! What convolution refuses, in which words, and that nothing is written then.
 
-use tilewise::conv::{Convolution, ConvolutionTranspose};
+use tilewise::conv::{Chain, Convolution, ConvolutionTranspose, Link};
 use tilewise::{Error, Tensor, TensorView, TensorViewMut};
 
 fn image(shape: [usize; 4]) -> Tensor<f32, 4> {
@@ -72,6 +72,34 @@ fn wrong_forward_calls() {
     assert!(matches!(huge, Err(Error::Alloc { .. })), "{:?}", huge.err());
     let huge = conv.padding([1 << 40, 1 << 40]).forward(x.view(), w.view(), None);
     assert!(matches!(huge, Err(Error::Overflow { .. } | Error::Alloc { .. })), "{:?}", huge.err());
+}
+
+#[test]
+fn wrong_chains() {
+    let (x, conv) = (image([2, 4, 5, 6]), Convolution::<2>::new());
+    let (w, v) = (image([6, 4, 3, 3]), image([3, 6, 2, 2]));
+    let (w, v) = (conv.pack(w.view()).unwrap(), conv.pack(v.view()).unwrap());
+    let link = |w, bias| Link::new(conv, w, bias);
+    let (chain, op) = (Chain::new([link(&w, None), link(&v, None)]), "Chain::forward_into");
+    assert_eq!(chain.output_shape(x.shape()).unwrap(), [2, 3, 2, 3]);
+    let (mut y, other, four) = (image([2, 3, 2, 2]), image([2, 3, 2, 3]), vector(4));
+    let into = |links: [Link<'_, f32, 2>; 2], y: &mut Tensor<f32, 4>| {
+        text(Chain::new(links).forward_into(x.view(), y.view_mut()))
+    };
+    let cases = [
+        (into([link(&w, None), link(&v, None)], &mut y), "y has shape [2, 3, 2, 2], expected [2, 3, 2, 3]"),
+        (into([link(&v, None), link(&w, None)], &mut y), "w has shape [3, 6, 2, 2], expected [3, 4, 2, 2]"),
+        (into([link(&w, None), link(&w, None)], &mut y), "w has shape [6, 4, 3, 3], expected [6, 6, 3, 3]"),
+        (into([link(&w, None), link(&v, Some(four.view()))], &mut y), "bias has shape [4], expected [3]"),
+    ];
+    for (found, expected) in cases {
+        assert_eq!(found, format!("{op}: {expected}"));
+    }
+    let residual = text(chain.forward_add_into(x.view(), y.view(), image([2, 3, 2, 3]).view_mut()));
+    assert_eq!(residual, "Chain::forward_add_into: residual has shape [2, 3, 2, 2], expected [2, 3, 2, 3]");
+    assert!(y.iter().all(|&y| y == 7.0), "a refused call wrote");
+    assert!(chain.forward(image([0, 4, 5, 6]).view()).unwrap().is_empty());
+    assert_eq!(chain.forward(x.view()).unwrap().shape(), other.shape());
 }
 
 #[test]

@@ -104,14 +104,14 @@ fn any_gram_product_f64() {
 #[test]
 fn sizes_around_leaves_and_blocks() {
     let mut g = Gen::from_size_and_seed(100, 21);
-    for m in [63, 64, 65, 95, 97, 127, 128, 129, 191, 193, 255, 256, 257, 320, 513] {
-        for k in [0, 1, 7, 129] {
+    for m in [63, 64, 65, 95, 127, 129, 193, 255, 257, 513] {
+        for k in [0, 1, 33] {
             run(Any(Case::<f32>::random(&mut g, [m, k]))).unwrap();
             run(Any(Case::<f64>::random(&mut g, [m, k]))).unwrap();
         }
     }
-    for m in [1, 2, 13, 33, 130] {
-        for k in [127, 128, 256, 257, 383, 385, 769, 1025] {
+    for m in [1, 2, 13, 33, 70] {
+        for k in [127, 128, 257, 385, 769] {
             run(Any(Case::<f32>::random(&mut g, [m, k]))).unwrap();
             run(Any(Case::<f64>::random(&mut g, [m, k]))).unwrap();
         }
@@ -122,7 +122,7 @@ fn sizes_around_leaves_and_blocks() {
 #[test]
 fn every_instruction_set_on_every_order_of_memory() {
     let mut g = Gen::from_size_and_seed(100, 22);
-    for [m, k] in [[3, 5], [70, 40], [150, 300]] {
+    for [m, k] in [[3, 5], [70, 40], [150, 130]] {
         for (flip_a, flip_c) in [(false, false), (false, true), (true, false), (true, true)] {
             let strides = |shape: [usize; 2], flip| if flip { [1, shape[0]] } else { [shape[1], 1] };
             for &isa in machine::supported() {

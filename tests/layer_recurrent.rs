@@ -109,6 +109,20 @@ fn pieces_and_steps_give_the_whole() {
 }
 
 #[test]
+fn a_refused_call_leaves_what_was_kept() {
+    let mut layers = stacked(rnn::Lstm::new(), 1);
+    let x = random([3, 2, 2], 1);
+    let y = layers.forward(x.view()).unwrap();
+    let expected = layers.backward(y.view()).unwrap();
+    let mut state = layers.zero_state(2).unwrap();
+    state.hidden[1] = Tensor::zeros([1, 2, 4]).unwrap();
+    assert!(layers.forward_from(x.view(), Some(&state), None).is_err());
+    assert!(layers.forward_from(x.view(), None, Some(&[1, 4])).is_err());
+    assert!(layers.forward(random([3, 2, 5], 1).view()).is_err());
+    assert_eq!(layers.backward(y.view()).unwrap(), expected);
+}
+
+#[test]
 fn gradients_for_the_last_states_reach_the_first() {
     let mut layers = stacked(rnn::Gru::new(), 1);
     let x = random([3, 2, 2], 1);

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use tilewise::activation::Activation;
-use tilewise::conv::{Algorithm, Convolution, PackedConvolution};
+use tilewise::conv::{Algorithm, Chain, Convolution, Link, PackedConvolution};
 use tilewise::gemm::{Bias, Gemm, Packed};
 use tilewise::pool::{AveragePool, MaxPool};
 use tilewise::random::Rng;
@@ -36,18 +36,20 @@ struct Conv {
     shortcut: Option<usize>,
     kernel: usize,
     depthwise: bool,
+    multiplications: f64,
 }
 
 struct Step {
     from: Place,
     to: Place,
-    /// If none, the maxima of windows of 3 × 3 with stride 2.
-    conv: Option<Conv>,
+    /// One after the other; if none, the maxima of windows of 3 × 3 with stride 2.
+    convs: Vec<Conv>,
 }
 
 pub struct Network {
     steps: Vec<Step>,
-    slots: Vec<Vec<f32>>,
+    /// Aligned as vectors are: else each load and store of one would touch two cache lines.
+    slots: Vec<Tensor<f32, 1>>,
     features: Place,
     pooled: Tensor<f32, 2>,
     head: Packed<f32>,
@@ -64,6 +66,8 @@ pub struct Network {
 pub struct Manner {
     pub channels_last: bool,
     pub algorithm: Algorithm,
+    /// The convolutions of a block of MobileNetV2 run as one.
+    pub chained: bool,
 }
 
 struct Builder {
@@ -122,9 +126,24 @@ impl Builder {
             true => options.pack_channels_last(weight.view())?,
             false => options.pack(weight.view())?,
         };
-        let conv = Some(Conv { options, weight, bias, shortcut, kernel, depthwise });
-        self.steps.push(Step { from: (from, shape), to: (to, after), conv });
+        let multiplications = (kernel * kernel * shape[0] / groups * after.iter().product::<usize>()) as f64;
+        let conv = Conv { options, weight, bias, shortcut, kernel, depthwise, multiplications };
+        self.steps.push(Step { from: (from, shape), to: (to, after), convs: vec![conv] });
         Ok(after)
+    }
+
+    /// The steps from `first` on become one, where the manner says so.
+    fn chain(&mut self, first: usize) {
+        if !self.manner.chained {
+            return;
+        }
+        let parts = self.steps.split_off(first);
+        let (Some(from), Some(to)) = (parts.first().map(|step| step.from), parts.last().map(|step| step.to))
+        else {
+            return;
+        };
+        let convs = parts.into_iter().flat_map(|step| step.convs).collect();
+        self.steps.push(Step { from, to, convs });
     }
 
     fn finish(mut self, (slot, shape): Place, batch: usize) -> Result<Network> {
@@ -133,8 +152,9 @@ impl Builder {
         let head_bias = self.random([CLASSES], 0.1)?;
         let image = Tensor::from_fn([batch, 3, SIDE, SIDE], |_| self.rng.uniform(-1.0, 1.0))?;
         let image = if channels_last { image.view().permute([0, 2, 3, 1])?.to_tensor()? } else { image };
-        let mut slots: Vec<Vec<f32>> = (0..SLOTS).map(|_| vec![0.0; batch * self.largest]).collect();
-        slots.push(image.as_slice().to_vec());
+        let empty = || Tensor::zeros([batch * self.largest]);
+        let mut slots = (0..SLOTS).map(|_| empty()).collect::<Result<Vec<_>>>()?;
+        slots.push(Tensor::from_slice(image.as_slice(), [image.as_slice().len()])?);
         Ok(Network {
             steps: self.steps,
             slots,
@@ -155,7 +175,7 @@ pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
     let mut net = Builder::new(manner);
     let stem = net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(64, 7, 2, relu), None)?;
     let mut x = (0, [stem[0], stem[1] / 2, stem[2] / 2]);
-    net.steps.push(Step { from: (1, stem), to: x, conv: None });
+    net.steps.push(Step { from: (1, stem), to: x, convs: Vec::new() });
     for (blocks, width, first) in [(3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2)] {
         for block in 0..blocks {
             let stride = if block == 0 { first } else { 1 };
@@ -190,7 +210,7 @@ pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
     for (expansion, channels, blocks, first) in settings {
         for block in 0..blocks {
             let stride = if block == 0 { first } else { 1 };
-            let inputs = x.1[0];
+            let (inputs, first) = (x.1[0], net.steps.len());
             let wide = if expansion == 1 {
                 x
             } else {
@@ -201,6 +221,7 @@ pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
             let shortcut = (stride == 1 && inputs == channels).then_some(x.0);
             let to = 1 - x.0;
             x = (to, net.conv((3, middle), to, kind(channels, 1, 1, linear), shortcut)?);
+            net.chain(first);
         }
     }
     let last = net.conv(x, 2, kind(1280, 1, 1, relu6), None)?;
@@ -208,21 +229,21 @@ pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
 }
 
 impl Step {
-    fn run(&self, slots: &mut [Vec<f32>], batch: usize, last: bool) -> Result<()> {
-        let Self { from, to, conv } = self;
+    fn run(&self, slots: &mut [Tensor<f32, 1>], batch: usize, last: bool) -> Result<()> {
+        let Self { from, to, convs } = self;
         // What is written is neither read nor added.
-        let mut out = std::mem::take(&mut slots[to.0]);
-        let x = view(&slots[from.0], batch, from.1, last)?;
-        let y = view_mut(&mut out, batch, to.1, last)?;
-        match conv {
-            None => MaxPool::new([3, 3]).stride([2, 2]).padding([1, 1]).forward_into(x, y)?,
-            Some(Conv { options, weight, bias, shortcut: None, .. }) => {
-                options.forward_into(x, weight, Some(bias.view()), y)?;
-            }
-            Some(Conv { options, weight, bias, shortcut: Some(slot), .. }) => {
-                let shortcut = view(&slots[*slot], batch, to.1, last)?;
-                options.forward_add_into(x, weight, Some(bias.view()), shortcut, y)?;
-            }
+        let mut out = std::mem::replace(&mut slots[to.0], Tensor::zeros([0])?);
+        let x = view(slots[from.0].as_slice(), batch, from.1, last)?;
+        let y = view_mut(out.as_mut_slice(), batch, to.1, last)?;
+        let shortcut = match convs.last().and_then(|conv| conv.shortcut) {
+            Some(slot) => Some(view(slots[slot].as_slice(), batch, to.1, last)?),
+            None => None,
+        };
+        match &convs[..] {
+            [] => MaxPool::new([3, 3]).stride([2, 2]).padding([1, 1]).forward_into(x, y)?,
+            [a] => chain([a], x, shortcut, y)?,
+            [a, b] => chain([a, b], x, shortcut, y)?,
+            [a, b, c, ..] => chain([a, b, c], x, shortcut, y)?,
         }
         slots[to.0] = out;
         Ok(())
@@ -231,22 +252,36 @@ impl Step {
     fn name(&self) -> String {
         let ([c_in, rows, _], [c_out, after, _]) = (self.from.1, self.to.1);
         let sizes = format!("{c_in:>4} -> {c_out:<4} {rows:>3} -> {after:<3}");
-        match &self.conv {
-            None => format!("max 3x3      {sizes}"),
-            Some(conv) => {
+        match &self.convs[..] {
+            [] => format!("max 3x3      {sizes}"),
+            [conv] => {
                 let kind = if conv.depthwise { "depthwise" } else { "" };
                 let add = if conv.shortcut.is_some() { "+" } else { " " };
                 format!("{0}x{0}{add}{kind:9}{sizes}", conv.kernel)
+            }
+            [.., last] => {
+                let add = if last.shortcut.is_some() { "+" } else { " " };
+                format!("block of {}{add}  {sizes}", self.convs.len())
             }
         }
     }
 
     fn multiplications(&self) -> f64 {
-        let taps = self
-            .conv
-            .as_ref()
-            .map_or(0, |conv| conv.kernel * conv.kernel * if conv.depthwise { 1 } else { self.from.1[0] });
-        taps as f64 * self.to.1.iter().product::<usize>() as f64
+        self.convs.iter().map(|conv| conv.multiplications).sum()
+    }
+}
+
+/// Convolutions as one.
+fn chain<const L: usize>(
+    convs: [&Conv; L],
+    x: TensorView<'_, f32, 4>,
+    shortcut: Option<TensorView<'_, f32, 4>>,
+    y: TensorViewMut<'_, f32, 4>,
+) -> Result<()> {
+    let chain = Chain::new(convs.map(|conv| Link::new(conv.options, &conv.weight, Some(conv.bias.view()))));
+    match shortcut {
+        Some(shortcut) => chain.forward_add_into(x, shortcut, y),
+        None => chain.forward_into(x, y),
     }
 }
 
@@ -264,7 +299,7 @@ impl Network {
         let (batch, (slot, shape)) = (self.batch, self.features);
         let means = self.pooled.view_mut().reshape([batch, shape[0], 1, 1])?;
         AveragePool::<2>::global()
-            .forward_into(view(&self.slots[slot], batch, shape, self.channels_last)?, means)?;
+            .forward_into(view(self.slots[slot].as_slice(), batch, shape, self.channels_last)?, means)?;
         let head = Gemm::new().bias(Bias::PerColumn(self.head_bias.view()));
         head.run(self.pooled.view(), &self.head, self.scores.view_mut())?;
         Ok(self.scores.as_slice())
@@ -299,7 +334,7 @@ impl Network {
 
     /// The images, in the order of their memory.
     pub fn images(&self) -> &[f32] {
-        &self.slots[IMAGES]
+        self.slots[IMAGES].as_slice()
     }
 }
 

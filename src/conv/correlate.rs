@@ -57,17 +57,15 @@ impl<T: Element> Call<'_, T> {
         if y.is_empty() {
             return Ok(());
         }
-        if let Operand::Packed(packed) = self.w
-            && let Some(filter) = packed.filter()?
-        {
-            return Call { w: Operand::View(filter), ..*self }.run(y);
-        }
-        match (self.path(y.shape(), y.strides()), self.w) {
-            (Path::PointwiseRows, _) => self.pixels(y),
-            (Path::PointwiseImages, _) => self.images(y),
-            (Path::Patches, Operand::Packed(packed)) => self.patches(packed, y),
-            (Path::Depthwise, Operand::View(w)) => self.depthwise(w, y),
-            _ => self.implicit(y),
+        let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
+        let (w, taps_first) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), same));
+        let call = Call { w, ..*self };
+        match (call.path(y.shape(), y.strides()), w) {
+            (Path::PointwiseRows, _) => call.pixels(y),
+            (Path::PointwiseImages, _) => call.images(y),
+            (Path::Patches, Operand::Packed(packed)) => call.patches(packed, y),
+            (Path::Depthwise, Operand::View(w)) => call.depthwise(w, taps_first, y),
+            _ => call.implicit(y),
         }
     }
 

@@ -34,6 +34,7 @@
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
+//! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
@@ -57,6 +58,7 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+mod chain;
 mod correlate;
 mod correlation;
 mod depthwise;
@@ -75,6 +77,7 @@ mod weights;
 mod winograd;
 
 pub use backward::ConvolutionGradients;
+pub use chain::{Chain, Link};
 pub use im2col::{Im2col, PatchOrder};
 pub(crate) use kernels::Convolve;
 pub use packed::PackedConvolution;

@@ -1,6 +1,7 @@
 //! Weights packed once for many convolutions.
 #![forbid(unsafe_code)]
 
+use super::depthwise;
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -22,8 +23,10 @@ pub struct PackedConvolution<T> {
 
 /// How packed weights lie.
 enum Form<T> {
-    /// Panels of a left operand, group after group; depthwise weights are kept as they are, row-major.
+    /// Panels of a left operand, group after group.
     Panels(Aligned<T>),
+    /// Depthwise weights as they are, row-major, and tap by tap.
+    Depthwise(Aligned<T>, Aligned<T>),
     /// The same of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
     /// A right operand, its columns the output channels, its depth taps and the channels of each: for pixels as rows.
@@ -55,27 +58,24 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        let depthwise = depthwise(groups, w.shape());
+        // Groups of one input channel.
+        let depthwise = groups > 1 && w.shape()[1] == 1;
         let len = if depthwise { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
         if depthwise {
             data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
-        } else {
-            T::pack(&filter, op, &cut, &mut data)?;
+            return packed(Form::Depthwise(data, depthwise::pack(op, &filter, w.shape())?));
         }
+        T::pack(&filter, op, &cut, &mut data)?;
         packed(Form::Panels(data))
     }
 
-    /// Depthwise weights as a view.
-    pub(super) fn filter(&self) -> Result<Option<Filter<'_, T>>> {
-        match &self.form {
-            Form::Panels(data) if depthwise(self.cut.groups, self.shape) => {
-                let view = TensorView::from_slice(data, self.shape)?;
-                Ok(Some(Filter::new(view)))
-            }
-            _ => Ok(None),
-        }
+    /// Depthwise weights as a view, and as [`depthwise::pack`] has them.
+    pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, Option<&[T]>)>> {
+        let Form::Depthwise(data, taps_first) = &self.form else { return Ok(None) };
+        let view = TensorView::from_slice(data, self.shape)?;
+        Ok(Some((Filter::new(view), (!taps_first.is_empty()).then_some(&taps_first[..]))))
     }
 
     /// The panels of a left operand, where they are that.
@@ -83,7 +83,7 @@ impl<T: Element> PackedConvolution<T> {
         let data = match &self.form {
             Form::Panels(data) => data,
             Form::Rows(packed) => packed.panels(),
-            Form::Columns(_) => return None,
+            Form::Depthwise(..) | Form::Columns(_) => return None,
         };
         Some(Weights { cut: self.cut, data })
     }
@@ -91,6 +91,16 @@ impl<T: Element> PackedConvolution<T> {
     /// A left operand `[c_out, c_in]` of plain products.
     pub(super) fn rows(&self) -> Option<&Packed<T>> {
         if let Form::Rows(packed) = &self.form { Some(packed) } else { None }
+    }
+
+    /// Multiplications for each output.
+    pub(super) fn depth(&self) -> usize {
+        self.cut.depth
+    }
+
+    /// Neighbouring outputs that are computed together: a side of a Winograd tile.
+    pub(super) fn unit(&self) -> usize {
+        self.cut.winograd.max(1)
     }
 
     /// Steps of a block of depth.
@@ -112,6 +122,7 @@ impl<T: Element> PackedConvolution<T> {
     pub fn bytes(&self) -> usize {
         let len = match &self.form {
             Form::Panels(data) => data.len(),
+            Form::Depthwise(data, taps_first) => data.len() + taps_first.len(),
             Form::Rows(packed) | Form::Columns(packed) => packed.panels().len(),
         };
         len * size_of::<T>()
@@ -161,11 +172,6 @@ fn describe(cut: &Cut, flipped: bool, columns: bool) -> String {
         "{} with {} groups, panels of {} in blocks of {}{turned}{last}",
         cut.isa, cut.groups, cut.width, cut.kc
     )
-}
-
-/// True for groups of one input channel.
-fn depthwise(groups: usize, [_, channels, ..]: [usize; 5]) -> bool {
-    groups > 1 && channels == 1
 }
 
 impl<T> std::fmt::Debug for PackedConvolution<T> {

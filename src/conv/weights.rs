@@ -148,6 +148,41 @@ impl<'a, T: Element> Filter<'a, T> {
         Ok(view)
     }
 
+    /// Depthwise weights of some channels, `multiplier` of each group: tap t of the i-th goes to `place(i) + t · step`.
+    pub(super) fn spread(
+        &self,
+        multiplier: usize,
+        channels: Range<usize>,
+        place: impl Fn(usize) -> usize,
+        step: usize,
+        to: &mut [T],
+    ) -> Result<()> {
+        let view = self.seen()?;
+        let [_, inputs, depth, height, width] = view.shape();
+        let taps = depth * height * width;
+        // Rows of taps, or as gradients have them, from the last to the first.
+        let (forward, backward) = (view.as_slice(), view.flip(2)?.flip(3)?.flip(4)?.as_slice());
+        for (i, channel) in channels.enumerate() {
+            let to = to[place(i)..].iter_mut().step_by(step);
+            let [outer, inner] = match self.transposed {
+                true => [channel / multiplier, channel % multiplier],
+                false => [channel, 0],
+            };
+            let from = (outer * inputs + inner) * taps..(outer * inputs + inner + 1) * taps;
+            if let Some(all) = forward {
+                to.zip(&all[from]).for_each(|(to, &from)| *to = from);
+            } else if let Some(all) = backward {
+                to.zip(all[from].iter().rev()).for_each(|(to, &from)| *to = from);
+            } else {
+                for (tap, to) in to.take(taps).enumerate() {
+                    let at = [outer, inner, tap / width / height, tap / width % height, tap % width];
+                    *to = view.get(at).copied().unwrap_or(T::ZERO);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// `[rows, channels, kernel…]` of a group.
     pub(super) fn group(&self, groups: usize, group: usize) -> Result<TensorView<'a, T, 5>> {
         let outer = self.view.shape()[0] / groups;

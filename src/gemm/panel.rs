@@ -17,7 +17,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::TensorView;
 
 /// A matrix that fills panels. It need not exist in memory: windows of an image are one too.
@@ -103,7 +103,8 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
             let fours = count / 4 * 4;
             for i in (0..fours).step_by(4) {
-                transpose(simd, std::array::from_fn(|j| line(lines.start + i + j)), &mut panel[i..], width);
+                let four = std::array::from_fn(|j| line(lines.start + i + j));
+                transpose(simd, four, 4 * self.strides()[0], &mut panel[i..], width);
             }
             for i in fours..count {
                 let from = line(lines.start + i);
@@ -119,12 +120,22 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
     }
 }
 
-/// Step `p` of the four lines to `panel[p · width ..]`, for every step.
+/// Step `p` of the four lines to `panel[p · width ..]`, for every step. The lines `ahead` of them are asked for: each is too
+/// short for the processor to see it coming.
 #[inline(always)]
-pub(crate) fn transpose<T: Element, S: Simd<T>>(simd: S, lines: [&[T]; 4], panel: &mut [T], width: usize) {
+pub(crate) fn transpose<T: Element, S: Simd<T>>(
+    simd: S,
+    lines: [&[T]; 4],
+    ahead: isize,
+    panel: &mut [T],
+    width: usize,
+) {
     let depth = lines[0].len();
     let whole = depth / S::LANES * S::LANES;
     for p in (0..whole).step_by(S::LANES) {
+        for line in &lines {
+            simd::prefetch(line.as_ptr().wrapping_offset(p as isize + ahead));
+        }
         let vectors = [
             simd.load(&lines[0][p..]),
             simd.load(&lines[1][p..]),

@@ -9,6 +9,7 @@ use crate::rnn::{
     WeightTensors, Weights,
 };
 use crate::tensor::{Tensor, TensorView};
+use crate::workspace;
 
 /// Elman layers; see [`Recurrent`].
 pub type Rnn<T> = Recurrent<rnn::Elman, T>;
@@ -38,7 +39,7 @@ pub struct Recurrent<C, T> {
     cell: C,
     layers: Vec<Weighted<T>>,
     dropout: Option<(f64, Rng)>,
-    /// What the last `forward` kept; none where it failed.
+    /// What the last `forward` kept; none where it found no memory.
     saved: Option<Vec<Saved<T>>>,
     /// The memory of tapes between calls.
     tapes: Vec<Tape<T>>,
@@ -301,6 +302,13 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         state: Option<&State<T>>,
         lengths: Option<&[usize]>,
     ) -> Result<(Tensor<T, 3>, State<T>)> {
+        const OP: &str = "rnn::forward_taped";
+        // What was kept stays where a call is refused.
+        let (mut shape, zero) = (x.shape(), [T::ZERO]);
+        for (number, layer) in self.layers.iter().enumerate() {
+            let x = TensorView::as_strided(&zero, shape, [0; 3])?;
+            shape = rnn::outputs(OP, &self.cell, &sequence(x, state, number, lengths), &layer.view()?)?;
+        }
         self.saved = None;
         let mut saved: Vec<Saved<T>> = Vec::new();
         let mut last = State { hidden: Vec::new(), cell: Vec::new() };
@@ -319,11 +327,15 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
             let sequence = sequence(x.view(), state, number, lengths);
             let out = self.cell.forward_taped(sequence, layer.view()?, &mut self.tapes[number])?;
             let keep = |view: Option<TensorView<'_, T, 3>>| view.map(|view| view.to_tensor()).transpose();
+            let copy = |lengths: &[usize]| {
+                let mut to = Vec::new();
+                workspace::try_copy(OP, lengths, &mut to).map(|()| to)
+            };
             saved.push(Saved {
                 mask,
                 hidden: keep(sequence.hidden)?,
                 cell: keep(sequence.cell)?,
-                lengths: lengths.map(<[usize]>::to_vec),
+                lengths: lengths.map(copy).transpose()?,
                 output: out.y.shape(),
                 x,
             });

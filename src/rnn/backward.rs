@@ -11,7 +11,7 @@ use super::groups::{each_group, gather_states, peepholes, replay, run_groups};
 use super::ready;
 use super::sequence::{OutputGradients, Sequence};
 use super::sizes::{Sizes, WeightSizes, expect};
-use super::steps::{Order, Steps, merge};
+use super::steps::{Order, Steps, accumulate, merge};
 use super::tape::{Tape, TapeView, keeps_gates};
 use super::unroll::{self, Job, Parts, Unroll};
 use super::weights::{GradientsMut, Operand, WeightGradientsMut, Weights};
@@ -394,11 +394,17 @@ impl<T: Element> Backward<'_, T> {
                 self.outer(dz, pair, h, to.view_mut())?;
             }
         }
-        for (to, pairs) in [(bias, from_x), (recurrent_bias, from_h)] {
-            let Some(mut to) = to else { continue };
-            for pair in pairs {
-                let to = to.view_mut().slice(0, pair.rows(hidden), 1)?;
-                Dense::new().backward_bias_into(dz.slice(1, pair.columns(hidden), 1)?, self.beta, to)?;
+        if bias.is_some() || recurrent_bias.is_some() {
+            let [_, columns] = dz.shape();
+            let mut sums = workspace::scratch::<T>(op, columns)?;
+            Dense::new().backward_bias_into(dz, T::ZERO, TensorViewMut::from_slice(&mut sums, [columns])?)?;
+            for (to, pairs) in [(bias, from_x), (recurrent_bias, from_h)] {
+                let Some(mut to) = to else { continue };
+                for pair in pairs {
+                    let to = to.view_mut().slice(0, pair.rows(hidden), 1)?.insert_axis::<2>(0)?;
+                    let sums = &sums[pair.columns(hidden)];
+                    accumulate(TensorView::from_slice(sums, [1, sums.len()])?, self.beta, to);
+                }
             }
         }
         if let Some(to) = peephole {

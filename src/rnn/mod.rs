@@ -94,6 +94,7 @@ pub use convert::onnx_activations;
 pub use descriptor::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset};
 pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
+pub(crate) use sizes::outputs;
 pub use tape::Tape;
 pub use weights::{
     DirectionWeights, Gradients, GradientsMut, Operand, PackedWeights, WeightGradientsMut, WeightTensors,

@@ -102,7 +102,7 @@ fn fill_vector<T: Element, S: Simd<T>>(
         let fours = count / 4 * 4;
         for i in (0..fours).step_by(4) {
             let four = std::array::from_fn(|j| line(lines.start + i + j));
-            transpose(simd, four, &mut panel[i..], width);
+            transpose(simd, four, 4 * matrix.strides()[0], &mut panel[i..], width);
         }
         for i in fours..count {
             let from = line(lines.start + i);

@@ -1,7 +1,7 @@
 //! The sizes of a call, checked once.
 #![forbid(unsafe_code)]
 
-use super::descriptor::{Cell, Spec};
+use super::descriptor::{Cell, Recurrent, Spec};
 use super::sequence::Sequence;
 use super::weights::Weights;
 use crate::element::Element;
@@ -68,6 +68,16 @@ impl WeightSizes {
 
 fn of_lstm(op: &'static str, arg: &'static str, lstm: bool) -> Result<()> {
     if lstm { Ok(()) } else { Err(Error::argument(op, arg, "given", "none, but with an LSTM")) }
+}
+
+/// The shape of y, or the error of a call with these arguments.
+pub(crate) fn outputs<T: Element>(
+    op: &'static str,
+    cell: &impl Recurrent,
+    sequence: &Sequence<'_, T>,
+    weights: &Weights<'_, T>,
+) -> Result<[usize; 3]> {
+    Sizes::check(op, cell.spec(), sequence, weights)?.y(op)
 }
 
 impl Sizes {

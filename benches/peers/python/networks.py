@@ -152,7 +152,7 @@ class Problem:
 class Tilewise(Process):
     def __init__(self, program, network, batch, manner):
         super().__init__([*program, "--measure", network])
-        self.name = "tilewise" + ["", " NHWC", " NHWC Winograd4"][manner]
+        self.name = "tilewise" + ["", " NHWC", " NHWC Winograd4", " NHWC chains"][manner]
         self.words = batch, manner, arguments.seconds
 
     def time(self):
@@ -275,9 +275,7 @@ def main():
             if name == "digits":
                 theirs += [Training(batch, False), Training(batch, True)]
             else:
-                peers.append(Tilewise(program, name, batch, 1))
-                if name == "resnet50":
-                    peers.append(Tilewise(program, name, batch, 2))
+                peers += [Tilewise(program, name, batch, manner) for manner in (1, 2 if name == "resnet50" else 3)]
                 problem = Problem(program, name, batch)
                 for make in [lambda: PyTorch(problem, False), lambda: PyTorch(problem, True)]:
                     attempt(make, theirs)

@@ -1,18 +1,21 @@
 //! 3 × 3 windows over images with channels last, read as they lie: lanes are channels, nothing is copied.
 //!
 //! ```text
-//! for each row of outputs
-//!     for each four of its columns                     their pixels looked up, zeros around the image among them
-//!         for each vector of channels: Σ over taps of weights · pixel, a weight loaded once for the four
+//! for each block of channels                           the rows that windows share stay in L1
+//!     for each row of outputs
+//!         for each vector of channels                  its weights in registers
+//!             for each four columns: Σ over taps of weights · pixel, a pixel loaded once for the four
 //! ```
 #![forbid(unsafe_code)]
 
-use super::Forward;
+use super::{Forward, MOST_LANES};
 use crate::activation;
 use crate::conv::emit::channels_last;
+use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
-use crate::simd::{Simd, SimdOp};
+use crate::machine;
+use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
@@ -58,16 +61,24 @@ impl<T: Element> Direct<'_, T> {
         let Self { forward, mut y, origin } = self;
         let (call, reach) = (forward.call, &forward.reach);
         let finish = &call.finish;
-        let [images, channels, depths, height, _] = y.shape();
+        let [images, channels, depths, height, width] = y.shape();
         let [_, _, _, rows, columns] = call.x.shape();
-        let packed = (1 + reach.taps()) * S::LANES;
-        let mut weights = scratch::<T>(call.op, channels.div_ceil(S::LANES) * packed)?;
-        forward.pack(0..channels, S::LANES, &mut weights)?;
-        // A pixel of padding: 0 times an infinite weight is not a number.
-        let mut zeros = scratch::<T>(call.op, channels)?;
-        zeros.fill(T::ZERO);
+        let pitch = pitch(channels);
+        let mut packed = scratch::<T>(call.op, if forward.packed.is_some() { 0 } else { 9 * pitch })?;
+        let weights = match forward.packed {
+            Some(weights) => weights,
+            None => {
+                taps_first(&forward.filter, channels, &mut packed)?;
+                &packed
+            }
+        };
+        let mut biases = scratch::<T>(call.op, pitch)?;
+        biases.fill(T::ZERO);
+        if let Some(bias) = finish.bias {
+            biases.iter_mut().zip(bias).for_each(|(to, &from)| *to = from);
+        }
         let [low, high] = finish.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
-        let bounds = [simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high))];
+        let [low, high] = [simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high))];
         let pixels = [0, 2, 3, 4, 1];
         let x = call.x.permute(pixels)?;
         let residual = match finish.residual {
@@ -76,7 +87,11 @@ impl<T: Element> Direct<'_, T> {
         };
         let mut y = y.view_mut().permute(pixels)?;
         let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
-        for at in 0..images * depths * height {
+        let step = block::<T>(S::LANES, [rows, columns, channels], width);
+        for (block, at) in (0..channels)
+            .step_by(step)
+            .flat_map(|first| (0..images * depths * height).map(move |at| (first, at)))
+        {
             let (image, d, h) = (at / height / depths, at / height % depths, at % height);
             let x = x.select::<4>(0, origin[0] + image)?;
             let residual = match residual {
@@ -91,68 +106,113 @@ impl<T: Element> Direct<'_, T> {
                 x.line([origin[2] + d, row])
             };
             let lines = [line(0), line(1), line(2)];
+            // What only the next row of outputs reads.
+            let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
-            for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
-                let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
-                let span = const { STRIDE * (SIDE - 1) + 3 };
-                let mut pixels = [[&zeros[..]; SPAN]; 3];
-                for (line, pixels) in lines.iter().zip(&mut pixels) {
-                    let Some(line) = line else { continue };
-                    let before = usize::try_from(-left).unwrap_or(0).min(span);
-                    let first = usize::try_from(left).unwrap_or(0).min(columns);
-                    let mut rest = &line[first * channels..];
-                    for pixel in &mut pixels[before..span] {
-                        let Some((next, others)) = rest.split_at_checked(channels) else { break };
-                        (*pixel, rest) = (next, others);
+            for first in (block..channels.min(block + step)).step_by(S::LANES) {
+                let lanes = S::LANES.min(channels - first);
+                let mut taps = [simd.splat(T::ZERO); 9];
+                for (tap, from) in taps.iter_mut().zip(weights.chunks_exact(pitch)) {
+                    *tap = simd.load(&from[first..]);
+                }
+                let bias = simd.load(&biases[first..]);
+                for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
+                    let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
+                    let span = const { STRIDE * (SIDE - 1) + 3 };
+                    let start =
+                        within(left, (columns + 1).saturating_sub(span)).filter(|_| lanes == S::LANES);
+                    for (next, start) in next.iter().flatten().filter_map(|next| Some((next, start?))) {
+                        for i in start..start + SIDE * STRIDE {
+                            simd::prefetch_l2(next.as_ptr().wrapping_add(i * channels + first));
+                        }
+                    }
+                    let mut sums = match (start, lines) {
+                        (Some(start), [Some(a), Some(b), Some(c)]) => {
+                            let lines = [a, b, c].map(|line| &line[start * channels + first..]);
+                            outputs::<T, S, STRIDE>(simd, &taps, bias, |row, i| {
+                                simd.load(&lines[row][i * channels..])
+                            })
+                        }
+                        _ => outputs::<T, S, STRIDE>(simd, &taps, bias, |row, i| {
+                            // Padding is multiplied as well: 0 times an infinite weight is not a number.
+                            match (lines[row], within(left + i as isize, columns)) {
+                                (Some(line), Some(column)) => {
+                                    simd.load_partial(&line[column * channels + first..][..lanes])
+                                }
+                                _ => simd.splat(T::ZERO),
+                            }
+                        }),
+                    };
+                    if let Some(residual) = residual {
+                        let residual = residual[at * SIDE * channels..].chunks_exact(channels);
+                        for (sum, residual) in sums.iter_mut().zip(residual) {
+                            *sum = simd.add(*sum, simd.load_partial(&residual[first..][..lanes]));
+                        }
+                    }
+                    for (sum, y) in sums.into_iter().zip(to.chunks_exact_mut(channels)) {
+                        // The order of the operands lets NaN through.
+                        let sum = simd.max(low, simd.min(high, sum));
+                        if lanes == S::LANES {
+                            simd.store(sum, &mut y[first..]);
+                        } else {
+                            simd.store_partial(sum, &mut y[first..][..lanes]);
+                        }
                     }
                 }
-                let residual = residual.map(|residual| &residual[at * SIDE * channels..][..to.len()]);
-                outputs::<T, S, STRIDE>(simd, &pixels, &weights, residual, bounds, channels, to);
             }
             if finish.activation.bounds().is_none() {
-                activation::apply(simd, finish.activation, to);
+                for y in to.chunks_exact_mut(channels) {
+                    activation::apply(simd, finish.activation, &mut y[block..channels.min(block + step)]);
+                }
             }
         }
         Ok(())
     }
 }
 
-/// At most [`SIDE`] outputs side by side, of all channels.
+/// Elements between the taps of packed weights.
+pub(super) fn pitch(channels: usize) -> usize {
+    channels.next_multiple_of(MOST_LANES)
+}
+
+/// Weights of so many channels as vectors, `[taps, pitch]`.
+pub(super) fn taps_first<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
+    to.fill(T::ZERO);
+    filter.spread(1, 0..channels, |channel| channel, pitch(channels), to)
+}
+
+/// Channels that are taken at a time: as many as L1 has room for in the rows that windows share, or all where an image comes
+/// from beyond L2, in runs as long as can be.
+fn block<T>(lanes: usize, [rows, columns, channels]: [usize; 3], width: usize) -> usize {
+    let caches = machine::caches();
+    let line = columns.saturating_mul(size_of::<T>());
+    if rows.saturating_mul(line).saturating_mul(channels) > caches.l2 / 2 {
+        return channels.max(1);
+    }
+    let vector = (3 * line + width * size_of::<T>()) * lanes;
+    (caches.l1d * 3 / 4 / vector).max(4) * lanes
+}
+
+/// [`SIDE`] outputs side by side, of pixels by row and column of their windows.
 #[inline(always)]
 fn outputs<T: Element, S: Simd<T>, const STRIDE: usize>(
     simd: S,
-    pixels: &[[&[T]; SPAN]; 3],
-    weights: &[T],
-    residual: Option<&[T]>,
-    [low, high]: [S::V; 2],
-    channels: usize,
-    y: &mut [T],
-) {
-    for (first, weights) in (0..channels).step_by(S::LANES).zip(weights.chunks_exact(10 * S::LANES)) {
-        let lanes = S::LANES.min(channels - first);
-        let whole = lanes == S::LANES;
-        let mut sums = [simd.load(weights); SIDE];
-        for (pixels, weights) in pixels.iter().zip(weights[S::LANES..].chunks_exact(3 * S::LANES)) {
-            let mut x = [simd.splat(T::ZERO); SPAN];
-            for (x, pixel) in x.iter_mut().zip(pixels).take(STRIDE * (SIDE - 1) + 3) {
-                let from = &pixel[first..];
-                *x = if whole { simd.load(from) } else { simd.load_partial(from) };
-            }
-            for (tap, weight) in weights.chunks_exact(S::LANES).enumerate() {
-                let weight = simd.load(weight);
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(weight, x[i * STRIDE + tap], *sum);
-                }
-            }
+    taps: &[S::V; 9],
+    bias: S::V,
+    pixel: impl Fn(usize, usize) -> S::V,
+) -> [S::V; SIDE] {
+    let mut sums = [bias; SIDE];
+    for row in 0..3 {
+        let mut x = [simd.splat(T::ZERO); SPAN];
+        for (i, x) in x.iter_mut().enumerate().take(STRIDE * (SIDE - 1) + 3) {
+            *x = pixel(row, i);
         }
-        for (i, (mut sum, y)) in sums.into_iter().zip(y.chunks_exact_mut(channels)).enumerate() {
-            if let Some(residual) = residual {
-                sum = simd.add(sum, simd.load_partial(&residual[i * channels + first..][..lanes]));
+        for tap in 0..3 {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = simd.mul_add(taps[3 * row + tap], x[i * STRIDE + tap], *sum);
             }
-            // The order of the operands lets NaN through.
-            sum = simd.max(low, simd.min(high, sum));
-            if whole { simd.store(sum, &mut y[first..]) } else { simd.store_partial(sum, &mut y[first..]) }
         }
     }
+    sums
 }

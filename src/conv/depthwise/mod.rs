@@ -31,13 +31,13 @@ use super::correlate::Call;
 use super::emit::channels_last;
 use super::weights::Filter;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
 use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
-use crate::workspace::scratch;
+use crate::workspace::{self, Aligned, scratch};
 
 /// Columns of a box at most.
 const COLUMNS: usize = 512;
@@ -105,18 +105,41 @@ struct Forward<'a, T> {
     filter: Filter<'a, T>,
     /// Output channels of a group.
     multiplier: usize,
+    /// What [`direct::taps_first`] makes of the filter, where that has been done before.
+    packed: Option<&'a [T]>,
+}
+
+/// Weights `[channels, 1, kernel…]` once more, for windows that are read in place: none where they are not.
+pub(super) fn pack<T: Element>(
+    op: &'static str,
+    filter: &Filter<'_, T>,
+    [channels, _, kernel @ ..]: [usize; 5],
+) -> Result<Aligned<T>> {
+    let len = if kernel == [1, 3, 3] { direct::pitch(channels).checked_mul(9) } else { Some(0) };
+    let len = len.ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+    let mut data = workspace::try_vec(op, len)?;
+    data.resize(len, T::ZERO);
+    if len > 0 {
+        direct::taps_first(filter, channels, &mut data)?;
+    }
+    Ok(data)
 }
 
 impl<T: Element> Call<'_, T> {
-    /// Computes `y` where [`Reach::fits`].
-    pub(super) fn depthwise(&self, filter: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+    /// Computes `y` where [`Reach::fits`], with the weights as they are and as [`pack`] has them.
+    pub(super) fn depthwise(
+        &self,
+        filter: Filter<'_, T>,
+        packed: Option<&[T]>,
+        y: TensorViewMut<'_, T, 5>,
+    ) -> Result<()> {
         let Call { kernel, stride, dilation, start, groups, .. } = *self;
         let reach = Reach { kernel, stride, dilation, start };
         let multiplier = filter.sizes(groups)[0];
         let work = y.len().saturating_mul(reach.taps());
-        let forward = Forward { call: self, reach, filter, multiplier };
+        let forward = Forward { call: self, reach, filter, multiplier, packed };
         let direct = direct::fits(&forward, y.shape(), y.strides());
-        // Each task packs all weights there.
+        // Each task has all of the weights there.
         let tasks = if direct { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
         forward.split(y, [0; 5], tasks, direct)
     }
@@ -160,33 +183,15 @@ impl<T: Element> Forward<'_, T> {
 
     /// The bias and the weights of channels, vector by vector.
     fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) -> Result<()> {
-        let view = self.filter.seen()?;
-        let [_, inputs, _, height, width] = view.shape();
         let taps = self.reach.taps();
-        // Rows of taps, or as gradients have them, from the last to the first.
-        let (forward, backward) = (view.as_slice(), view.flip(2)?.flip(3)?.flip(4)?.as_slice());
         to.fill(T::ZERO);
-        for (i, channel) in channels.enumerate() {
-            let to = &mut to[i / lanes * (1 + taps) * lanes + i % lanes..];
-            to[0] = self.call.finish.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO);
-            let [outer, inner] = match self.filter.transposed {
-                true => [channel / self.multiplier, channel % self.multiplier],
-                false => [channel, 0],
-            };
-            let to = to[lanes..].iter_mut().step_by(lanes);
-            let from = (outer * inputs + inner) * taps..(outer * inputs + inner + 1) * taps;
-            if let Some(all) = forward {
-                to.zip(&all[from]).for_each(|(to, &from)| *to = from);
-            } else if let Some(all) = backward {
-                to.zip(all[from].iter().rev()).for_each(|(to, &from)| *to = from);
-            } else {
-                for (tap, to) in to.take(taps).enumerate() {
-                    let at = [outer, inner, tap / width / height, tap / width % height, tap % width];
-                    *to = view.get(at).copied().unwrap_or(T::ZERO);
-                }
+        let place = |i: usize| i / lanes * (1 + taps) * lanes + i % lanes;
+        if let Some(bias) = self.call.finish.bias {
+            for (i, channel) in channels.clone().enumerate() {
+                to[place(i)] = bias.get([channel]).copied().unwrap_or(T::ZERO);
             }
         }
-        Ok(())
+        self.filter.spread(self.multiplier, channels, |i| lanes + place(i), lanes, to)
     }
 }
 
