@@ -1,5 +1,4 @@
 //! Keys and values of the positions so far.
-#![forbid(unsafe_code)]
 
 use super::plan::expect;
 use crate::element::Element;

@@ -2,7 +2,6 @@
 //! group of heads.
 //!
 //! Keys are cut in pieces of one size, each a task with its own maximum, sum and output; the pieces are merged in order.
-#![forbid(unsafe_code)]
 
 use std::ops::Range;
 

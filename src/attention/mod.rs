@@ -42,6 +42,7 @@
 //! | backward | blocks of keys over blocks of queries, scores computed again; panel by panel where positions hide part of a block |
 //!
 //! No memory grows with queries × keys but that of [`scores`](Attention::scores). The result has the same bits for any number of threads.
+#![forbid(unsafe_code)]
 
 mod backward;
 mod cache;

@@ -1,5 +1,4 @@
 //! The scores themselves, for who wants to see them: the one call whose memory grows with queries × keys.
-#![forbid(unsafe_code)]
 
 use super::Attention;
 use super::plan::Plan;

@@ -49,8 +49,8 @@ pub struct MultiHeadAttention<T> {
     saved: Option<Call<T>>,
 }
 
-/// What `forward` keeps.
-struct Call<T> {
+/// A call's inputs and their projections.
+struct Inputs<T> {
     shape: [usize; 3],
     /// Positions of what keys and values come from.
     keys: usize,
@@ -61,6 +61,11 @@ struct Call<T> {
     projected: Tensor<T, 2>,
     /// K and V of the other sequence.
     projected_context: Option<Tensor<T, 2>>,
+}
+
+/// What `forward` keeps.
+struct Call<T> {
+    inputs: Inputs<T>,
     attended: Attended<T>,
     /// Rate and seed of this call.
     dropout: Option<(f64, u64)>,
@@ -236,13 +241,13 @@ impl<T: Element> MultiHeadAttention<T> {
         if shape == expected { Ok(()) } else { Err(Error::shape(op, arg, &shape, &expected)) }
     }
 
-    fn run(
+    /// Checks both inputs, and projects them.
+    fn inputs(
         &self,
         op: &'static str,
         x: TensorView<'_, T, 3>,
         context: Option<TensorView<'_, T, 3>>,
-        dropout: Option<(f64, u64)>,
-    ) -> Result<(Tensor<T, 3>, Call<T>)> {
+    ) -> Result<Inputs<T>> {
         let shape = x.shape();
         self.check(op, "x", shape)?;
         let keys = match context {
@@ -265,16 +270,34 @@ impl<T: Element> MultiHeadAttention<T> {
         let mut projected = self.project(&x, 0..if context.is_some() { q_columns } else { all })?;
         let mut projected_context =
             context.as_ref().map(|context| self.project(context, q_columns..all)).transpose()?;
-        let parts = Parts { layer: self, batch: shape[0], queries: shape[1], keys };
         if let Some(rotary) = &self.rotary {
+            let parts = Parts { layer: self, batch: shape[0], queries: shape[1], keys };
             let [q, k, _] = parts.split_mut(&mut projected, projected_context.as_mut())?;
             rotary.apply(q, 0)?;
             rotary.apply(k, 0)?;
         }
-        let [q, k, v] = parts.split(&projected, projected_context.as_ref())?;
+        Ok(Inputs { shape, keys, x, context, projected, projected_context })
+    }
+
+    fn run(
+        &self,
+        op: &'static str,
+        x: TensorView<'_, T, 3>,
+        context: Option<TensorView<'_, T, 3>>,
+        dropout: Option<(f64, u64)>,
+    ) -> Result<(Tensor<T, 3>, Call<T>)> {
+        let inputs = self.inputs(op, x, context)?;
+        let [q, k, v] = self.heads(&inputs)?;
         let attended = self.options(dropout).forward_saving(q, k, v)?;
-        let y = self.output(&attended.output, shape)?;
-        Ok((y, Call { shape, keys, x, context, projected, projected_context, attended, dropout }))
+        let y = self.output(&attended.output, inputs.shape)?;
+        Ok((y, Call { inputs, attended, dropout }))
+    }
+
+    /// Q, K and V.
+    fn heads<'v>(&self, inputs: &'v Inputs<T>) -> Result<[TensorView<'v, T, 4>; 3]> {
+        let Inputs { shape, keys, ref projected, ref projected_context, .. } = *inputs;
+        let parts = Parts { layer: self, batch: shape[0], queries: shape[1], keys };
+        parts.split(projected, projected_context.as_ref())
     }
 
     /// [`run`](Self::run) in training, with weights of its own that are dropped.
@@ -322,9 +345,8 @@ impl<T: Element> MultiHeadAttention<T> {
     /// As [`Layer::forward`].
     pub fn weights(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 4>> {
         let [batch, length, _] = x.shape();
-        let (_, call) = self.run("MultiHeadAttention::weights", x, None, None)?;
-        let parts = Parts { layer: self, batch, queries: length, keys: length };
-        let [q, k, _] = parts.split(&call.projected, None)?;
+        let inputs = self.inputs("MultiHeadAttention::weights", x, None)?;
+        let [q, k, _] = self.heads(&inputs)?;
         // Weights times the unit matrix are the weights.
         let unit =
             Tensor::from_fn([1, 1, length, length], |[.., i, j]| if i == j { T::ONE } else { T::ZERO })?;
@@ -378,7 +400,8 @@ impl<T: Element> MultiHeadAttention<T> {
         call: &Call<T>,
         dy: TensorView<'_, T, 3>,
     ) -> Result<(Tensor<T, 3>, Option<Tensor<T, 3>>)> {
-        let Call { shape, keys, x, context, projected, projected_context, attended, dropout } = call;
+        let Call { inputs, attended, dropout } = call;
+        let Inputs { shape, keys, x, context, projected, projected_context } = inputs;
         if dy.shape() != *shape {
             return Err(Error::shape(op, "dy", &dy.shape(), shape));
         }
@@ -392,7 +415,7 @@ impl<T: Element> MultiHeadAttention<T> {
         let mut dcontext =
             projected_context.as_ref().map(|context| Tensor::zeros(context.shape())).transpose()?;
         let parts = Parts { layer: self, batch: shape[0], queries: shape[1], keys: *keys };
-        let [q, k, v] = parts.split(projected, projected_context.as_ref())?;
+        let [q, k, v] = self.heads(inputs)?;
         let [dq, dk, dv] = parts.split_mut(&mut dprojected, dcontext.as_mut())?;
         let gradients = AttentionGradientsMut { query: Some(dq), key: Some(dk), value: Some(dv), bias: None };
         let (y, normalizer) = (attended.output.view(), attended.normalizer.view());
