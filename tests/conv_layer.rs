@@ -232,6 +232,34 @@ fn a_rectified_layer_is_two_layers() {
     assert!(one.backward(wave([3, 5, 4, 5], 0.5).view()).is_ok());
 }
 
+/// Tensors that are handed over, whose memory the next step uses, give the bits of borrowed ones.
+#[test]
+fn handing_over_changes_nothing() {
+    for activation in [Activation::Identity, Activation::Relu] {
+        let options = Convolution::<2>::new().padding([1, 1]).stride([1, 2]).activation(activation);
+        let part = || {
+            let (weight, bias) = (wave([4, 2, 3, 3], 0.3), wave([4], 0.2));
+            Conv2d::<f64>::from_parts(options, weight, Some(bias)).unwrap()
+        };
+        let (mut one, mut two) = (part(), part());
+        for (step, height) in [6, 6, 6, 4, 6, 6].into_iter().enumerate() {
+            let image = || wave([3, 2, height, 5], 0.1 + step as f64);
+            let y = one.forward_owned(image()).unwrap();
+            assert!(y == two.forward(image().view()).unwrap());
+            let dy = || wave(y.shape(), 0.5 + step as f64);
+            for _ in 0..2 {
+                let dx = one.backward_owned(dy()).unwrap();
+                assert!(dx == two.backward(dy().view()).unwrap());
+            }
+            let gradients =
+                |layer: &Conv2d<f64>| [layer.weight(), layer.bias().unwrap()].map(|p| p.gradient().to_vec());
+            assert_eq!(gradients(&one), gradients(&two));
+        }
+        let shape = one.backward_owned(wave([3, 4, 6, 4], 0.1)).err().unwrap().to_string();
+        assert_eq!(shape, "Conv::backward_owned: dy has shape [3, 4, 6, 4], expected [3, 4, 6, 3]");
+    }
+}
+
 /// An edge is learned: y = x[i + 1] − x[i].
 #[test]
 fn a_filter_is_learned_from_examples() {

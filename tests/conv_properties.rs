@@ -141,7 +141,7 @@ fn gradients_are_central_differences() {
 }
 
 /// Layers of real networks: channels in and out, groups, size, kernel, stride, padding, dilation.
-const LAYERS: [[usize; 8]; 14] = [
+const LAYERS: [[usize; 8]; 19] = [
     [64, 64, 1, 56, 3, 1, 1, 1],
     [96, 40, 1, 28, 3, 1, 1, 1],
     [33, 70, 1, 14, 3, 1, 1, 1],
@@ -156,6 +156,12 @@ const LAYERS: [[usize; 8]; 14] = [
     [64, 96, 8, 19, 3, 1, 1, 1],
     [24, 36, 1, 33, 3, 1, 4, 4],
     [16, 24, 2, 40, 4, 3, 2, 1],
+    // Output channels as lanes.
+    [1, 16, 1, 28, 5, 1, 2, 1],
+    [16, 32, 1, 28, 3, 2, 1, 1],
+    [32, 64, 2, 14, 3, 2, 1, 1],
+    [9, 32, 1, 140, 3, 2, 1, 1],
+    [12, 48, 1, 21, 3, 1, 2, 2],
 ];
 
 /// Y, dX and dW as im2col, products for each image and group, and col2im, in f64.
@@ -332,6 +338,9 @@ fn large_gradients_are_adjoint() {
         problem([1, 20, 20, 1], [6, 4000], 3, 1),
         problem([2, 4, 6, 2], [40, 41], 3, 18),
         problem([3, 26, 28, 2], [15, 14], 4, 2),
+        problem([3, 32, 24, 1], [14, 28], 3, 1),
+        problem([2, 16, 20, 1], [27, 13], 5, 1),
+        problem([2, 16, 4, 1], [14, 14], 1, 1),
     ] {
         for &isa in machine::supported() {
             machine::with_isa(isa, || assert!(adjoint(problem, 7), "{isa} {problem:?}")).unwrap();
@@ -472,6 +481,8 @@ fn any_number_of_threads_gives_the_same_bits() {
         ([2, 96, 28, 28], [96, 1, 3, 3], 96, 2, 1),
         ([5, 40, 20, 20], [80, 10, 3, 3], 4, 1, 1),
         ([16, 64, 7, 7], [64, 64, 3, 3], 1, 1, 1),
+        ([3, 16, 28, 28], [32, 16, 3, 3], 1, 2, 1),
+        ([1, 8, 42, 42], [64, 8, 5, 5], 1, 1, 2),
     ];
     for (x, w, groups, stride, padding) in cases {
         let (x, w, b) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>(w, 0.2), wave::<f32, 1>([w[0]], 0.3));

@@ -81,11 +81,11 @@ impl Training {
         let Net { convolutions, hidden, head } = &mut self.net;
         let d = head.backward(d.view())?;
         let d = hidden.1.backward(d.view())?;
-        let mut d = hidden.0.backward(d.view())?.reshape(shape)?;
+        let mut d = hidden.0.backward_owned(d)?.reshape(shape)?;
         lap("dense layers, back");
         for (i, layer) in convolutions.iter_mut().enumerate().rev() {
             if i > 0 {
-                d = layer.backward(d.view())?;
+                d = layer.backward_owned(d)?;
             } else {
                 layer.backward_parameters(d.view())?;
             }

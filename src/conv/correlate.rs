@@ -5,11 +5,13 @@ use super::Algorithm;
 use super::correlation::Correlation;
 use super::depthwise::Reach;
 use super::emit::{Finish, channels_last};
+use super::lanes;
 use super::packed::PackedConvolution;
 use super::pointwise::{SMALL, merges};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::Result;
+use crate::gemm::tile;
 use crate::machine::Isa;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
@@ -112,7 +114,14 @@ impl<T: Element> Call<'_, T> {
                 let plain = self.stride == [1; 3] && self.dilation == [1; 3];
                 let positions = y.len() / y.shape()[1];
                 let winograd = winograd(self.algorithm, sizes, plain, Some(positions));
-                let cut = Cut::new::<T>(self.isa, self.groups, sizes, winograd);
+                let [rows, channels, kernel @ ..] = sizes;
+                let depth = kernel.iter().fold(channels, |depth, taps| depth.saturating_mul(*taps));
+                let fits = lanes::fits(tile::<T>(self.isa), rows, depth, y.shape()[4]);
+                let cut = if self.algorithm == Algorithm::Auto && fits && rows.min(channels) < WINOGRAD {
+                    Cut::lanes::<T>(self.isa, self.groups, sizes)
+                } else {
+                    Cut::new::<T>(self.isa, self.groups, sizes, winograd)
+                };
                 scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
                 filter.pack(self.op, &cut, &mut scratch)?;
                 Weights { cut, data: &scratch[..] }
@@ -144,6 +153,8 @@ pub(super) fn winograd(
     }
 }
 
+/// Channels, in and out, from which on Winograd's transforms pay even where output channels could be lanes.
+const WINOGRAD: usize = 64;
 /// Channels, in and out, from which on Winograd's transforms pay.
 const CHANNELS: usize = 32;
 /// Outputs from which on transforming the weights in the call pays.

@@ -7,6 +7,7 @@
 
 use super::emit::Finish;
 use super::implicit;
+use super::lanes;
 use super::weights::Weights;
 use super::winograd;
 use crate::element::Element;
@@ -49,6 +50,9 @@ impl<T: Element> Correlation<'_, T> {
         // Whole Winograd tiles: what an output is a sum of must not depend on where the task begins.
         let best = best.map(|(axis, unit)| (axis, if axis > 2 { unit * cut.winograd.max(1) } else { unit }));
         let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
+            if cut.lanes {
+                return lanes::run(self, y, at);
+            }
             if cut.winograd == 0 {
                 return implicit::run(self, y, at);
             }

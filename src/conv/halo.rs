@@ -208,8 +208,29 @@ impl Halo {
         };
         let known: [_; 8] =
             std::array::from_fn(|slot| if slot < width.slots { columns(slot) } else { (0..0, 0) });
+        let both = [known[0].clone(), known[1].clone()];
+        let beside = |[one, two]: &[(std::ops::Range<usize>, usize); 2]| {
+            !one.0.is_empty() && !two.0.is_empty() && one.1.abs_diff(two.1) == 1
+        };
+        let both = Some(both).filter(|both| width.stride == 2 && width.slots == 2 && beside(both));
         for c in 0..self.channels {
             let plane = planes.and_then(|planes| planes.select::<2>(0, c).ok());
+            if let (Some(both), Some(data)) = (&both, plane.and_then(|plane| plane.as_slice())) {
+                let (one, two) = to[c * channel..].split_at_mut(self.volume);
+                for to in [&mut *one, &mut *two] {
+                    zeros(simd, 0..inside.start * len, to);
+                }
+                for (i, place) in inside.clone().enumerate() {
+                    let row = &data[(first + i * height.stride) * width.image..][..width.image];
+                    let at = place * len;
+                    alternate(simd, row, both, len, [&mut one[at..], &mut two[at..]]);
+                }
+                // Over what the last row has too much.
+                for to in [one, two] {
+                    zeros(simd, inside.end.max(inside.start) * len..height.size * len, to);
+                }
+                continue;
+            }
             for slot in 0..width.slots {
                 let to = &mut to[c * channel + slot * self.volume..];
                 let Some(plane) = plane else {
@@ -310,6 +331,48 @@ impl<T: Element> Rows<'_, T> {
                 to[edge] = T::ZERO;
             }
             copy_row(simd, plane, first + i * step, column, stride, &mut to[columns.clone()]);
+        }
+    }
+}
+
+/// A row to both slots of a stride of 2, each `len` long: of both, the places inside the image and the column of the first,
+/// which are neighbours. Each vector is read once.
+#[inline(always)]
+fn alternate<T: Element, S: Simd<T>>(
+    simd: S,
+    row: &[T],
+    slots: &[(std::ops::Range<usize>, usize); 2],
+    len: usize,
+    to: [&mut [T]; 2],
+) {
+    let [(one, first), (two, second)] = slots;
+    let from = &row[*first.min(second)..];
+    let most = one.len().max(two.len());
+    let [to_one, to_two] = to;
+    if one.start > 0 {
+        zeros(simd, 0..one.start, to_one);
+    }
+    if two.start > 0 {
+        zeros(simd, 0..two.start, to_two);
+    }
+    for at in (0..most).step_by(S::LANES) {
+        let vectors = [2 * at, 2 * at + S::LANES].map(|at| {
+            let rest = &from[at.min(from.len())..];
+            if rest.len() >= S::LANES { simd.load(rest) } else { simd.load_partial(rest) }
+        });
+        let [even, odd] = simd.deinterleave(vectors[0], vectors[1]);
+        let [of_one, of_two] = if first < second { [even, odd] } else { [odd, even] };
+        if at < one.len() {
+            simd.store(of_one, &mut to_one[one.start + at..]);
+        }
+        if at < two.len() {
+            simd.store(of_two, &mut to_two[two.start + at..]);
+        }
+    }
+    for (range, to) in [(one, to_one), (two, to_two)] {
+        let end = range.start + range.len().next_multiple_of(S::LANES);
+        if end < len {
+            zeros(simd, end..len, to);
         }
     }
 }

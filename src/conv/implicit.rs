@@ -18,7 +18,7 @@ use super::emit::{Emit, channels_last};
 use super::halo::{Fill, Geometry, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, Panels, Tile, blocks, packed_len, tile};
+use crate::gemm::{Block, Panels, Tile, balanced, blocks, packed_len, tile};
 use crate::machine::{self, Caches};
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
@@ -182,6 +182,20 @@ pub(super) fn run<T: Element>(
     Ok(())
 }
 
+/// Sizes of boxes of at most `most` positions: whole rows, planes and images where they fit.
+pub(super) fn sizes(output: [usize; 4], most: usize) -> [usize; 4] {
+    let mut sizes = [1; 4];
+    let mut unit = 1usize;
+    for axis in (0..4).rev() {
+        sizes[axis] = balanced(output[axis], (most / unit).max(1), 1);
+        if sizes[axis] < output[axis] {
+            break;
+        }
+        unit = unit.saturating_mul(output[axis].max(1));
+    }
+    sizes
+}
+
 /// Boxes of at most these sizes that make up `output`, in row-major order.
 pub(super) fn boxes(output: [usize; 4], sizes: [usize; 4]) -> impl Iterator<Item = [Range<usize>; 4]> {
     let counts: [usize; 4] = std::array::from_fn(|axis| output[axis].div_ceil(sizes[axis]));
@@ -198,7 +212,7 @@ pub(super) fn boxes(output: [usize; 4], sizes: [usize; 4]) -> impl Iterator<Item
 
 impl<T: Element> Correlation<'_, T> {
     /// The copy for a box at `first` of the part at `at`.
-    fn halo(&self, at: [usize; 5], first: [usize; 4], sizes: [usize; 4]) -> Halo {
+    pub(super) fn halo(&self, at: [usize; 5], first: [usize; 4], sizes: [usize; 4]) -> Halo {
         let [_, channels, image @ ..] = self.x.shape();
         let start = [0, 1, 2].map(|a| {
             let output = at[2 + a] + first[1 + a];
@@ -234,7 +248,7 @@ impl<T: Element> Correlation<'_, T> {
 }
 
 /// The ranges of a box along all axes.
-fn with_channels(
+pub(super) fn with_channels(
     [images, depth, height, width]: &[Range<usize>; 4],
     channels: Range<usize>,
 ) -> [Range<usize>; 5] {

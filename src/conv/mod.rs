@@ -32,13 +32,14 @@
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time |
+//! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512); 3 × 3 as below with fewer than 64 channels | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
-//! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches |
+//! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
 //! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
@@ -68,6 +69,7 @@ mod halo;
 mod im2col;
 mod implicit;
 mod kernels;
+mod lanes;
 mod packed;
 mod patches;
 mod pointwise;

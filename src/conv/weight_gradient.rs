@@ -21,7 +21,7 @@ use super::halo::{self, Fill, Halo};
 use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, balanced, blocks, packed_len, tile, tile_rows};
+use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, blocks, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -69,15 +69,7 @@ pub(super) fn run<T: Element>(
     let copied = dw.shape()[1] * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
     let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
     let columns = direct.unwrap_or(panels);
-    let mut sizes = [1; 4];
-    let mut unit = 1;
-    for (axis, size) in [images, depth, height, width].into_iter().enumerate().rev() {
-        sizes[axis] = balanced(size, (columns / unit).max(1), 1);
-        if sizes[axis] < size {
-            break;
-        }
-        unit = unit.saturating_mul(size.max(1));
-    }
+    let sizes = super::implicit::sizes([images, depth, height, width], columns);
     let gradient =
         Gradient { op, isa, tile, x, dz, groups, sliding: *sliding, sizes, in_place: direct.is_some() };
     gradient.split(dw, [0, 0], tasks)

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::depthwise::turn;
+use super::lanes;
 use super::pointwise::merges;
 use super::winograd;
 use crate::element::Element;
@@ -30,6 +31,8 @@ pub struct Cut {
     pub(super) kc: usize,
     /// Outputs along a side of a Winograd tile, 2 or 4; 0 for the implicit GEMM.
     pub(super) winograd: usize,
+    /// Panels are those of a right operand, over all of the depth: output channels are lanes.
+    pub(super) lanes: bool,
 }
 
 impl Cut {
@@ -43,7 +46,14 @@ impl Cut {
         let tile = tile::<T>(isa);
         let depth = channels * d * h * w;
         let kc = depth_block::<T>(tile, machine::caches(), depth);
-        Self { isa, groups, rows, depth, width: tile_rows(tile, rows), kc, winograd }
+        Self { isa, groups, rows, depth, width: tile_rows(tile, rows), kc, winograd, lanes: false }
+    }
+
+    /// The same for output channels as lanes.
+    pub(super) fn lanes<T: Element>(isa: Isa, groups: usize, sizes: [usize; 5]) -> Self {
+        let cut = Self::new::<T>(isa, groups, sizes, 0);
+        let width = lanes::width(tile::<T>(isa), cut.rows);
+        Self { width, kc: cut.depth.max(1), lanes: true, ..cut }
     }
 
     /// Steps of depth as they are packed: channels times taps, or times the points of a tile.
@@ -117,7 +127,7 @@ pub struct Filter<'a, T> {
 /// Taps of a kernel up to which the weights of a channel are turned as one.
 const MOST_TAPS: usize = 64;
 /// Room for them and the lines of a panel, in whole vectors.
-pub(super) const ROOM: usize = (MOST_TAPS + 16) * 16;
+pub(super) const ROOM: usize = (MOST_TAPS + 16) * 32;
 
 impl<'a, T: Element> Filter<'a, T> {
     /// All taps of `view`, in order.
@@ -226,7 +236,7 @@ impl<'a, T: Element> Filter<'a, T> {
 
     /// Packs the weights into `data`.
     pub(super) fn pack(&self, op: &'static str, cut: &Cut, data: &mut [T]) -> Result<()> {
-        let Cut { isa, groups, rows, depth, kc, width, winograd } = *cut;
+        let Cut { isa, groups, rows, depth, kc, width, winograd, .. } = *cut;
         if rows == 0 || depth == 0 {
             return Ok(());
         }

@@ -1,14 +1,18 @@
 //! The convolutional layers.
 
-use super::{Init, Layer, Parameter, Parameters, Saved};
-use crate::activation::{self, Activation};
+use super::{Init, Layer, Parameter, Parameters, Saved, Spare, not_called};
 use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
+use crate::parallel;
 use crate::random::Rng;
 use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace;
+
+/// Elements of an output that a task has at least, and of which it has a multiple.
+const GRAIN: usize = 1 << 16;
+const RUN: usize = 1 << 12;
 
 /// A [`Convolution`] over `S` spatial axes of images of rank `N`, with parameters `weight`
 /// `[c_out, c_in / groups, kernel…]` and `bias` `[c_out]`.
@@ -39,8 +43,10 @@ use crate::workspace;
 pub struct Conv<T, const S: usize, const N: usize> {
     conv: Convolution<S>,
     affine: Affine<T, N>,
-    /// Kept where there is an activation, for its gradient.
-    output: Saved<T, N>,
+    /// Where the output was rectified to 0, and so is the gradient: all that it needs of the output.
+    silent: Option<Tensor<bool, N>>,
+    /// For dX, the input of the step before, and for Y its gradient, where they were handed over.
+    spare: [Spare<T, N>; 2],
 }
 
 /// [`Conv`] over `[batch, channels, time]`.
@@ -205,7 +211,12 @@ where
         let (op, c_out) = ("Conv::from_parts", weight.shape()[0]);
         check_activation(op, options.is_affine() || options.is_rectified())?;
         per_group(op, "c_out", c_out, options.group_count())?;
-        Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)?, output: Saved::NONE })
+        Ok(Self {
+            conv: options,
+            affine: Affine::new(op, weight, bias, c_out)?,
+            silent: None,
+            spare: [Spare::NONE; 2],
+        })
     }
 
     /// The weight, `[c_out, c_in / groups, kernel…]`.
@@ -218,23 +229,43 @@ where
         self.affine.bias.as_ref()
     }
 
-    /// A copy of the output where it has to be kept and there is no room for it yet: then nothing fails afterwards.
-    fn copy(&self, y: &Tensor<T, N>) -> Result<Option<Tensor<T, N>>> {
-        let room = self.output.0.as_ref().is_some_and(|kept| kept.shape() == y.shape());
-        (self.conv.is_rectified() && !room).then(|| y.view().to_tensor()).transpose()
+    /// Room for what is kept of the output, where there is none yet: then nothing fails afterwards.
+    fn room(&self, y: &Tensor<T, N>) -> Result<Option<Tensor<bool, N>>> {
+        let room = self.silent.as_ref().is_some_and(|kept| kept.shape() == y.shape());
+        (self.conv.is_rectified() && !room).then(|| Tensor::full(y.shape(), false)).transpose()
     }
 
-    /// Keeps the output where the gradient needs it.
-    fn keep(&mut self, copy: Option<Tensor<T, N>>, y: &Tensor<T, N>) -> Result<()> {
-        match copy {
-            Some(copy) => self.output.take(copy),
-            None if self.conv.is_rectified() => self.output.keep(y.view())?,
-            None => {}
+    /// Keeps what the gradient needs of the output.
+    fn keep(&mut self, room: Option<Tensor<bool, N>>, y: &Tensor<T, N>) {
+        self.silent = room.or(self.silent.take());
+        if let Some(silent) = self.silent.as_mut().filter(|_| self.conv.is_rectified()) {
+            let y = y.as_slice();
+            parallel::for_each_chunk_mut(
+                silent.as_mut_slice(),
+                RUN,
+                parallel::tasks(y.len(), GRAIN),
+                &|at, to| {
+                    to.iter_mut().zip(&y[at * RUN..]).for_each(|(to, &y)| *to = y <= T::ZERO);
+                },
+            );
         }
+    }
+
+    /// dZ from dY, in its place: 0 where the output was rectified to 0.
+    fn rectify(&self, op: &'static str, dy: &mut [T]) -> Result<()> {
+        if !self.conv.is_rectified() {
+            return Ok(());
+        }
+        let silent = self.silent.as_ref().ok_or_else(|| not_called(op))?.as_slice();
+        parallel::for_each_chunk_mut(dy, RUN, parallel::tasks(silent.len(), GRAIN), &|at, dy| {
+            dy.iter_mut().zip(&silent[at * RUN..]).for_each(|(dy, &silent)| {
+                *dy = if silent { T::ZERO } else { *dy };
+            });
+        });
         Ok(())
     }
 
-    /// `gradients` of X, W and the gradient for the affine part: dY, where the output is positive if it was rectified.
+    /// `gradients` of X, W and the gradient for the affine part: dY, 0 where the output was rectified to 0.
     fn back<R>(
         &self,
         op: &'static str,
@@ -247,9 +278,9 @@ where
             return gradients(x, weight, dy);
         }
         let mut dz = workspace::scratch(op, dy.len())?;
-        let mut dz = TensorViewMut::from_slice(&mut dz[..], dy.shape())?;
-        activation::backward(Activation::Relu, self.output.get(op)?, dy, dz.view_mut())?;
-        gradients(x, weight, dz.view())
+        TensorViewMut::from_slice(&mut dz[..], dy.shape())?.assign(dy)?;
+        self.rectify(op, &mut dz)?;
+        gradients(x, weight, TensorView::from_slice(&dz, dy.shape())?)
     }
 }
 
@@ -265,17 +296,24 @@ where
 {
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
-        let copy = self.copy(&y)?;
+        let room = self.room(&y)?;
         self.affine.input.keep(x)?;
-        self.keep(copy, &y)?;
+        self.keep(room, &y);
         Ok(y)
     }
 
     fn forward_owned(&mut self, x: Tensor<T, N>) -> Result<Tensor<T, N>> {
-        let y = self.infer(x.view())?;
-        let copy = self.copy(&y)?;
-        self.affine.input.take(x);
-        self.keep(copy, &y)?;
+        let (weight, bias) = (self.affine.weight.view::<N>()?, self.affine.bias_view()?);
+        let Ok(shape) = self.conv.output_shape(x.shape(), weight.shape()) else {
+            // With the error of a call that is known to the user.
+            return self.infer(x.view());
+        };
+        let [_, spare] = &mut self.spare;
+        let mut y = spare.tensor(shape)?;
+        self.conv.forward_into(x.view(), weight, bias, y.view_mut())?;
+        let room = self.room(&y)?;
+        self.spare[0].0 = self.affine.input.take(x);
+        self.keep(room, &y);
         Ok(y)
     }
 
@@ -287,6 +325,22 @@ where
         let gradients = self.back("Conv::backward", dy, |x, weight, dz| self.conv.backward(x, weight, dz))?;
         self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
         Ok(gradients.input)
+    }
+
+    fn backward_owned(&mut self, mut dy: Tensor<T, N>) -> Result<Tensor<T, N>> {
+        let op = "Conv::backward_owned";
+        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
+        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        // First what can fail for lack of memory.
+        let [spare, _] = &mut self.spare;
+        let (mut dx, mut dw) = (spare.tensor(x.shape())?, Tensor::zeros(weight.shape())?);
+        self.rectify(op, dy.as_mut_slice())?;
+        let db = self.conv.backward_bias(dy.view())?;
+        self.conv.backward_input_into(dy.view(), weight, dx.view_mut())?;
+        self.conv.backward_weight_into(x, dy.view(), dw.view_mut())?;
+        self.affine.accumulate(dw.as_slice(), db.as_slice());
+        self.spare[1].0 = Some(dy);
+        Ok(dx)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The dense layer.
 
-use super::{Init, Layer, Parameter, Parameters, Saved};
+use super::{Init, Layer, Parameter, Parameters, Saved, Spare};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::linear::{Dense, DenseGradientsMut};
@@ -21,6 +21,8 @@ pub struct Linear<T> {
     weight: Parameter<T>,
     bias: Option<Parameter<T>>,
     input: Saved<T, 2>,
+    /// For dX: the input of the step before.
+    spare: Spare<T, 2>,
 }
 
 impl<T: Element> Linear<T> {
@@ -48,7 +50,7 @@ impl<T: Element> Linear<T> {
             Some(bias) => Some(Parameter::new(bias)?),
             None => None,
         };
-        Ok(Self { weight: Parameter::new(weight)?, bias, input: Saved::NONE })
+        Ok(Self { weight: Parameter::new(weight)?, bias, input: Saved::NONE, spare: Spare::NONE })
     }
 
     /// The weight, `[inputs, outputs]`.
@@ -87,7 +89,7 @@ impl<T: Element> Layer<T> for Linear<T> {
 
     fn forward_owned(&mut self, x: Tensor<T, 2>) -> Result<Tensor<T, 2>> {
         let y = self.infer(x.view())?;
-        self.input.take(x);
+        self.spare.0 = self.input.take(x);
         Ok(y)
     }
 
@@ -103,7 +105,8 @@ impl<T: Element> Layer<T> for Linear<T> {
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
         self.check_gradient("Linear::backward", dy)?;
         // First what can fail for lack of memory.
-        let dx = Dense::new().backward_input(dy, self.weight.view()?)?;
+        let mut dx = self.spare.tensor(self.input.get("Linear::backward")?.shape())?;
+        Dense::new().backward_input_into(dy, self.weight.view()?, T::ZERO, dx.view_mut())?;
         self.backward_parameters(dy)?;
         Ok(dx)
     }

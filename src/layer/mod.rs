@@ -133,6 +133,25 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     /// output's shape, [`Error::Alloc`] where there is no memory.
     fn backward(&mut self, dy: TensorView<'_, T, O>) -> Result<Tensor<T, I>>;
 
+    /// [`backward`](Self::backward) of a gradient that nobody else needs. A layer may work in its memory, and in the next step
+    /// use it again.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    ///
+    /// ```
+    /// use tilewise::layer::{Init, Layer, Linear};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut layer = Linear::<f32>::new(3, 2, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+    /// let y = layer.forward(Tensor::full([4, 3], 1.0)?.view())?;
+    /// let expected = layer.backward(y.view())?;
+    /// assert!(layer.backward_owned(y)? == expected);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn backward_owned(&mut self, dy: Tensor<T, O>) -> Result<Tensor<T, I>> {
+        self.backward(dy.view())
+    }
+
     /// [`backward`](Self::backward) where nobody wants the gradient for the input, as at the first layer of a network: a layer
     /// with weights saves a product.
     ///
@@ -170,15 +189,35 @@ impl<T: Element, const N: usize> Saved<T, N> {
         }
     }
 
-    /// Keeps `x` itself.
-    fn take(&mut self, x: Tensor<T, N>) {
-        self.0 = Some(x);
+    /// Keeps `x` itself, and gives what was kept before.
+    fn take(&mut self, x: Tensor<T, N>) -> Option<Tensor<T, N>> {
+        self.0.replace(x)
     }
 
     fn get(&self, op: &'static str) -> Result<TensorView<'_, T, N>> {
         match &self.0 {
             Some(saved) => Ok(saved.view()),
             None => Err(not_called(op)),
+        }
+    }
+}
+
+/// A tensor that nobody needs any more, for a result of its shape: neither asked for nor set to 0 in each step of training.
+struct Spare<T, const N: usize>(Option<Tensor<T, N>>);
+
+impl<T: Element, const N: usize> Spare<T, N> {
+    const NONE: Self = Self(None);
+
+    /// A tensor of this shape with any elements.
+    fn tensor(&mut self, shape: [usize; N]) -> Result<Tensor<T, N>> {
+        match self.0.take().filter(|spare| spare.shape() == shape) {
+            Some(mut spare) => {
+                if cfg!(debug_assertions) {
+                    spare.as_mut_slice().fill(T::NAN);
+                }
+                Ok(spare)
+            }
+            None => Tensor::zeros(shape),
         }
     }
 }

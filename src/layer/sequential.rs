@@ -72,7 +72,10 @@ fn back<T: Element>(
 ) -> Result<Option<Tensor<T, 2>>> {
     let mut dx: Option<Tensor<T, 2>> = None;
     for layer in layers.iter_mut().rev() {
-        dx = Some(layer.backward(dx.as_ref().map_or(dy, Tensor::view))?);
+        dx = Some(match dx {
+            Some(dx) => layer.backward_owned(dx)?,
+            None => layer.backward(dy)?,
+        });
     }
     Ok(dx)
 }
@@ -92,7 +95,10 @@ impl<T: Element> Layer<T> for Sequential<T> {
         self.output = None;
         let mut y: Option<Tensor<T, 2>> = None;
         for layer in &mut self.layers {
-            y = Some(layer.forward(y.as_ref().map_or(x, Tensor::view))?);
+            y = Some(match y {
+                Some(y) => layer.forward_owned(y)?,
+                None => layer.forward(x)?,
+            });
         }
         let y = y.map_or_else(|| x.to_tensor(), Ok)?;
         self.output = Some(y.shape());

@@ -36,9 +36,9 @@ struct Cnn {
     seen: usize,
 }
 
-/// Convolutions, each with its activation, and dense layers over all that they give.
+/// Convolutions, each rectified, and dense layers over all that they give.
 struct Net {
-    convolutions: Vec<(Conv2d<f32>, Activate<f32, 4>)>,
+    convolutions: Vec<Conv2d<f32>>,
     hidden: (Linear<f32>, Activate<f32>),
     head: Linear<f32>,
     /// Of what the last convolution gave.
@@ -51,9 +51,10 @@ impl Net {
         let (mut convolutions, mut image) = (Vec::new(), [1, 1, rows, cols]);
         for (filters, taps, stride) in [(FILTERS, TAPS, 1), (32, 3, 2), (32, 3, 1), (64, 3, 2)] {
             let options = Convolution::new().padding([taps / 2; 2]).stride([stride; 2]);
+            let options = options.activation(Activation::Relu);
             let layer = Conv2d::new(image[1], filters, [taps; 2], options, init, rng)?;
             image = options.output_shape(image, [filters, image[1], taps, taps])?;
-            convolutions.push((layer, Activate::new(Activation::Relu)));
+            convolutions.push(layer);
         }
         let inputs = image.iter().product();
         let hidden = (Linear::new(inputs, HIDDEN, init, rng)?, Activate::new(Activation::Relu));
@@ -64,7 +65,7 @@ impl Net {
 
 impl Parameters<f32> for Net {
     fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
-        for (number, (layer, _)) in self.convolutions.iter_mut().enumerate() {
+        for (number, layer) in self.convolutions.iter_mut().enumerate() {
             layer.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
         }
         self.hidden.0.visit(&mut |name, parameter| f(&format!("hidden.{name}"), parameter));
@@ -77,13 +78,10 @@ impl Net {
     fn backward_to_first(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
         let d = self.head.backward(dy)?;
         let d = self.hidden.1.backward(d.view())?;
-        let d = self.hidden.0.backward(d.view())?;
+        let d = self.hidden.0.backward_owned(d)?;
         let mut d = d.reshape(self.shape)?;
-        for (number, (layer, activation)) in self.convolutions.iter_mut().enumerate().rev() {
-            d = activation.backward(d.view())?;
-            if number > 0 {
-                d = layer.backward(d.view())?;
-            }
+        for layer in self.convolutions[1..].iter_mut().rev() {
+            d = layer.backward_owned(d)?;
         }
         Ok(d)
     }
@@ -93,22 +91,20 @@ impl Net {
 impl Layer<f32, 4, 2> for Net {
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
         let mut y = x.to_tensor()?;
-        for (layer, activation) in &mut self.convolutions {
-            y = layer.forward(y.view())?;
-            y = activation.forward(y.view())?;
+        for layer in &mut self.convolutions {
+            y = layer.forward_owned(y)?;
         }
         self.shape = y.shape();
         let flat = y.reshape([self.shape[0], self.shape[1..].iter().product()])?;
-        let hidden = self.hidden.0.forward(flat.view())?;
-        let hidden = self.hidden.1.forward(hidden.view())?;
-        self.head.forward(hidden.view())
+        let hidden = self.hidden.0.forward_owned(flat)?;
+        let hidden = self.hidden.1.forward_owned(hidden)?;
+        self.head.forward_owned(hidden)
     }
 
     fn infer(&self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
         let mut y = x.to_tensor()?;
-        for (layer, activation) in &self.convolutions {
+        for layer in &self.convolutions {
             y = layer.infer(y.view())?;
-            y = activation.infer(y.view())?;
         }
         let shape = y.shape();
         let flat = y.reshape([shape[0], shape[1..].iter().product()])?;
@@ -119,12 +115,12 @@ impl Layer<f32, 4, 2> for Net {
 
     fn backward(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
         let d = self.backward_to_first(dy)?;
-        self.convolutions[0].0.backward(d.view())
+        self.convolutions[0].backward_owned(d)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<()> {
         let d = self.backward_to_first(dy)?;
-        self.convolutions[0].0.backward_parameters(d.view())
+        self.convolutions[0].backward_parameters(d.view())
     }
 }
 
@@ -185,7 +181,7 @@ impl Model for Cnn {
     }
 
     fn drawings(&mut self, _test: &Samples) -> tilewise::Result<Vec<Drawing>> {
-        let weight = self.net.convolutions[0].0.weight();
+        let weight = self.net.convolutions[0].weight();
         let pictures = weight.value().chunks_exact(TAPS * TAPS).enumerate().map(|(filter, taps)| Picture {
             caption: (filter + 1).to_string(),
             rows: TAPS,

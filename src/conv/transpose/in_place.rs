@@ -17,6 +17,7 @@ use super::{Residue, Scatter, residues};
 use crate::activation::{self, Activation};
 use crate::conv::emit::Finish;
 use crate::conv::halo::{self, Fill, Halo};
+use crate::conv::lanes::{self, Panel};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{Block, GRAIN, Panels, Tile, balanced, blocks, pack, packed_len, tile, tile_rows};
@@ -54,8 +55,10 @@ pub(super) struct InPlace<'a, 's, T> {
     tile: Tile,
     /// Along height and width.
     spans: [Span; 2],
-    /// Positions of a row of the copy and of sums.
+    /// Positions of a row of sums: of the copy's, junk among them, or where output channels are lanes, of outputs.
     pitch: usize,
+    /// Output channels are lanes.
+    lanes: bool,
     /// Input channels of a group, output channels, taps.
     outer: usize,
     inner: usize,
@@ -91,14 +94,16 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         }
         let [outer, inner, _, kh, kw] = w.shape();
         let outer = outer / groups;
-        let pitch = spans[1].outputs + spans[1].len - 1;
         let tile = tile::<T>(isa);
+        let depth = (kh * kw).saturating_mul(outer);
+        let lanes = inner <= tile.columns && lanes::fits(tile, inner, depth, spans[1].outputs);
+        let pitch = if lanes { spans[1].outputs } else { spans[1].outputs + spans[1].len - 1 };
         let residues = sliding.stride[1].min(height) * 2;
         let row = pitch.saturating_mul(outer.saturating_add(residues.saturating_mul(inner)));
         let most = machine::caches().l2 / 2 / size_of::<T>() / row.max(1);
         let rows = balanced(spans[0].outputs, most.max(1), 1);
-        let width = tile_rows(tile, inner);
-        Some(Self { scatter, tile, spans, pitch, outer, inner, taps: kh * kw, width, rows })
+        let width = if lanes { lanes::width(tile, inner) } else { tile_rows(tile, inner) };
+        Some(Self { scatter, tile, spans, pitch, lanes, outer, inner, taps: kh * kw, width, rows })
     }
 
     /// Computes `y`.
@@ -114,8 +119,15 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         TensorViewMut::from_slice(&mut turned[..], [kh, kw, all, self.inner, 1])?
             .copy_from(w.permute([3, 4, 0, 1, 2])?);
         let turned = TensorView::from_slice(&turned[..], [self.taps, all, self.inner])?;
+        // Those of a residue together, in the order in which they are summed up. Some belong to none.
+        let mut order = workspace::scratch::<usize>(op, self.taps)?;
+        order.fill(self.taps);
+        self.order([y.shape()[3], y.shape()[4]], &mut order);
         for (at, to) in weights.chunks_exact_mut(panels).enumerate() {
-            let (group, tap) = (at / self.taps, at % self.taps);
+            let (group, tap) = (at / self.taps, order[at % self.taps]);
+            if tap == self.taps {
+                continue;
+            }
             let part =
                 turned.select::<2>(0, tap)?.slice(0, group * self.outer..(group + 1) * self.outer, 1)?;
             for steps in blocks(0..self.outer, STEPS) {
@@ -125,6 +137,21 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         }
         let work = self.scatter.z.len().saturating_mul(self.inner * self.taps);
         self.split(&weights, y, [0; 2], parallel::threads_for(work, GRAIN))
+    }
+
+    /// The taps of all residues of an output of this height and width, one residue after the other.
+    fn order(&self, [height, width]: [usize; 2], order: &mut [usize]) {
+        let (sliding, mut order) = (&self.scatter.sliding, order.iter_mut());
+        for h in residues(sliding, 1, height) {
+            for w in residues(sliding, 2, width) {
+                for (at, to) in (0..h.taps * w.taps).zip(&mut order) {
+                    // In reverse order.
+                    let [down, right] = [(&h, at / w.taps), (&w, at % w.taps)]
+                        .map(|(axis, index)| axis.tap + axis.step * (axis.taps - 1 - index));
+                    *to = down * sliding.kernel[2] + right;
+                }
+            }
+        }
     }
 
     /// Computes the part `y`, whose first element has these indices of image and channel, in `tasks` tasks.
@@ -161,8 +188,14 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         let mut planes = workspace::scratch(op, largest.saturating_add(self.tile.lanes))?;
         let (rows_once, pairs) = (channels.min(self.inner), sliding.stride[1].min(height));
         // Positions of a channel and residue.
-        let len = (self.rows * self.pitch).next_multiple_of(self.tile.lanes);
-        let pair = len.checked_mul(2 * rows_once).ok_or_else(none)?;
+        let mut len = (self.rows * self.pitch).next_multiple_of(self.tile.lanes);
+        let mut lines = rows_once;
+        if self.lanes {
+            (len, lines) = (len + lanes::SLACK, self.width);
+        }
+        let pair = len.checked_mul(2 * lines).ok_or_else(none)?;
+        let mut offsets =
+            workspace::scratch::<usize>(op, if self.lanes { self.taps * self.outer } else { 0 })?;
         let mut sums = workspace::scratch(op, pair.checked_mul(pairs).ok_or_else(none)?)?;
         for first in (0..channels).step_by(rows_once) {
             let (group, row) = ((at[1] + first) / self.inner, (at[1] + first) % self.inner);
@@ -177,12 +210,21 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                 for part in blocks(0..self.spans[0].outputs, self.rows) {
                     let halo = self.halo([d, part.start], part.len());
                     T::dispatch(isa, Fill { halo: &halo, x: z, to: &mut planes });
+                    let mut done = 0;
                     for (h, sums) in residues(sliding, 1, height).zip(sums.chunks_exact_mut(pair)) {
                         let columns = sums.chunks_exact_mut(pair / 2);
                         for (w, sums) in residues(sliding, 2, width).zip(columns) {
-                            let sums = TensorViewMut::matrix(sums, [rows_once, len]);
+                            let taps = done..done + h.taps * w.taps;
+                            done = taps.end;
+                            let panels = self.padded() * self.outer;
+                            let weights = &weights[taps.start * panels..taps.end * panels];
                             let source =
                                 Source { weights, row, halo: &halo, planes: &planes, rows: part.len() };
+                            if self.lanes {
+                                self.residue_by_lanes([&h, &w], source, &mut offsets, sums, len);
+                                continue;
+                            }
+                            let sums = TensorViewMut::matrix(sums, [rows_once, len]);
                             self.residue([&h, &w], source, sums)?;
                         }
                         let (step, end) = (sliding.stride[1], height.min(part.end * sliding.stride[1]));
@@ -227,25 +269,15 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
     ) -> Result<()> {
         let Source { weights, row, halo, planes, rows } = source;
         let [channels, _] = sums.shape();
-        let [_, _, _, _, kw] = self.scatter.w.shape();
         let lanes = self.tile.lanes;
         // The last row ends with its last output.
         let columns = ((rows - 1) * self.pitch + self.spans[1].outputs).next_multiple_of(lanes);
         let mut beta = None;
         let [down, right] = axes;
         for at in 0..down.taps * right.taps {
-            let index = [at / right.taps, at % right.taps];
-            let mut tap = [0; 2];
-            let mut from = [0; 2];
-            for (axis, residue) in axes.iter().enumerate() {
-                // In reverse order.
-                tap[axis] = residue.tap + residue.step * (residue.taps - 1 - index[axis]);
-                let place = residue.start + (index[axis] * residue.dilation) as isize;
-                from[axis] = (place - self.spans[axis].start) as usize;
-            }
             let panels = self.padded() * self.outer;
-            let weights = &weights[(tap[0] * kw + tap[1]) * panels..][..panels];
-            let from = halo.output(0, [0, from[0], from[1]]);
+            let weights = &weights[at * panels..][..panels];
+            let from = self.reads(axes, at, halo);
             for steps in blocks(0..self.outer, STEPS) {
                 let b = TensorView::as_strided_at(
                     planes,
@@ -278,11 +310,42 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         }
         Ok(())
     }
+
+    /// The sums of a residue, `[channels, len]` and channels up to whole vectors, with output channels as lanes.
+    fn residue_by_lanes(
+        &self,
+        axes: [&Residue; 2],
+        source: Source<'_, T>,
+        offsets: &mut [usize],
+        sums: &mut [T],
+        len: usize,
+    ) {
+        let Source { weights, halo, planes, rows, .. } = source;
+        let steps = axes[0].taps * axes[1].taps * self.outer;
+        for (at, offsets) in offsets[..steps].chunks_exact_mut(self.outer).enumerate() {
+            let from = self.reads(axes, at, halo);
+            offsets.iter_mut().enumerate().for_each(|(c, to)| *to = from + c * halo.channel());
+        }
+        let (offsets, width, pitch) = (&offsets[..steps], self.width, len);
+        let sizes = [1, 1, rows, self.spans[1].outputs];
+        let panel = Panel { weights, width, halo, planes, offsets, sizes, sums, pitch };
+        T::dispatch(self.scatter.isa, panel);
+    }
+
+    /// Where a residue's tap with this index reads for its first position.
+    fn reads(&self, axes: [&Residue; 2], at: usize, halo: &Halo) -> usize {
+        let index = [at / axes[1].taps, at % axes[1].taps];
+        let [down, right] = [0, 1].map(|axis| {
+            let place = axes[axis].start + (index[axis] * axes[axis].dilation) as isize;
+            (place - self.spans[axis].start) as usize
+        });
+        halo.output(0, [0, down, right])
+    }
 }
 
 /// What a residue is computed from.
 struct Source<'a, T> {
-    /// Of a group: for each tap, panels.
+    /// For each tap of the residue, panels.
     weights: &'a [T],
     /// The first row of them.
     row: usize,
