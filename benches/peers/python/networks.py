@@ -4,10 +4,12 @@ of training of the small network of the example `digits`.
     pip install numpy onnx onnxruntime openvino torch
     python3 benches/peers/python/networks.py --threads 1
 
-Tilewise's bench `models` writes its random weights, its images and its scores; the same network is built from them for
-each library, and its scores are compared before anything is timed. Batch normalisation is folded everywhere, weights are
-constants. PyTorch runs with channels last, as it comes and frozen by TorchScript, whose convolutions take in what follows;
-ONNX Runtime and OpenVINO choose layouts of their own. Rounds go in turn; the table has the median of each one's rounds.
+Tilewise's bench `models` writes its random weights, its images and its scores; the same network is built from them for each
+library, and its scores are compared before anything is timed. Batch normalisation is folded everywhere, weights are
+constants. The step of training is also that of candle and burn, where `cargo build --release` in benches/peers/training has
+built them and `--training` says where. PyTorch runs with channels last, as it comes and frozen by TorchScript, whose
+convolutions take in what follows; ONNX Runtime and OpenVINO choose layouts of their own. Rounds go in turn; the table has
+the median of each one's rounds.
 """
 
 import argparse
@@ -26,6 +28,7 @@ parser.add_argument("--seconds", type=float, default=0.3, help="of one round of 
 parser.add_argument("--networks", default="resnet50,mobilenet_v2,digits")
 parser.add_argument("--batch", default="1,8")
 parser.add_argument("--program", help="the bench `models`, where it is built already")
+parser.add_argument("--training", help="the program of benches/peers/training: candle and burn take part")
 arguments = parser.parse_args()
 # Before the libraries are loaded.
 use_threads(arguments.threads)
@@ -159,6 +162,17 @@ class Tilewise(Process):
         return self.ask(*self.words)
 
 
+class Crate(Process):
+    """A step of training in a Rust library, in a process of its own as Tilewise's."""
+
+    def __init__(self, name, batch):
+        super().__init__([arguments.training, name])
+        self.name, self.words = name, (batch, 0, arguments.seconds)
+
+    def time(self):
+        return self.ask(*self.words)
+
+
 class Module(torch.nn.Module):
     def __init__(self, problem):
         super().__init__()
@@ -274,6 +288,7 @@ def main():
             peers, theirs = [Tilewise(program, name, batch, 0)], []
             if name == "digits":
                 theirs += [Training(batch, False), Training(batch, True)]
+                theirs += [Crate(crate, batch) for crate in ("candle", "burn") if arguments.training]
             else:
                 peers += [Tilewise(program, name, batch, manner) for manner in (1, 2 if name == "resnet50" else 3)]
                 problem = Problem(program, name, batch)
@@ -291,8 +306,9 @@ def main():
             ratio = max(medians[:own]) / max(medians[own:])
             cells = ", ".join(f"{peer.name} {rate:.1f}" for peer, rate in zip(peers, medians))
             print(f"{name}, batch {batch}: ratio {ratio:.2f}; {cells}", flush=True)
-            for peer in peers[:own]:
-                peer.close()
+            for peer in peers:
+                if isinstance(peer, Process):
+                    peer.close()
 
 
 main()
