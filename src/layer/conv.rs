@@ -28,7 +28,7 @@ const RUN: usize = 1 << 12;
 /// # Ok::<(), tilewise::Error>(())
 /// ```
 ///
-/// The options may have the activation [`Activation::Relu`], which then takes no pass of its own: in `forward` it is part of the
+/// The options may have the activation [`Activation::Relu`](crate::activation::Activation::Relu), which then takes no pass of its own: in `forward` it is part of the
 /// convolution. Other activations are layers of their own, [`Activate`](super::Activate).
 ///
 /// ```
