@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPoolBuilder;
 
+use crate::element::Element;
+use crate::error::Result;
 use crate::machine;
+use crate::tensor::TensorViewMut;
 
 /// Tasks a thread should find: enough to even out tasks of unlike length.
 pub(crate) const TASKS_PER_THREAD: usize = 4;
@@ -156,6 +159,24 @@ pub(crate) fn for_each_chunk_mut<T: Send>(
         join(|| halve(low, first, chunk, half, f), || halve(high, first + cut, chunk, tasks - half, f));
     }
     halve(data, 0, chunk, tasks, f);
+}
+
+/// Cuts `y`, which has several `unit`s along `axis`, at a multiple of one, and calls `f` with each part, with where it begins
+/// and with its share of the tasks, possibly at the same time. `at` is where `y` begins, along its first axes.
+pub(crate) fn halves<T: Element, const N: usize, const M: usize>(
+    y: TensorViewMut<'_, T, N>,
+    at: [usize; M],
+    (axis, unit): (usize, usize),
+    tasks: usize,
+    f: &(impl Fn(TensorViewMut<'_, T, N>, [usize; M], usize) -> Result<()> + Sync),
+) -> Result<()> {
+    let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
+    let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
+    let (low, high) = y.split_at(axis, middle)?;
+    let mut next = at;
+    next[axis] += middle;
+    let (first, second) = join(|| f(low, at, half), || f(high, next, tasks - half));
+    first.and(second)
 }
 
 #[cfg(test)]

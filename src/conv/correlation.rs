@@ -49,7 +49,7 @@ impl<T: Element> Correlation<'_, T> {
         let best = (tasks > 1).then(|| axis(y.shape(), tasks, cut.rows, cut.width)).flatten();
         // Whole Winograd tiles: what an output is a sum of must not depend on where the task begins.
         let best = best.map(|(axis, unit)| (axis, if axis > 2 { unit * cut.winograd.max(1) } else { unit }));
-        let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
+        let Some(cut_at) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
             if cut.lanes {
                 return lanes::run(self, y, at);
             }
@@ -67,14 +67,7 @@ impl<T: Element> Correlation<'_, T> {
             }
             return Ok(());
         };
-        let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
-        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
-        let (low, high) = y.split_at(axis, middle)?;
-        let mut next = at;
-        next[axis] += middle;
-        let (first, second) =
-            parallel::join(|| self.split(low, at, half), || self.split(high, next, tasks - half));
-        first.and(second)
+        parallel::halves(y, at, cut_at, tasks, &|part, at, tasks| self.split(part, at, tasks))
     }
 }
 

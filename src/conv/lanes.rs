@@ -101,9 +101,8 @@ pub(super) fn run<T: Element>(
                 offsets[step] = offsets[step - taps] + halo.channel();
             }
             let weights = &problem.weights.data[group * cut.group_len() + row * cut.depth..];
-            let panels = weights.chunks_exact((cut.width * cut.depth).max(1));
-            for (at, sums) in sums.chunks_mut(cut.width * pitch).take(padded / cut.width).enumerate() {
-                let weights = panels.clone().nth(at).unwrap_or(&[]);
+            let panels = weights.chunks_exact(cut.width * cut.depth).take(padded / cut.width);
+            for (weights, sums) in panels.zip(sums.chunks_mut(cut.width * pitch)) {
                 let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], cut.width);
                 T::dispatch(cut.isa, Panel { weights, width, halo, planes, offsets, sizes, sums, pitch });
             }

@@ -53,7 +53,7 @@ impl<T: Element> Rows<'_, T> {
     fn split(&self, y: TensorViewMut<'_, T, 5>, at: [usize; 5], tasks: usize) -> Result<()> {
         let width = self.tile.columns;
         let best = (tasks > 1).then(|| axis(y.shape(), tasks, self.slab.lines(), width)).flatten();
-        let Some((axis, unit)) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
+        let Some(cut) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
             let mut residual = self.call.finish.residual;
             for (axis, (&first, len)) in at.iter().zip(y.shape()).enumerate() {
                 residual = match residual {
@@ -70,14 +70,7 @@ impl<T: Element> Rows<'_, T> {
             });
             return self.runs((y, residual), at, axes);
         };
-        let (parts, half) = (y.shape()[axis].div_ceil(unit), tasks / 2);
-        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
-        let (low, high) = y.split_at(axis, middle)?;
-        let mut next = at;
-        next[axis] += middle;
-        let (first, second) =
-            parallel::join(|| self.split(low, at, half), || self.split(high, next, tasks - half));
-        first.and(second)
+        parallel::halves(y, at, cut, tasks, &|part, at, tasks| self.split(part, at, tasks))
     }
 
     /// [`run`](Self::run) for each index of `axes`.

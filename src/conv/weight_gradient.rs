@@ -114,14 +114,7 @@ impl<T: Element> Gradient<'_, T> {
             }
             return Ok(());
         }
-        let half = tasks / 2;
-        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
-        let (low, high) = dw.split_at(axis, middle)?;
-        let mut next = at;
-        next[axis] += middle;
-        let (first, second) =
-            parallel::join(|| self.split(low, at, half), || self.split(high, next, tasks - half));
-        first.and(second)
+        parallel::halves(dw, at, (axis, unit), tasks, &|part, at, tasks| self.split(part, at, tasks))
     }
 
     /// Computes a part that lies in one group on this thread.

@@ -167,16 +167,8 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         if tasks <= 1 || parts <= 1 {
             return self.compute(weights, y, at);
         }
-        let half = tasks / 2;
-        let middle = (parts * half / tasks).clamp(1, parts - 1) * unit;
-        let (low, high) = y.split_at(axis, middle)?;
-        let mut next = at;
-        next[axis] += middle;
-        let (first, second) = parallel::join(
-            || self.split(weights, low, at, half),
-            || self.split(weights, high, next, tasks - half),
-        );
-        first.and(second)
+        let f = |part: TensorViewMut<'_, T, 5>, at, tasks| self.split(weights, part, at, tasks);
+        parallel::halves(y, at, (axis, unit), tasks, &f)
     }
 
     /// Computes a part of whole groups, or of one, on this thread.
