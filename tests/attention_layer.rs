@@ -55,7 +55,7 @@ fn check_gradients(layer: &mut dyn Layer<f64, 3, 3>, x: &Tensor<f64, 3>) {
             let mut gradient = 0.0;
             let [high, low] = [h, -h].map(|h| {
                 let mut change = |by: f64, layer: &mut dyn Layer<f64, 3, 3>| {
-                    layer.visit(&mut |found, parameter| {
+                    layer.visit_mut(&mut |found, parameter| {
                         if found == name {
                             parameter.value_mut()[i] += by;
                             gradient = parameter.gradient()[i];
@@ -99,7 +99,7 @@ struct Values(HashMap<String, (Vec<usize>, Vec<f64>)>);
 impl Values {
     fn of(layer: &mut dyn Layer<f64, 3, 3>) -> Self {
         let (mut found, mut phase) = (HashMap::new(), 0.0);
-        layer.visit(&mut |name, parameter| {
+        layer.visit_mut(&mut |name, parameter| {
             phase += 0.3;
             let wave = wave([parameter.len()], phase);
             parameter.value_mut().iter_mut().zip(&wave).for_each(|(x, wave)| *x += 0.3 * wave);
@@ -326,7 +326,7 @@ fn gradients_under_dropout_are_central_differences() {
         for (name, at, gradient) in gradients {
             let losses = [h, -h].map(|h| {
                 let mut block = make();
-                block.visit(&mut |found, parameter| {
+                block.visit_mut(&mut |found, parameter| {
                     if found == name {
                         parameter.value_mut()[at] += h;
                     }

@@ -60,7 +60,7 @@ fn differences<L: Layer<f64, N, N>, const N: usize>(layer: &mut L, mut x: Tensor
         for i in (0..gradient.len()).step_by(gradient.len() / 15 + 1) {
             let pair = [h, -h].map(|h| {
                 let mut change = |by: f64| {
-                    layer.visit(&mut |name, p| {
+                    layer.visit_mut(&mut |name, p| {
                         if name == wanted {
                             p.value_mut()[i] += by;
                         }
@@ -68,7 +68,7 @@ fn differences<L: Layer<f64, N, N>, const N: usize>(layer: &mut L, mut x: Tensor
                 };
                 change(h);
                 let loss = dot(&layer.infer(x.view()).unwrap(), &r);
-                layer.visit(&mut |name, p| {
+                layer.visit_mut(&mut |name, p| {
                     if name == wanted {
                         p.value_mut()[i] -= h;
                     }

@@ -5,14 +5,16 @@ mod common;
 use common::{bits, in_pools, quickcheck, value, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
+use tilewise::conv::{Convolution, ConvolutionTranspose};
 use tilewise::layer::optimizer::{Adam, AdamW, Optimizer, Sgd};
 use tilewise::layer::{
-    Activate, Fan, Init, Layer, Linear, Parameter, Parameters, Sequential, clip_gradient_norm,
-    clip_gradient_value,
+    Activate, BatchNorm, Conv2d, ConvTranspose1d, Embedding, Fan, FeedForward, Init, Layer, LayerNorm,
+    Linear, Lstm, NormOrder, Parameter, Parameters, RecurrentSizes, RmsNorm, Sequential, TransformerBlock,
+    clip_gradient_norm, clip_gradient_value,
 };
 use tilewise::loss::{CrossEntropy, MeanSquared};
 use tilewise::random::Rng;
-use tilewise::{Element, Result, Tensor, TensorView, reference};
+use tilewise::{Element, Result, Tensor, TensorView, reference, rnn};
 
 /// A layer from outside of the crate, with a parameter: y = tanh(s x).
 struct ScaledTanh {
@@ -27,7 +29,11 @@ impl ScaledTanh {
 }
 
 impl Parameters<f64> for ScaledTanh {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f64>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f64>)) {
+        f("scale", &self.scale);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f64>)) {
         f("scale", &mut self.scale);
     }
 }
@@ -58,7 +64,7 @@ fn matrix(g: &mut Gen, shape: [usize; 2]) -> Tensor<f64, 2> {
 }
 
 /// All parameters' values, or gradients, one after the other.
-fn flat<T: Element>(parameters: &mut dyn Parameters<T>, gradients: bool) -> Vec<T> {
+fn flat<T: Element>(parameters: &dyn Parameters<T>, gradients: bool) -> Vec<T> {
     let mut all = Vec::new();
     parameters.visit(&mut |_, p| all.extend_from_slice(if gradients { p.gradient() } else { p.value() }));
     all
@@ -66,7 +72,7 @@ fn flat<T: Element>(parameters: &mut dyn Parameters<T>, gradients: bool) -> Vec<
 
 /// Adds to one number of all parameters.
 fn nudge(parameters: &mut dyn Parameters<f64>, mut number: usize, by: f64) {
-    parameters.visit(&mut |_, p| {
+    parameters.visit_mut(&mut |_, p| {
         if let Some(value) = p.value_mut().get_mut(number) {
             *value += by;
         }
@@ -99,11 +105,11 @@ fn gradients_of_a_net_are_central_differences() {
     assert_eq!(y, net.infer(x.view()).unwrap());
     let (_, dy) = loss.forward_backward(y.view(), &classes).unwrap();
     let dx = net.backward(dy.view()).unwrap();
-    let gradients = flat(&mut net, true);
+    let gradients = flat(&net, true);
     assert_eq!(gradients.len(), net.parameter_count());
     net.zero_gradients();
     net.backward_parameters(dy.view()).unwrap();
-    assert_eq!(flat(&mut net, true), gradients);
+    assert_eq!(flat(&net, true), gradients);
 
     // h² |f‴| / 6 + ε |f| / h ≈ 10⁻¹⁰ with h = 10⁻⁵.
     let h = 1e-5;
@@ -134,19 +140,19 @@ fn gradients_of_a_net_are_central_differences() {
     net.forward(x.view()).unwrap();
     net.zero_gradients();
     net.backward(dy.view()).unwrap();
-    let once = flat(&mut net, true);
+    let once = flat(&net, true);
     net.backward(dy.view()).unwrap();
-    let twice = flat(&mut net, true);
+    let twice = flat(&net, true);
     assert!(
         once.iter().zip(&twice).all(|(once, twice)| (2.0 * once - twice).abs() <= 1e-15 + 1e-14 * once.abs())
     );
     net.zero_gradients();
-    assert!(flat(&mut net, true).iter().all(|&g| g == 0.0));
+    assert!(flat(&net, true).iter().all(|&g| g == 0.0));
 }
 
 #[test]
 fn names_lead_to_parts_within_parts() {
-    let mut net = net(&mut Rng::seed(1));
+    let net = net(&mut Rng::seed(1));
     let mut names = Vec::new();
     net.visit(&mut |name, p| names.push(format!("{name} {:?}", p.shape())));
     assert_eq!(
@@ -164,6 +170,39 @@ fn names_lead_to_parts_within_parts() {
     );
 }
 
+/// Layers of every kind that has parameters.
+fn all_kinds() -> Result<Vec<Box<dyn Parameters<f32>>>> {
+    let (mut rng, init) = (Rng::seed(1), Init::kaiming_uniform());
+    let rng = &mut rng;
+    let sizes = RecurrentSizes { inputs: 3, hidden: 2, layers: 2, directions: 1 };
+    Ok(vec![
+        Box::new(Sequential::new().push(Linear::new(3, 2, init, rng)?).push(Activate::new(Activation::Tanh))),
+        Box::new(Embedding::new(5, 3, init, rng)?),
+        Box::new(Conv2d::new(2, 3, [3, 3], Convolution::new(), init, rng)?),
+        Box::new(ConvTranspose1d::new(2, 3, [4], ConvolutionTranspose::new(), init, rng)?),
+        Box::new(LayerNorm::<_, 2>::new(3)?),
+        Box::new(RmsNorm::<_, 2>::new(3)?),
+        Box::new(BatchNorm::<_, 4>::new(3)?),
+        Box::new(Lstm::stacked(rnn::Lstm::new(), sizes, rng)?),
+        Box::new(FeedForward::gated(4, 6, Activation::Silu, rng)?),
+        Box::new(TransformerBlock::encoder(4, 2, 6, NormOrder::Pre, rng)?),
+    ])
+}
+
+#[test]
+fn both_walks_see_the_same_parameters() {
+    for mut layer in all_kinds().unwrap() {
+        let (mut read, mut changed) = (Vec::new(), Vec::new());
+        layer.visit_mut(&mut |name, p| {
+            p.value_mut().fill(changed.len() as f32);
+            changed.push((name.to_owned(), p.shape().to_vec(), p.value().to_vec()));
+        });
+        layer.visit(&mut |name, p| read.push((name.to_owned(), p.shape().to_vec(), p.value().to_vec())));
+        assert_eq!(read, changed);
+        assert_eq!(read.iter().map(|(.., values)| values.len()).sum::<usize>(), layer.parameter_count());
+    }
+}
+
 #[test]
 fn an_empty_sequence_is_the_identity() {
     let mut net = Sequential::<f64>::new();
@@ -178,7 +217,7 @@ fn numbers(values: &[f64]) -> Linear<f64> {
 }
 
 fn set_gradient<T: Element>(layer: &mut Linear<T>, gradient: &[T]) {
-    layer.visit(&mut |_, p| p.gradient_mut().copy_from_slice(gradient));
+    layer.visit_mut(&mut |_, p| p.gradient_mut().copy_from_slice(gradient));
 }
 
 /// Three steps from (1, −2) by these gradients; the values were computed in Python, in double precision, from the
@@ -327,7 +366,7 @@ fn training_gives_the_same_bits_for_any_number_of_threads() {
             losses.push(loss);
         }
         assert!(losses.is_sorted_by(|a, b| a > b), "{losses:?}");
-        (bits(&losses), bits(&flat(&mut net, false)))
+        (bits(&losses), bits(&flat(&net, false)))
     });
     assert!(results.iter().all(|result| *result == results[0]));
 }
@@ -357,22 +396,22 @@ fn clipping_scales_all_gradients_by_one_factor() {
     let mut net = Sequential::<f64>::new().push(numbers(&[0.0; 2])).push(numbers(&[0.0; 1]));
     let set = |net: &mut Sequential<f64>, values: [f64; 3]| {
         let mut values = values.into_iter();
-        net.visit(&mut |_, p| p.gradient_mut().iter_mut().for_each(|g| *g = values.next().unwrap()));
+        net.visit_mut(&mut |_, p| p.gradient_mut().iter_mut().for_each(|g| *g = values.next().unwrap()));
     };
     set(&mut net, [2.0, 3.0, -6.0]);
     assert_eq!(clip_gradient_norm(&mut net, 10.0).unwrap(), 7.0);
-    assert_eq!(flat(&mut net, true), [2.0, 3.0, -6.0]);
+    assert_eq!(flat(&net, true), [2.0, 3.0, -6.0]);
     assert_eq!(clip_gradient_norm(&mut net, 3.5).unwrap(), 7.0);
     let factor = 3.5 / (7.0 + 1e-6);
-    assert_eq!(flat(&mut net, true), [2.0 * factor, 3.0 * factor, -6.0 * factor]);
+    assert_eq!(flat(&net, true), [2.0 * factor, 3.0 * factor, -6.0 * factor]);
     for bad in [f64::NAN, f64::INFINITY] {
         set(&mut net, [2.0, bad, -6.0]);
         assert!(!clip_gradient_norm(&mut net, 1.0).unwrap().is_finite());
-        assert_eq!(flat(&mut net, true)[0], 2.0);
+        assert_eq!(flat(&net, true)[0], 2.0);
     }
     set(&mut net, [2.0, f64::NAN, -6.0]);
     clip_gradient_value(&mut net, 2.5).unwrap();
-    let clipped = flat(&mut net, true);
+    let clipped = flat(&net, true);
     assert!(clipped[0] == 2.0 && clipped[1].is_nan() && clipped[2] == -2.5);
     assert_eq!(
         clip_gradient_norm(&mut net, -1.0).unwrap_err().to_string(),
@@ -454,7 +493,7 @@ fn bad_input_is_refused_before_anything_changes() {
         text(net.backward(m([4, 2]).view()).map(drop)),
         "Sequential::backward: dy has shape [4, 2], expected [4, 3]"
     );
-    assert!(flat(&mut net, true).iter().all(|&g| g == 0.0));
+    assert!(flat(&net, true).iter().all(|&g| g == 0.0));
 
     let wrong = Parameter::new(m([2, 3])).unwrap().view::<1>().map(drop);
     assert_eq!(text(wrong), "Parameter::view: rank is 1, expected the rank that the parameter was made with");

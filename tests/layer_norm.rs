@@ -24,7 +24,7 @@ fn gradients(layer: &mut dyn Parameters<f64>) -> Vec<(String, Vec<f64>)> {
 /// Two calls of `backward` add up, and give the dx that finite differences give.
 fn check<const N: usize>(layer: &mut dyn Layer<f64, N, N>, shape: [usize; N]) {
     let (mut x, dy) = (random(3, shape), random(4, shape));
-    layer.visit(&mut |_, parameter| {
+    layer.visit_mut(&mut |_, parameter| {
         parameter.value_mut().iter_mut().enumerate().for_each(|(i, v)| *v += 0.1 * i as f64);
     });
     layer.forward(x.view()).unwrap();

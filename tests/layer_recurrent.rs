@@ -52,7 +52,7 @@ fn gradients_are_differences<C: Recurrent>(mut layers: Stack<C, f64>) {
     assert_eq!(found.len(), 2 * 2 * 4);
     for (name, i, found) in found {
         let mut shifted = |by: f64| {
-            layers.visit(&mut |other, parameter| {
+            layers.visit_mut(&mut |other, parameter| {
                 if other == name {
                     parameter.value_mut()[i] += by;
                 }

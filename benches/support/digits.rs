@@ -26,10 +26,16 @@ struct Net {
 }
 
 impl Parameters<f32> for Net {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
-        self.convolutions.iter_mut().for_each(|layer| layer.visit(f));
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
+        self.convolutions.iter().for_each(|layer| layer.visit(f));
         self.hidden.0.visit(f);
         self.head.visit(f);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        self.convolutions.iter_mut().for_each(|layer| layer.visit_mut(f));
+        self.hidden.0.visit_mut(f);
+        self.head.visit_mut(f);
     }
 }
 

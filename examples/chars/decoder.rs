@@ -61,11 +61,18 @@ fn turned(x: TensorView<'_, f32, 3>) -> tilewise::Result<Tensor<f32, 3>> {
 }
 
 impl Parameters<f32> for Decoder {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
-        for (number, block) in self.blocks.iter_mut().enumerate() {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
+        for (number, block) in self.blocks.iter().enumerate() {
             block.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
         }
         self.norm.visit(&mut |name, parameter| f(&format!("norm.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        for (number, block) in self.blocks.iter_mut().enumerate() {
+            block.visit_mut(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
+        }
+        self.norm.visit_mut(&mut |name, parameter| f(&format!("norm.{name}"), parameter));
     }
 }
 

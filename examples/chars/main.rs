@@ -59,7 +59,7 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
     if !model.epochs.is_empty() {
         save::write(&args.chart, chart::loss(&model.epochs)?.as_bytes())?;
     }
-    save::save(&mut model, &args.model)?;
+    save::save(&model, &args.model)?;
     let written = sample::write(&model, args)?;
     writeln!(io::stdout(), "\n{written}\n")?;
     writeln!(io::stdout(), "model: {}\nloss: {}", args.model.display(), args.chart.display())?;

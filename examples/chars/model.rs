@@ -87,7 +87,7 @@ impl Model {
         Ok(Self { alphabet, options, epochs: Vec::new(), embedding, body, head })
     }
 
-    pub fn parameters(&mut self) -> usize {
+    pub fn parameters(&self) -> usize {
         self.parameter_count()
     }
 
@@ -160,14 +160,25 @@ impl Model {
 }
 
 impl Parameters<f32> for Model {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
         self.embedding.visit(&mut |name, parameter| f(&format!("embedding.{name}"), parameter));
-        match &mut self.body {
+        match &self.body {
             Body::Lstm(lstm) => lstm.visit(&mut |name, parameter| f(&format!("lstm.{name}"), parameter)),
             Body::Transformer(decoder) => {
                 decoder.visit(&mut |name, parameter| f(&format!("decoder.{name}"), parameter));
             }
         }
         self.head.visit(&mut |name, parameter| f(&format!("head.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        self.embedding.visit_mut(&mut |name, parameter| f(&format!("embedding.{name}"), parameter));
+        match &mut self.body {
+            Body::Lstm(lstm) => lstm.visit_mut(&mut |name, parameter| f(&format!("lstm.{name}"), parameter)),
+            Body::Transformer(decoder) => {
+                decoder.visit_mut(&mut |name, parameter| f(&format!("decoder.{name}"), parameter));
+            }
+        }
+        self.head.visit_mut(&mut |name, parameter| f(&format!("head.{name}"), parameter));
     }
 }

@@ -21,7 +21,7 @@ const MOST_CONTEXT: usize = 65_536;
 /// What a parameter is called, its shape and its numbers.
 type Entry = (String, Vec<usize>, Vec<u8>);
 
-pub fn save(model: &mut Model, path: &Path) -> Result<(), Box<dyn Error>> {
+pub fn save(model: &Model, path: &Path) -> Result<(), Box<dyn Error>> {
     let list =
         |of: fn(&Epoch) -> f64| model.epochs.iter().map(|epoch| of(epoch).to_string()).collect::<Vec<_>>();
     let info = HashMap::from([
@@ -48,7 +48,7 @@ fn name(net: Net) -> String {
     net.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn entries(model: &mut Model) -> Vec<Entry> {
+fn entries(model: &Model) -> Vec<Entry> {
     let mut entries = Vec::new();
     model.visit(&mut |name, parameter| {
         let bytes = parameter.value().iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -101,7 +101,7 @@ fn parse(bytes: &[u8]) -> Result<Model, Box<dyn Error>> {
         .map(|(train, test)| Epoch { train, test })
         .collect();
     let mut wrong: Option<String> = None;
-    model.visit(&mut |name, parameter| {
+    model.visit_mut(&mut |name, parameter| {
         let tensor = tensors.tensor(name);
         match tensor {
             Ok(tensor) if tensor.dtype() == Dtype::F32 && tensor.shape() == parameter.shape() => {
@@ -164,9 +164,9 @@ mod tests {
             let options = Options { net, hidden: 4, layers: 2, heads: 2, context: 9, dropout: 0.25 };
             let mut model = Model::new(alphabet, options, 7).unwrap();
             model.epochs.push(Epoch { train: 1.5, test: 2.25 });
-            save(&mut model, &path).unwrap();
-            let mut loaded = load(&path).unwrap();
-            assert_eq!(entries(&mut loaded), entries(&mut model));
+            save(&model, &path).unwrap();
+            let loaded = load(&path).unwrap();
+            assert_eq!(entries(&loaded), entries(&model));
             assert_eq!(loaded.alphabet, model.alphabet);
             assert_eq!(loaded.epochs, model.epochs);
             let (heads, context) = if net == Net::Lstm { (1, 1) } else { (2, 9) };

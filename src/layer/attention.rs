@@ -517,7 +517,18 @@ impl<T: Element> Parts<'_, T> {
 }
 
 impl<T: Element> Parameters<T> for MultiHeadAttention<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        f("in_proj_weight", &self.in_weight);
+        if let Some(bias) = &self.in_bias {
+            f("in_proj_bias", bias);
+        }
+        f("out_proj.weight", &self.out_weight);
+        if let Some(bias) = &self.out_bias {
+            f("out_proj.bias", bias);
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         f("in_proj_weight", &mut self.in_weight);
         if let Some(bias) = &mut self.in_bias {
             f("in_proj_bias", bias);

@@ -22,7 +22,7 @@ const LANES: usize = 8;
 /// use tilewise::layer::{Linear, Parameters, clip_gradient_norm};
 /// use tilewise::Tensor;
 /// let mut layer = Linear::from_parts(Tensor::<f64, 2>::zeros([2, 1])?, None)?;
-/// layer.visit(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, 4.0]));
+/// layer.visit_mut(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, 4.0]));
 /// assert_eq!(clip_gradient_norm(&mut layer, 1.0)?, 5.0);
 /// assert!((layer.weight().gradient()[1] - 0.8).abs() < 1e-6);
 /// # Ok::<(), tilewise::Error>(())
@@ -35,7 +35,8 @@ pub fn clip_gradient_norm<T: Element>(parameters: &mut dyn Parameters<T>, max_no
     let factor = max_norm / (norm + 1e-6);
     if norm.is_finite() && factor < 1.0 {
         let factor = T::from_f64(factor);
-        parameters.visit(&mut |_, parameter| parameter.gradient_mut().iter_mut().for_each(|g| *g *= factor));
+        parameters
+            .visit_mut(&mut |_, parameter| parameter.gradient_mut().iter_mut().for_each(|g| *g *= factor));
     }
     Ok(norm)
 }
@@ -49,7 +50,7 @@ pub fn clip_gradient_norm<T: Element>(parameters: &mut dyn Parameters<T>, max_no
 /// use tilewise::layer::{Linear, Parameters, clip_gradient_value};
 /// use tilewise::Tensor;
 /// let mut layer = Linear::from_parts(Tensor::<f64, 2>::zeros([2, 1])?, None)?;
-/// layer.visit(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, -0.5]));
+/// layer.visit_mut(&mut |_, weight| weight.gradient_mut().copy_from_slice(&[3.0, -0.5]));
 /// clip_gradient_value(&mut layer, 1.0)?;
 /// assert_eq!(layer.weight().gradient(), [1.0, -0.5]);
 /// # Ok::<(), tilewise::Error>(())
@@ -57,7 +58,7 @@ pub fn clip_gradient_norm<T: Element>(parameters: &mut dyn Parameters<T>, max_no
 pub fn clip_gradient_value<T: Element>(parameters: &mut dyn Parameters<T>, limit: f64) -> Result<()> {
     check("clip_gradient_value", "limit", limit)?;
     let limit = T::from_f64(limit);
-    parameters.visit(&mut |_, parameter| {
+    parameters.visit_mut(&mut |_, parameter| {
         for g in parameter.gradient_mut() {
             if *g > limit {
                 *g = limit;

@@ -105,7 +105,14 @@ impl<T: Element, const N: usize> Affine<T, N> {
         Ok(Self { weight: Parameter::new(weight)?, bias, input: Saved::NONE })
     }
 
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        f("weight", &self.weight);
+        if let Some(bias) = &self.bias {
+            f("bias", bias);
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         f("weight", &mut self.weight);
         if let Some(bias) = &mut self.bias {
             f("bias", bias);
@@ -285,8 +292,12 @@ where
 }
 
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for Conv<T, S, N> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.affine.visit(f);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.affine.visit_mut(f);
     }
 }
 
@@ -413,8 +424,12 @@ where
 }
 
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for ConvTranspose<T, S, N> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.affine.visit(f);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.affine.visit_mut(f);
     }
 }
 

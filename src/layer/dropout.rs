@@ -73,7 +73,9 @@ impl<T: Element, const N: usize> Dropout<T, N> {
 }
 
 impl<T: Element, const N: usize> Parameters<T> for Dropout<T, N> {
-    fn visit(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
+    fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
 }
 
 impl<T: Element, const N: usize> Layer<T, N, N> for Dropout<T, N> {

@@ -107,7 +107,11 @@ impl<T: Element> Embedding<T> {
 }
 
 impl<T: Element> Parameters<T> for Embedding<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        f("weight", &self.weight);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         f("weight", &mut self.weight);
     }
 }

@@ -91,12 +91,20 @@ pub(super) fn rows<T: Element>(x: TensorView<'_, T, 3>) -> Result<Tensor<T, 2>> 
 }
 
 impl<T: Element> Parameters<T> for FeedForward<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.up.visit(&mut |name, parameter| f(&format!("up.{name}"), parameter));
-        if let Some(gate) = &mut self.gate {
+        if let Some(gate) = &self.gate {
             gate.visit(&mut |name, parameter| f(&format!("gate.{name}"), parameter));
         }
         self.down.visit(&mut |name, parameter| f(&format!("down.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.up.visit_mut(&mut |name, parameter| f(&format!("up.{name}"), parameter));
+        if let Some(gate) = &mut self.gate {
+            gate.visit_mut(&mut |name, parameter| f(&format!("gate.{name}"), parameter));
+        }
+        self.down.visit_mut(&mut |name, parameter| f(&format!("down.{name}"), parameter));
     }
 }
 

@@ -47,7 +47,9 @@ impl<const N: usize> Flatten<N> {
 }
 
 impl<T: Element, const N: usize> Parameters<T> for Flatten<N> {
-    fn visit(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
+    fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
 }
 
 impl<T: Element, const N: usize> Layer<T, N, 2> for Flatten<N> {

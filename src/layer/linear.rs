@@ -72,7 +72,14 @@ impl<T: Element> Linear<T> {
 }
 
 impl<T: Element> Parameters<T> for Linear<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        f("weight", &self.weight);
+        if let Some(bias) = &self.bias {
+            f("bias", bias);
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         f("weight", &mut self.weight);
         if let Some(bias) = &mut self.bias {
             f("bias", bias);

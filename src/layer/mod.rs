@@ -73,15 +73,18 @@ use crate::tensor::{Tensor, TensorView};
 pub trait Parameters<T: Element> {
     /// Calls `f` with the name of each parameter and the parameter, always in the same order. Names of parts
     /// within parts are joined by dots: `"0.weight"`.
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>));
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>));
+
+    /// [`visit`](Self::visit) of parameters to be changed: the same names in the same order.
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>));
 
     /// Sets all gradients to 0.
     fn zero_gradients(&mut self) {
-        self.visit(&mut |_, parameter| parameter.gradient_mut().fill(T::ZERO));
+        self.visit_mut(&mut |_, parameter| parameter.gradient_mut().fill(T::ZERO));
     }
 
     /// How many numbers the parameters hold.
-    fn parameter_count(&mut self) -> usize {
+    fn parameter_count(&self) -> usize {
         let mut count = 0usize;
         self.visit(&mut |_, parameter| count = count.saturating_add(parameter.len()));
         count

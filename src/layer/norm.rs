@@ -24,7 +24,16 @@ impl<T: Element> Affine<T> {
         Ok(Self { weight: parameter(weight)?, bias: parameter(bias)? })
     }
 
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        if let Some(weight) = &self.weight {
+            f("weight", weight);
+        }
+        if let Some(bias) = &self.bias {
+            f("bias", bias);
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         if let Some(weight) = &mut self.weight {
             f("weight", weight);
         }
@@ -124,8 +133,12 @@ macro_rules! layer {
         }
 
         impl<T: Element, const N: usize> Parameters<T> for $name<T, N> {
-            fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+            fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
                 self.affine.visit(f);
+            }
+
+            fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+                self.affine.visit_mut(f);
             }
         }
 
@@ -342,7 +355,13 @@ impl<T: Element, const N: usize> RmsNorm<T, N> {
 }
 
 impl<T: Element, const N: usize> Parameters<T> for RmsNorm<T, N> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        if let Some(weight) = &self.weight {
+            f("weight", weight);
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         if let Some(weight) = &mut self.weight {
             f("weight", weight);
         }
@@ -454,8 +473,12 @@ impl<T: Element, const N: usize> BatchNorm<T, N> {
 }
 
 impl<T: Element, const N: usize> Parameters<T> for BatchNorm<T, N> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.affine.visit(f);
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.affine.visit_mut(f);
     }
 }
 

@@ -40,7 +40,9 @@ impl<const S: usize, const N: usize> MaxPool<S, N> {
 }
 
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for MaxPool<S, N> {
-    fn visit(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
+    fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
 }
 
 /// The spatial sizes of a shape.
@@ -101,7 +103,9 @@ impl<const S: usize, const N: usize> AvgPool<S, N> {
 }
 
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for AvgPool<S, N> {
-    fn visit(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
+    fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(&str, &mut Parameter<T>)) {}
 }
 
 impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for AvgPool<S, N>

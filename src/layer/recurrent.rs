@@ -134,7 +134,22 @@ impl<T: Element> Weighted<T> {
         ))
     }
 
-    fn visit(&mut self, layer: usize, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, layer: usize, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        f(&format!("{layer}.input"), &self.input);
+        f(&format!("{layer}.recurrent"), &self.recurrent);
+        for (name, parameter) in [
+            ("bias", &self.bias),
+            ("recurrent_bias", &self.recurrent_bias),
+            ("peephole", &self.peephole),
+            ("projection", &self.projection),
+        ] {
+            if let Some(parameter) = parameter {
+                f(&format!("{layer}.{name}"), parameter);
+            }
+        }
+    }
+
+    fn visit_mut(&mut self, layer: usize, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
         f(&format!("{layer}.input"), &mut self.input);
         f(&format!("{layer}.recurrent"), &mut self.recurrent);
         for (name, parameter) in [
@@ -482,8 +497,12 @@ fn drop_out<T: Element>(x: &mut Tensor<T, 3>, probability: f64, rng: &mut Rng) -
 }
 
 impl<C: rnn::Recurrent, T: Element> Parameters<T> for Recurrent<C, T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
-        self.layers.iter_mut().enumerate().for_each(|(number, layer)| layer.visit(number, f));
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        self.layers.iter().enumerate().for_each(|(number, layer)| layer.visit(number, f));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.layers.iter_mut().enumerate().for_each(|(number, layer)| layer.visit_mut(number, f));
     }
 }
 

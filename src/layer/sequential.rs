@@ -14,7 +14,7 @@ use crate::tensor::{Tensor, TensorView};
 /// use tilewise::random::Rng;
 ///
 /// let mut rng = Rng::seed(1);
-/// let mut net = Sequential::<f32>::new()
+/// let net = Sequential::<f32>::new()
 ///     .push(Linear::new(784, 128, Init::kaiming_uniform(), &mut rng)?)
 ///     .push(Activate::new(Activation::Relu))
 ///     .push(Linear::new(128, 10, Init::xavier_uniform(), &mut rng)?);
@@ -81,9 +81,15 @@ fn back<T: Element>(
 }
 
 impl<T: Element> Parameters<T> for Sequential<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
-        for (number, layer) in self.layers.iter_mut().enumerate() {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
+        for (number, layer) in self.layers.iter().enumerate() {
             layer.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        for (number, layer) in self.layers.iter_mut().enumerate() {
+            layer.visit_mut(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
         }
     }
 }

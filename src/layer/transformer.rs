@@ -192,11 +192,19 @@ fn add<T: Element>(mut y: Tensor<T, 3>, x: TensorView<'_, T, 3>) -> Result<Tenso
 }
 
 impl<T: Element> Parameters<T> for TransformerBlock<T> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.attention.visit(&mut |name, parameter| f(&format!("attention.{name}"), parameter));
         self.feed_forward.visit(&mut |name, parameter| f(&format!("feed_forward.{name}"), parameter));
-        for (number, norm) in self.norms.iter_mut().enumerate() {
+        for (number, norm) in self.norms.iter().enumerate() {
             norm.visit(&mut |name, parameter| f(&format!("norm{}.{name}", number + 1), parameter));
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
+        self.attention.visit_mut(&mut |name, parameter| f(&format!("attention.{name}"), parameter));
+        self.feed_forward.visit_mut(&mut |name, parameter| f(&format!("feed_forward.{name}"), parameter));
+        for (number, norm) in self.norms.iter_mut().enumerate() {
+            norm.visit_mut(&mut |name, parameter| f(&format!("norm{}.{name}", number + 1), parameter));
         }
     }
 }

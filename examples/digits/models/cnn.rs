@@ -31,7 +31,6 @@ const CHUNK: usize = 250;
 struct Cnn {
     net: Net,
     optimizer: AdamW<f32>,
-    parameters: usize,
     /// Images learned from so far.
     seen: usize,
 }
@@ -64,12 +63,20 @@ impl Net {
 }
 
 impl Parameters<f32> for Net {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
-        for (number, layer) in self.convolutions.iter_mut().enumerate() {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
+        for (number, layer) in self.convolutions.iter().enumerate() {
             layer.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
         }
         self.hidden.0.visit(&mut |name, parameter| f(&format!("hidden.{name}"), parameter));
         self.head.visit(&mut |name, parameter| f(&format!("head.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        for (number, layer) in self.convolutions.iter_mut().enumerate() {
+            layer.visit_mut(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
+        }
+        self.hidden.0.visit_mut(&mut |name, parameter| f(&format!("hidden.{name}"), parameter));
+        self.head.visit_mut(&mut |name, parameter| f(&format!("head.{name}"), parameter));
     }
 }
 
@@ -126,9 +133,8 @@ impl Layer<f32, 4, 2> for Net {
 
 impl Cnn {
     fn new(rows: usize, cols: usize, seed: u64) -> tilewise::Result<Self> {
-        let mut net = Net::new(rows, cols, &mut Rng::seed(seed))?;
-        let parameters = net.parameter_count();
-        Ok(Self { net, optimizer: AdamW::new(RATE), parameters, seen: 0 })
+        let net = Net::new(rows, cols, &mut Rng::seed(seed))?;
+        Ok(Self { net, optimizer: AdamW::new(RATE), seen: 0 })
     }
 }
 
@@ -138,7 +144,7 @@ impl Model for Cnn {
     }
 
     fn parameters(&self) -> usize {
-        self.parameters
+        self.net.parameter_count()
     }
 
     fn train_epoch(

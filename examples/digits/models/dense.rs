@@ -23,20 +23,18 @@ const RATE: f64 = 1e-3;
 struct Dense {
     net: Sequential<f32>,
     optimizer: AdamW<f32>,
-    parameters: usize,
 }
 
 impl Dense {
     fn new(inputs: usize, seed: u64) -> tilewise::Result<Self> {
         let mut rng = Rng::seed(seed);
-        let mut net = Sequential::new()
+        let net = Sequential::new()
             .push(Linear::new(inputs, HIDDEN[0], Init::kaiming_uniform(), &mut rng)?)
             .push(Activate::new(Activation::Relu))
             .push(Linear::new(HIDDEN[0], HIDDEN[1], Init::kaiming_uniform(), &mut rng)?)
             .push(Activate::new(Activation::Relu))
             .push(Linear::new(HIDDEN[1], CLASSES, Init::xavier_uniform(), &mut rng)?);
-        let parameters = net.parameter_count();
-        Ok(Self { net, optimizer: AdamW::new(RATE), parameters })
+        Ok(Self { net, optimizer: AdamW::new(RATE) })
     }
 }
 
@@ -46,7 +44,7 @@ impl Model for Dense {
     }
 
     fn parameters(&self) -> usize {
-        self.parameters
+        self.net.parameter_count()
     }
 
     fn train_epoch(

@@ -42,7 +42,6 @@ struct RowReader<C> {
     name: &'static str,
     net: Net<C>,
     optimizer: AdamW<f32>,
-    parameters: usize,
 }
 
 /// A recurrent layer, and a dense one that reads its last state.
@@ -52,9 +51,14 @@ struct Net<C> {
 }
 
 impl<C: rnn::Recurrent> Parameters<f32> for Net<C> {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
         self.cells.visit(&mut |name, parameter| f(&format!("cells.{name}"), parameter));
         self.head.visit(&mut |name, parameter| f(&format!("head.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        self.cells.visit_mut(&mut |name, parameter| f(&format!("cells.{name}"), parameter));
+        self.head.visit_mut(&mut |name, parameter| f(&format!("head.{name}"), parameter));
     }
 }
 
@@ -64,9 +68,8 @@ impl<C: rnn::Recurrent> RowReader<C> {
         let sizes = RecurrentSizes { inputs: cols, hidden: HIDDEN, layers: 1, directions: 1 };
         let cells = Recurrent::stacked(cell, sizes, &mut rng)?;
         let head = Linear::new(HIDDEN, CLASSES, Init::xavier_uniform(), &mut rng)?;
-        let mut net = Net { cells, head };
-        let parameters = net.parameter_count();
-        Ok(Self { name, net, optimizer: AdamW::new(RATE), parameters })
+        let net = Net { cells, head };
+        Ok(Self { name, net, optimizer: AdamW::new(RATE) })
     }
 
     fn train(&mut self, rows: TensorView<'_, f32, 3>, labels: &[usize]) -> tilewise::Result<f32> {
@@ -95,7 +98,7 @@ impl<C: rnn::Recurrent> Model for RowReader<C> {
     }
 
     fn parameters(&self) -> usize {
-        self.parameters
+        self.net.parameter_count()
     }
 
     fn train_epoch(

@@ -43,7 +43,6 @@ const CHUNK: usize = 250;
 struct Transformer {
     net: Net,
     optimizer: AdamW<f32>,
-    parameters: usize,
     /// Images learned from so far.
     seen: usize,
 }
@@ -127,14 +126,24 @@ impl Net {
 }
 
 impl Parameters<f32> for Net {
-    fn visit(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+    fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<f32>)) {
         self.patches.visit(&mut |name, parameter| f(&format!("patches.{name}"), parameter));
-        f("positions", &mut self.positions);
-        for (number, block) in self.blocks.iter_mut().enumerate() {
+        f("positions", &self.positions);
+        for (number, block) in self.blocks.iter().enumerate() {
             block.visit(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
         }
         self.norm.visit(&mut |name, parameter| f(&format!("norm.{name}"), parameter));
         self.head.visit(&mut |name, parameter| f(&format!("head.{name}"), parameter));
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(&str, &mut Parameter<f32>)) {
+        self.patches.visit_mut(&mut |name, parameter| f(&format!("patches.{name}"), parameter));
+        f("positions", &mut self.positions);
+        for (number, block) in self.blocks.iter_mut().enumerate() {
+            block.visit_mut(&mut |name, parameter| f(&format!("{number}.{name}"), parameter));
+        }
+        self.norm.visit_mut(&mut |name, parameter| f(&format!("norm.{name}"), parameter));
+        self.head.visit_mut(&mut |name, parameter| f(&format!("head.{name}"), parameter));
     }
 }
 
@@ -174,9 +183,8 @@ impl Layer<f32, 4, 2> for Net {
 
 impl Transformer {
     fn new(rows: usize, cols: usize, seed: u64) -> tilewise::Result<Self> {
-        let mut net = Net::new(rows, cols, seed)?;
-        let parameters = net.parameter_count();
-        Ok(Self { net, optimizer: AdamW::new(RATE), parameters, seen: 0 })
+        let net = Net::new(rows, cols, seed)?;
+        Ok(Self { net, optimizer: AdamW::new(RATE), seen: 0 })
     }
 }
 
@@ -186,7 +194,7 @@ impl Model for Transformer {
     }
 
     fn parameters(&self) -> usize {
-        self.parameters
+        self.net.parameter_count()
     }
 
     fn train_epoch(

@@ -140,7 +140,7 @@ adam!(
     /// use tilewise::layer::{Linear, Parameters};
     ///
     /// let mut layer = Linear::from_parts(Tensor::<f64, 2>::full([1, 1], 1.0)?, None)?;
-    /// layer.visit(&mut |_, weight| weight.gradient_mut().fill(1000.0));
+    /// layer.visit_mut(&mut |_, weight| weight.gradient_mut().fill(1000.0));
     /// Adam::new(0.1).step(&mut layer)?;
     /// assert!((layer.weight().value()[0] - 0.9).abs() < 1e-9);
     /// # Ok::<(), tilewise::Error>(())

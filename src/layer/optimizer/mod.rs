@@ -65,7 +65,7 @@ impl<T: Element, const K: usize> State<T, K> {
     const NONE: Self = Self { slots: Vec::new() };
 
     /// Makes the state at the first step; checks that it fits later.
-    fn prepare(&mut self, op: &'static str, parameters: &mut dyn Parameters<T>) -> Result<()> {
+    fn prepare(&mut self, op: &'static str, parameters: &dyn Parameters<T>) -> Result<()> {
         let (mut result, mut number) = (Ok(()), 0);
         let first = self.slots.is_empty();
         parameters.visit(&mut |_, parameter| {
@@ -94,7 +94,7 @@ impl<T: Element, const K: usize> State<T, K> {
     /// Updates every parameter. [`prepare`](Self::prepare) has succeeded.
     fn update(&mut self, parameters: &mut dyn Parameters<T>, isa: Isa, rule: impl Rule<T, K>) {
         let mut slots = self.slots.iter_mut();
-        parameters.visit(&mut |_, parameter| {
+        parameters.visit_mut(&mut |_, parameter| {
             // The same walk as in `prepare`, unless the caller's `visit` is not one; then nothing fits.
             if let Some(slot) = slots.next().filter(|slot| *slot.shape == *parameter.shape()) {
                 let (values, gradients) = parameter.value_and_gradient();

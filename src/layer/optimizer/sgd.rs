@@ -15,7 +15,7 @@ use crate::machine;
 /// use tilewise::layer::{Linear, Parameters};
 ///
 /// let mut layer = Linear::from_parts(Tensor::<f64, 2>::full([1, 1], 1.0)?, None)?;
-/// layer.visit(&mut |_, weight| weight.gradient_mut().fill(2.0));
+/// layer.visit_mut(&mut |_, weight| weight.gradient_mut().fill(2.0));
 /// let mut sgd = Sgd::new(0.25).momentum(0.5);
 /// sgd.step(&mut layer)?;
 /// assert_eq!(layer.weight().value(), [0.5]);
