@@ -204,6 +204,26 @@ fn both_walks_see_the_same_parameters() {
 }
 
 #[test]
+fn layers_print_as_their_options_and_shapes() {
+    let rng = &mut Rng::seed(1);
+    let linear = Linear::<f32>::new(784, 10, Init::zeros(), rng).unwrap();
+    assert_eq!(format!("{linear:?}"), "Linear { weight: [784, 10], bias: [10] }");
+    assert_eq!(format!("{:?}", linear.weight()), "Parameter { shape: [784, 10] }");
+    let feed_forward = FeedForward::<f32>::new(4, 6, Activation::Gelu, rng).unwrap();
+    assert_eq!(
+        format!("{feed_forward:?}"),
+        "FeedForward { activation: Gelu, dropout: None, up.weight: [4, 6], up.bias: [6], \
+         down.weight: [6, 4], down.bias: [4] }"
+    );
+    let net = Sequential::new().push(linear).push(Activate::new(Activation::Relu));
+    assert_eq!(format!("{net:?}"), "Sequential { layers: 2, 0.weight: [784, 10], 0.bias: [10] }");
+    assert_eq!(
+        format!("{:?}", AdamW::<f32>::new(0.5)),
+        "AdamW { rate: 0.5, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.01 }"
+    );
+}
+
+#[test]
 fn an_empty_sequence_is_the_identity() {
     let mut net = Sequential::<f64>::new();
     let x = matrix(&mut Gen::new(10), [2, 3]);

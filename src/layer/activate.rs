@@ -1,5 +1,6 @@
 //! The activation layer.
 
+use super::describe::debug;
 use super::{Layer, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
@@ -29,6 +30,8 @@ impl<T: Element, const N: usize> Activate<T, N> {
         Self { activation, input: Saved::NONE }
     }
 }
+
+debug!([T: Element, const N: usize] Activate<T, N>, "Activate", activation);
 
 impl<T: Element, const N: usize> Parameters<T> for Activate<T, N> {
     fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}

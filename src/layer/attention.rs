@@ -1,5 +1,6 @@
 //! Multi-head attention.
 
+use super::describe::debug;
 use super::feed_forward::rows;
 use super::{Init, Layer, Parameter, Parameters, Rotary, not_called};
 use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCache};
@@ -515,6 +516,8 @@ impl<T: Element> Parts<'_, T> {
         ])
     }
 }
+
+debug!([T: Element] MultiHeadAttention<T>, "MultiHeadAttention", heads, kv_heads, head_dim, causal, rotary, dropout);
 
 impl<T: Element> Parameters<T> for MultiHeadAttention<T> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

@@ -1,5 +1,6 @@
 //! The convolutional layers.
 
+use super::describe::debug;
 use super::{Init, Layer, Parameter, Parameters, Saved, Spare, not_called};
 use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
@@ -291,6 +292,8 @@ where
     }
 }
 
+debug!([T: Element, const S: usize, const N: usize] Conv<T, S, N>, "Conv", conv);
+
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for Conv<T, S, N> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         self.affine.visit(f);
@@ -422,6 +425,8 @@ where
         self.affine.bias.as_ref()
     }
 }
+
+debug!([T: Element, const S: usize, const N: usize] ConvTranspose<T, S, N>, "ConvTranspose", conv);
 
 impl<T: Element, const S: usize, const N: usize> Parameters<T> for ConvTranspose<T, S, N> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

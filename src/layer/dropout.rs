@@ -1,5 +1,6 @@
 //! Dropout.
 
+use super::describe::debug;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -71,6 +72,8 @@ impl<T: Element, const N: usize> Dropout<T, N> {
         Ok(y)
     }
 }
+
+debug!([T: Element, const N: usize] Dropout<T, N>, "Dropout", probability, seed);
 
 impl<T: Element, const N: usize> Parameters<T> for Dropout<T, N> {
     fn visit(&self, _: &mut dyn FnMut(&str, &Parameter<T>)) {}

@@ -1,5 +1,6 @@
 //! Vectors for numbered things.
 
+use super::describe::debug;
 use super::{Init, Parameter, Parameters, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -105,6 +106,8 @@ impl<T: Element> Embedding<T> {
         Ok(())
     }
 }
+
+debug!([T: Element] Embedding<T>, "Embedding");
 
 impl<T: Element> Parameters<T> for Embedding<T> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

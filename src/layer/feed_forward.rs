@@ -1,5 +1,6 @@
 //! The feed-forward part of a transformer.
 
+use super::describe::debug;
 use super::{Dropout, Init, Layer, Linear, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
@@ -89,6 +90,8 @@ pub(super) fn rows<T: Element>(x: TensorView<'_, T, 3>) -> Result<Tensor<T, 2>> 
     let [batch, length, width] = x.shape();
     x.to_tensor()?.reshape([batch.saturating_mul(length), width])
 }
+
+debug!([T: Element] FeedForward<T>, "FeedForward", activation, dropout);
 
 impl<T: Element> Parameters<T> for FeedForward<T> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

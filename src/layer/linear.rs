@@ -1,5 +1,6 @@
 //! The dense layer.
 
+use super::describe::debug;
 use super::{Init, Layer, Parameter, Parameters, Saved, Spare};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -70,6 +71,8 @@ impl<T: Element> Linear<T> {
         if dy.shape() == expected { Ok(()) } else { Err(Error::shape(op, "dy", &dy.shape(), &expected)) }
     }
 }
+
+debug!([T: Element] Linear<T>, "Linear");
 
 impl<T: Element> Parameters<T> for Linear<T> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

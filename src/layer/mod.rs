@@ -30,6 +30,7 @@ mod activate;
 mod attention;
 mod clip;
 mod conv;
+mod describe;
 mod dropout;
 mod embedding;
 mod feed_forward;

@@ -1,5 +1,6 @@
 //! Normalisation layers.
 
+use super::describe::debug;
 use super::{Layer, Parameter, Parameters, Saved};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -131,6 +132,8 @@ macro_rules! layer {
 
             accessors!();
         }
+
+        debug!([T: Element, const N: usize] $name<T, N>, stringify!($name), operation);
 
         impl<T: Element, const N: usize> Parameters<T> for $name<T, N> {
             fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
@@ -354,6 +357,8 @@ impl<T: Element, const N: usize> RmsNorm<T, N> {
     }
 }
 
+debug!([T: Element, const N: usize] RmsNorm<T, N>, "RmsNorm", operation);
+
 impl<T: Element, const N: usize> Parameters<T> for RmsNorm<T, N> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {
         if let Some(weight) = &self.weight {
@@ -471,6 +476,8 @@ impl<T: Element, const N: usize> BatchNorm<T, N> {
         self.running_variance.as_slice()
     }
 }
+
+debug!([T: Element, const N: usize] BatchNorm<T, N>, "BatchNorm", operation, momentum);
 
 impl<T: Element, const N: usize> Parameters<T> for BatchNorm<T, N> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

@@ -1,5 +1,7 @@
 //! A value with its gradient.
 
+use std::fmt::{self, Debug, Formatter};
+
 use crate::element::Element;
 use crate::error::Result;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -22,6 +24,12 @@ pub struct Parameter<T> {
     value: Tensor<T, 1>,
     gradient: Tensor<T, 1>,
     shape: Box<[usize]>,
+}
+
+impl<T> Debug for Parameter<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parameter").field("shape", &self.shape).finish()
+    }
 }
 
 impl<T: Element> Parameter<T> {

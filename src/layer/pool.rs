@@ -1,5 +1,7 @@
 //! The pooling layers.
 
+use std::fmt::{self, Debug, Formatter};
+
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -36,6 +38,12 @@ impl<const S: usize, const N: usize> MaxPool<S, N> {
     /// The layer with these options.
     pub fn new(pool: pool::MaxPool<S>) -> Self {
         Self { pool, taken: None }
+    }
+}
+
+impl<const S: usize, const N: usize> Debug for MaxPool<S, N> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MaxPool").field("pool", &self.pool).finish()
     }
 }
 
@@ -99,6 +107,12 @@ impl<const S: usize, const N: usize> AvgPool<S, N> {
     /// The layer with these options.
     pub fn new(pool: AveragePool<S>) -> Self {
         Self { pool, input: None }
+    }
+}
+
+impl<const S: usize, const N: usize> Debug for AvgPool<S, N> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AvgPool").field("pool", &self.pool).finish()
     }
 }
 

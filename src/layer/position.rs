@@ -1,5 +1,7 @@
 //! Encodings of positions.
 
+use std::fmt::{self, Debug, Formatter};
+
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -51,6 +53,18 @@ pub struct Rotary<T> {
     sin: Tensor<T, 2>,
     interleaved: bool,
     partial: bool,
+}
+
+impl<T> Debug for Rotary<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let [positions, half] = self.cos.shape();
+        f.debug_struct("Rotary")
+            .field("dim", &(2 * half))
+            .field("positions", &positions)
+            .field("interleaved", &self.interleaved)
+            .field("partial", &self.partial)
+            .finish()
+    }
 }
 
 /// Where rows of `[batch, heads, length, dim]` stand.

@@ -1,5 +1,8 @@
 //! Recurrent layers, one above the other.
 
+use std::fmt::{self, Debug, Formatter};
+
+use super::describe::describe;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -494,6 +497,13 @@ fn drop_out<T: Element>(x: &mut Tensor<T, 3>, probability: f64, rng: &mut Rng) -
     let mask = Tensor::from_fn(x.shape(), |_| if rng.unit() < probability { T::ZERO } else { kept })?;
     x.as_mut_slice().iter_mut().zip(mask.as_slice()).for_each(|(x, &mask)| *x *= mask);
     Ok(mask)
+}
+
+impl<C: rnn::Recurrent, T: Element> Debug for Recurrent<C, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let dropout = self.dropout.as_ref().map(|(probability, _)| probability);
+        describe(f, "Recurrent", &[("cell", &self.cell), ("dropout", &dropout)], self)
+    }
 }
 
 impl<C: rnn::Recurrent, T: Element> Parameters<T> for Recurrent<C, T> {

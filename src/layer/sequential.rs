@@ -1,5 +1,8 @@
 //! Layers one after the other.
 
+use std::fmt::{self, Debug, Formatter};
+
+use super::describe::describe;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -78,6 +81,12 @@ fn back<T: Element>(
         });
     }
     Ok(dx)
+}
+
+impl<T: Element> Debug for Sequential<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        describe(f, "Sequential", &[("layers", &self.len())], self)
+    }
 }
 
 impl<T: Element> Parameters<T> for Sequential<T> {

@@ -1,5 +1,6 @@
 //! A block of a transformer.
 
+use super::describe::debug;
 use super::{Dropout, FeedForward, Layer, LayerNorm, MultiHeadAttention, Parameter, Parameters, not_called};
 use crate::activation::Activation;
 use crate::attention::{Align, KvCache};
@@ -190,6 +191,8 @@ fn add<T: Element>(mut y: Tensor<T, 3>, x: TensorView<'_, T, 3>) -> Result<Tenso
     }
     Ok(y)
 }
+
+debug!([T: Element] TransformerBlock<T>, "TransformerBlock", order);
 
 impl<T: Element> Parameters<T> for TransformerBlock<T> {
     fn visit(&self, f: &mut dyn FnMut(&str, &Parameter<T>)) {

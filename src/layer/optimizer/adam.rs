@@ -1,5 +1,7 @@
 //! Adam and AdamW.
 
+use std::fmt::{self, Debug, Formatter};
+
 use super::sgd::decayed;
 use super::{Optimizer, Rule, State, check, check_beta};
 use crate::element::Element;
@@ -112,6 +114,17 @@ macro_rules! adam {
             /// The weight decay λ ≥ 0.
             pub fn weight_decay(self, decay: f64) -> Self {
                 Self(Moments { weight_decay: decay, ..self.0 })
+            }
+        }
+
+        impl<T> Debug for $name<T> {
+            fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("rate", &self.0.rate)
+                    .field("betas", &self.0.betas)
+                    .field("epsilon", &self.0.epsilon)
+                    .field("weight_decay", &self.0.weight_decay)
+                    .finish()
             }
         }
 

@@ -1,5 +1,7 @@
 //! Stochastic gradient descent.
 
+use std::fmt::{self, Debug, Formatter};
+
 use super::{Optimizer, Rule, State, check};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -30,6 +32,17 @@ pub struct Sgd<T> {
     weight_decay: f64,
     velocity: State<T, 1>,
     plain: State<T, 0>,
+}
+
+impl<T> Debug for Sgd<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sgd")
+            .field("rate", &self.rate)
+            .field("momentum", &self.momentum)
+            .field("nesterov", &self.nesterov)
+            .field("weight_decay", &self.weight_decay)
+            .finish()
+    }
 }
 
 impl<T: Element> Sgd<T> {
