@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use tilewise::activation::Activation;
 use tilewise::attention::Align;
 use tilewise::layer::{
-    FeedForward, Layer, MultiHeadAttention, NormOrder, Parameters, RmsNorm, Rotary, TransformerBlock,
+    FeedForward, Layer, Linear, MultiHeadAttention, NormOrder, Parameters, RmsNorm, Rotary, TransformerBlock,
 };
 use tilewise::reference::norm::Norm;
 use tilewise::reference::transformer as twin;
@@ -149,6 +149,47 @@ impl Values {
 
 fn near(found: &Tensor<f64, 3>, expected: &Tensor<f64, 3>) {
     assert!(found.view().all_close(expected.view(), 1e-12, 1e-12));
+}
+
+#[test]
+fn feed_forward_from_given_weights_equals_its_twin() {
+    let (x, [width, hidden]) = (wave([2, 5, 6], 0.1), [6, 10]);
+    let weight = |shape, phase| wave(shape, phase);
+    for gated in [false, true] {
+        let dense = |shape: [usize; 2], phase, biased: bool| {
+            Linear::from_parts(weight(shape, phase), biased.then(|| wave([shape[1]], 2.0))).unwrap()
+        };
+        let gate = gated.then(|| dense([width, hidden], 0.4, false));
+        let (up, down) = (dense([width, hidden], 0.3, true), dense([hidden, width], 0.5, true));
+        let layer = FeedForward::from_parts(Activation::Silu, up, gate, down).unwrap();
+        let (w1, w3, w2) =
+            (weight([width, hidden], 0.3), weight([width, hidden], 0.4), weight([hidden, width], 0.5));
+        let (b1, b2) = (wave([hidden], 2.0), wave([width], 2.0));
+        let twin = twin::FeedForward {
+            up: twin::Linear { weight: w1.view(), bias: Some(b1.view()) },
+            gate: gated.then(|| twin::Linear { weight: w3.view(), bias: None }),
+            down: twin::Linear { weight: w2.view(), bias: Some(b2.view()) },
+            activation: Activation::Silu,
+        };
+        near(&layer.infer(x.view()).unwrap(), &twin.forward(x.view()).unwrap());
+    }
+}
+
+#[test]
+fn dense_layers_that_make_no_feed_forward_part_are_refused() {
+    let dense = |shape: [usize; 2]| Linear::<f64>::from_parts(wave(shape, 0.1), None).unwrap();
+    let error = |up, gate: Option<[usize; 2]>, down| {
+        let gate = gate.map(dense);
+        FeedForward::from_parts(Activation::Gelu, dense(up), gate, dense(down)).unwrap_err().to_string()
+    };
+    assert_eq!(
+        error([3, 5], None, [5, 4]),
+        "FeedForward::from_parts: weight of down has shape [5, 4], expected [5, 3]"
+    );
+    assert_eq!(
+        error([3, 5], Some([5, 3]), [5, 3]),
+        "FeedForward::from_parts: weight of gate has shape [5, 3], expected [3, 5]"
+    );
 }
 
 #[test]

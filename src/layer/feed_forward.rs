@@ -45,16 +45,9 @@ impl<T: Element> FeedForward<T> {
     /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory.
     pub fn new(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
         let init = Init::xavier_uniform();
-        Ok(Self {
-            up: Linear::new(width, hidden, init, rng)?,
-            gate: None,
-            down: Linear::new(hidden, width, init, rng)?,
-            activation,
-            dropout: None,
-            sums: Saved::NONE,
-            gates: Saved::NONE,
-            shape: [0; 3],
-        })
+        let up = Linear::new(width, hidden, init, rng)?;
+        let down = Linear::new(hidden, width, init, rng)?;
+        Self::from_parts(activation, up, None, down)
     }
 
     /// The gated form.
@@ -64,6 +57,42 @@ impl<T: Element> FeedForward<T> {
     pub fn gated(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
         let gate = Linear::new(width, hidden, Init::xavier_uniform(), rng)?;
         Ok(Self { gate: Some(gate), ..Self::new(width, hidden, activation, rng)? })
+    }
+
+    /// From its dense layers: W₁ and b₁, gated W₃ and b₃, W₂ and b₂.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the gate's weight does not have the shape of W₁, or W₂ not that of its transpose.
+    ///
+    /// ```
+    /// use tilewise::layer::{FeedForward, Layer, Linear};
+    /// use tilewise::{Tensor, activation::Activation};
+    /// let up = Linear::from_parts(Tensor::from_slice(&[1.0, -1.0], [1, 2])?, None)?;
+    /// let down = Linear::from_parts(Tensor::from_slice(&[1.0, 10.0], [2, 1])?, None)?;
+    /// let layer = FeedForward::<f64>::from_parts(Activation::Relu, up, None, down)?;
+    /// let x = Tensor::from_slice(&[3.0, -2.0], [1, 2, 1])?;
+    /// assert_eq!(layer.infer(x.view())?.as_slice(), [3.0, 20.0]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    pub fn from_parts(
+        activation: Activation,
+        up: Linear<T>,
+        gate: Option<Linear<T>>,
+        down: Linear<T>,
+    ) -> Result<Self> {
+        let [width, hidden]: [usize; 2] = up.weight().view()?.shape();
+        let check = |arg, layer: &Linear<T>, expected: [usize; 2]| {
+            let found = layer.weight().shape();
+            if found == expected {
+                Ok(())
+            } else {
+                Err(Error::shape("FeedForward::from_parts", arg, found, &expected))
+            }
+        };
+        gate.as_ref().map_or(Ok(()), |gate| check("weight of gate", gate, [width, hidden]))?;
+        check("weight of down", &down, [hidden, width])?;
+        let (sums, gates) = (Saved::NONE, Saved::NONE);
+        Ok(Self { up, gate, down, activation, dropout: None, sums, gates, shape: [0; 3] })
     }
 
     /// Dropout while training of what goes into the second layer.
