@@ -1,12 +1,14 @@
 //! Layers, optimizers, clipping and initial weights.
 
 mod common;
+#[path = "layer/optimizers.rs"]
+mod optimizers;
 
-use common::{bits, in_pools, quickcheck, value, within};
-use quickcheck::{Arbitrary, Gen};
+use common::{bits, in_pools, value};
+use quickcheck::Gen;
 use tilewise::activation::Activation;
 use tilewise::conv::{Convolution, ConvolutionTranspose};
-use tilewise::layer::optimizer::{Adam, AdamW, Optimizer, Sgd};
+use tilewise::layer::optimizer::{Adam, AdamW, Optimizer};
 use tilewise::layer::{
     Activate, BatchNorm, Conv2d, ConvTranspose1d, Embedding, Fan, FeedForward, Init, Layer, LayerNorm,
     Linear, Lstm, NormOrder, Parameter, Parameters, RecurrentSizes, RmsNorm, Sequential, TransformerBlock,
@@ -14,7 +16,7 @@ use tilewise::layer::{
 };
 use tilewise::loss::{CrossEntropy, MeanSquared};
 use tilewise::random::Rng;
-use tilewise::{Element, Result, Tensor, TensorView, reference, rnn};
+use tilewise::{Element, Result, Tensor, TensorView, rnn};
 
 /// A layer from outside of the crate, with a parameter: y = tanh(s x).
 struct ScaledTanh {
@@ -231,139 +233,6 @@ fn an_empty_sequence_is_the_identity() {
     assert_eq!(net.backward(x.view()).unwrap(), x);
 }
 
-/// One layer whose only parameter, `[len, 1]`, is what an optimizer's test works on.
-fn numbers(values: &[f64]) -> Linear<f64> {
-    Linear::from_parts(Tensor::from_slice(values, [values.len(), 1]).unwrap(), None).unwrap()
-}
-
-fn set_gradient<T: Element>(layer: &mut Linear<T>, gradient: &[T]) {
-    layer.visit_mut(&mut |_, p| p.gradient_mut().copy_from_slice(gradient));
-}
-
-/// Three steps from (1, −2) by these gradients; the values were computed in Python, in double precision, from the
-/// algorithm boxes of torch.optim.SGD, Adam and AdamW.
-#[test]
-fn optimizers_give_the_values_of_the_published_definitions() {
-    let check = |optimizer: &mut dyn Optimizer<f64>, expected: [f64; 2]| {
-        let mut layer = numbers(&[1.0, -2.0]);
-        for gradient in [[0.5, -1.0], [0.25, 0.75], [-1.5, 0.125]] {
-            set_gradient(&mut layer, &gradient);
-            optimizer.step(&mut layer).unwrap();
-            assert_eq!(layer.weight().gradient(), gradient, "the gradient stays");
-        }
-        for (found, expected) in layer.weight().value().iter().zip(expected) {
-            assert!((found - expected).abs() < 4e-16 * 8.0, "{found} {expected}");
-        }
-    };
-    check(&mut Sgd::new(0.1), [1.075, -1.9874999999999998]);
-    check(&mut Sgd::new(0.1).weight_decay(0.5), [0.9385000000000001, -1.70825]);
-    check(&mut Sgd::new(0.1).momentum(0.9), [0.967, -1.884]);
-    check(
-        &mut Sgd::new(0.1).momentum(0.9).nesterov(true).weight_decay(0.01),
-        [1.037869708191, -1.8677881663820002],
-    );
-    check(&mut Adam::new(0.1), [0.8415043907981822, -1.8905585725409244]);
-    check(&mut Adam::new(0.1).weight_decay(0.1), [0.8304142282594253, -1.8452011052113562]);
-    check(
-        &mut AdamW::new(0.1).betas(0.8, 0.99).epsilon(1e-3).weight_decay(0.1),
-        [0.8253768829445496, -1.8443875174306934],
-    );
-}
-
-#[derive(Clone, Debug)]
-struct Steps {
-    values: Vec<f64>,
-    gradients: Vec<Vec<f64>>,
-    rate: f64,
-    momentum: f64,
-    decay: f64,
-    flag: bool,
-}
-
-impl Arbitrary for Steps {
-    fn arbitrary(g: &mut Gen) -> Self {
-        let len = within(g, 0..40);
-        let mut vector = || (0..len).map(|_| f64::from(value::<f32>(g))).collect::<Vec<_>>();
-        Steps {
-            values: vector(),
-            gradients: (0..6).map(|_| vector()).collect(),
-            rate: *g.choose(&[0.0, 0.01, 0.3]).unwrap(),
-            momentum: *g.choose(&[0.0, 0.5, 0.9]).unwrap(),
-            decay: *g.choose(&[0.0, 0.1]).unwrap(),
-            flag: bool::arbitrary(g),
-        }
-    }
-}
-
-/// Steps of the library's optimizer in `T`, and what the reference makes of the same numbers in `f64`.
-fn follow<T: Element>(
-    case: &Steps,
-    optimizer: &mut dyn Optimizer<T>,
-    mut twin: impl FnMut(usize, f64) -> f64,
-) {
-    let values: Vec<T> = case.values.iter().map(|&v| T::from_f64(v)).collect();
-    let weight = Tensor::from_slice(&values, [values.len(), 1]).unwrap();
-    let mut layer = Linear::from_parts(weight, None).unwrap();
-    for gradient in &case.gradients {
-        let in_t: Vec<T> = gradient.iter().map(|&g| T::from_f64(g)).collect();
-        set_gradient(&mut layer, &in_t);
-        optimizer.step(&mut layer).unwrap();
-        for (number, (found, &g)) in layer.weight().value().iter().zip(gradient).enumerate() {
-            let expected = twin(number, g);
-            // Some ten roundings a step of numbers of the size of θ, γ and a momentum's sum of gradients; where m̂
-            // and √v̂ are both small, their quotient is still at most about 1.
-            let bound = 300.0 * T::EPSILON.to_f64() * (expected.abs() + 10.0);
-            assert!((found.to_f64() - expected).abs() <= bound, "{found} {expected}");
-        }
-    }
-}
-
-fn optimizers_follow<T: Element>(case: Steps) -> bool {
-    let nesterov = case.flag && case.momentum > 0.0;
-    let sgd = |value| reference::Sgd {
-        value,
-        rate: case.rate,
-        momentum: case.momentum,
-        nesterov,
-        weight_decay: case.decay,
-        velocity: 0.0,
-    };
-    let mut twins: Vec<_> = case.values.iter().map(|&value| sgd(value)).collect();
-    let mut optimizer =
-        Sgd::new(case.rate).momentum(case.momentum).nesterov(nesterov).weight_decay(case.decay);
-    follow::<T>(&case, &mut optimizer, |number, g| {
-        twins[number].step(g);
-        twins[number].value
-    });
-
-    let adam = |value| reference::Adam {
-        betas: (case.momentum, 0.99),
-        weight_decay: case.decay,
-        decoupled: case.flag,
-        epsilon: 1e-3,
-        ..reference::Adam::new(value, case.rate)
-    };
-    let mut twins: Vec<_> = case.values.iter().map(|&value| adam(value)).collect();
-    let twin = |number: usize, g: f64| {
-        twins[number].step(g);
-        twins[number].value
-    };
-    if case.flag {
-        let optimizer = AdamW::new(case.rate).betas(case.momentum, 0.99).epsilon(1e-3);
-        follow::<T>(&case, &mut optimizer.weight_decay(case.decay), twin);
-    } else {
-        let optimizer = Adam::new(case.rate).betas(case.momentum, 0.99).epsilon(1e-3);
-        follow::<T>(&case, &mut optimizer.weight_decay(case.decay), twin);
-    }
-    true
-}
-
-#[test]
-fn optimizers_follow_the_reference() {
-    quickcheck(200, optimizers_follow::<f32> as fn(Steps) -> bool);
-    quickcheck(200, optimizers_follow::<f64> as fn(Steps) -> bool);
-}
-
 #[test]
 fn training_gives_the_same_bits_for_any_number_of_threads() {
     let results = in_pools(|| {
@@ -413,7 +282,8 @@ fn a_net_learns_exclusive_or() {
 
 #[test]
 fn clipping_scales_all_gradients_by_one_factor() {
-    let mut net = Sequential::<f64>::new().push(numbers(&[0.0; 2])).push(numbers(&[0.0; 1]));
+    let mut net =
+        Sequential::<f64>::new().push(optimizers::numbers(&[0.0; 2])).push(optimizers::numbers(&[0.0; 1]));
     let set = |net: &mut Sequential<f64>, values: [f64; 3]| {
         let mut values = values.into_iter();
         net.visit_mut(&mut |_, p| p.gradient_mut().iter_mut().for_each(|g| *g = values.next().unwrap()));
@@ -517,51 +387,4 @@ fn bad_input_is_refused_before_anything_changes() {
 
     let wrong = Parameter::new(m([2, 3])).unwrap().view::<1>().map(drop);
     assert_eq!(text(wrong), "Parameter::view: rank is 1, expected the rank that the parameter was made with");
-}
-
-#[test]
-fn optimizers_refuse_wrong_options_and_other_parameters() {
-    let mut layer = numbers(&[1.0, -2.0]);
-    set_gradient(&mut layer, &[1.0, 1.0]);
-    let cases: [(&mut dyn Optimizer<f64>, &str); 10] = [
-        (&mut Sgd::new(-0.1), "Sgd::step: learning rate is -0.1, expected finite and at least 0"),
-        (&mut Sgd::new(f64::NAN), "Sgd::step: learning rate is NaN, expected finite and at least 0"),
-        (&mut Sgd::new(0.1).momentum(-1.0), "Sgd::step: momentum is -1, expected finite and at least 0"),
-        (
-            &mut Sgd::new(0.1).nesterov(true),
-            "Sgd::step: momentum is 0, expected positive for Nesterov's form",
-        ),
-        (
-            &mut Sgd::new(0.1).weight_decay(f64::INFINITY),
-            "Sgd::step: weight decay is inf, expected finite and at least 0",
-        ),
-        (&mut Adam::new(0.1).betas(1.0, 0.9), "Adam::step: beta 1 is 1, expected at least 0, below 1"),
-        (&mut Adam::new(0.1).betas(0.9, -0.1), "Adam::step: beta 2 is -0.1, expected at least 0, below 1"),
-        (&mut Adam::new(0.1).epsilon(-1.0), "Adam::step: epsilon is -1, expected finite and at least 0"),
-        (&mut AdamW::new(f64::INFINITY), "AdamW::step: learning rate is inf, expected finite and at least 0"),
-        (
-            &mut AdamW::new(0.1).weight_decay(-1.0),
-            "AdamW::step: weight decay is -1, expected finite and at least 0",
-        ),
-    ];
-    for (optimizer, expected) in cases {
-        assert_eq!(optimizer.step(&mut layer).unwrap_err().to_string(), expected);
-        assert_eq!(layer.weight().value(), [1.0, -2.0]);
-    }
-
-    for optimizer in [&mut Adam::new(0.1) as &mut dyn Optimizer<f64>, &mut Sgd::new(0.1).momentum(0.9)] {
-        optimizer.step(&mut layer).unwrap();
-        let name = optimizer.step(&mut numbers(&[0.0; 3])).unwrap_err().to_string();
-        assert!(name.ends_with("::step: parameter has shape [3, 1], expected [2, 1]"), "{name}");
-        let mut more = Sequential::new().push(numbers(&[5.0; 2])).push(numbers(&[5.0; 2]));
-        let name = optimizer.step(&mut more).unwrap_err().to_string();
-        assert!(
-            name.ends_with("number of parameters is 2, not 1, expected that of the first step"),
-            "{name}"
-        );
-        assert_eq!(flat(&mut more, false), [5.0; 4]);
-        let none = optimizer.step(&mut Sequential::new()).unwrap_err().to_string();
-        assert!(none.contains("number of parameters is 0, not 1"), "{none}");
-        optimizer.step(&mut layer).unwrap();
-    }
 }

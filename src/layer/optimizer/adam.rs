@@ -3,7 +3,7 @@
 use std::fmt::{self, Debug, Formatter};
 
 use super::sgd::decayed;
-use super::{Optimizer, Rule, State, check, check_beta};
+use super::{Optimizer, Rule, State, StateTensor, check, check_beta};
 use crate::element::Element;
 use crate::error::Result;
 use crate::layer::Parameters;
@@ -15,8 +15,7 @@ struct Moments<T> {
     betas: (f64, f64),
     epsilon: f64,
     weight_decay: f64,
-    /// β₁ᵗ and β₂ᵗ after t steps.
-    powers: (f64, f64),
+    steps: u64,
     state: State<T, 2>,
 }
 
@@ -50,14 +49,7 @@ impl<T: Element> Rule<T, 2> for Step<T> {
 
 impl<T: Element> Moments<T> {
     fn new(rate: f64, weight_decay: f64) -> Self {
-        Self {
-            rate,
-            betas: (0.9, 0.999),
-            epsilon: 1e-8,
-            weight_decay,
-            powers: (1.0, 1.0),
-            state: State::NONE,
-        }
+        Self { rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay, steps: 0, state: State::NONE }
     }
 
     fn step(&mut self, op: &'static str, parameters: &mut dyn Parameters<T>, decoupled: bool) -> Result<()> {
@@ -69,8 +61,8 @@ impl<T: Element> Moments<T> {
         check(op, "weight decay", self.weight_decay)?;
         let isa = machine::isa()?;
         self.state.prepare(op, parameters)?;
-        let powers = (self.powers.0 * beta1, self.powers.1 * beta2);
-        self.powers = powers;
+        self.steps = self.steps.saturating_add(1);
+        let powers = (power(beta1, self.steps), power(beta2, self.steps));
         let (decay, shrink) =
             if decoupled { (0.0, 1.0 - self.rate * self.weight_decay) } else { (self.weight_decay, 1.0) };
         let step = Step {
@@ -88,6 +80,22 @@ impl<T: Element> Moments<T> {
         Ok(())
     }
 }
+
+/// βᵗ by squares: of t alone, so that a resumed optimizer has the same bits, as `powi` does not promise.
+fn power(beta: f64, mut t: u64) -> f64 {
+    let (mut result, mut square) = (1.0, beta);
+    while t > 0 {
+        if t % 2 == 1 {
+            result *= square;
+        }
+        square *= square;
+        t /= 2;
+    }
+    result
+}
+
+/// What is kept of a parameter.
+const NAMES: [&str; 2] = ["first_moment", "second_moment"];
 
 macro_rules! adam {
     ($(#[$doc:meta])* $name:ident, $decay:literal, $decoupled:literal, $op:literal) => {
@@ -139,6 +147,26 @@ macro_rules! adam {
 
             fn set_learning_rate(&mut self, rate: f64) {
                 self.0.rate = rate;
+            }
+
+            fn steps(&self) -> u64 {
+                self.0.steps
+            }
+
+            fn visit_state<'a>(&'a self, f: &mut dyn FnMut(StateTensor<'a, T>)) {
+                self.0.state.visit(NAMES, f);
+            }
+
+            fn restore(
+                &mut self,
+                parameters: &dyn Parameters<T>,
+                steps: u64,
+                state: &[StateTensor<'_, T>],
+            ) -> Result<()> {
+                let op = concat!(stringify!($name), "::restore");
+                self.0.state = State::restored(op, NAMES, parameters, steps, state)?;
+                self.0.steps = steps;
+                Ok(())
             }
         }
     };

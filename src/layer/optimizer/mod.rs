@@ -14,6 +14,9 @@
 //! same order, at every step, and refuses others. Updates are made element by element, in parallel where there are
 //! many, so their bits do not depend on the number of threads.
 //!
+//! Training goes on after a pause, in another process say, as if there had been none: [`Optimizer::visit_state`] shows what
+//! an optimizer keeps, and [`Optimizer::restore`] puts it back.
+//!
 //! Sources: Boris Polyak, "Some methods of speeding up the convergence of iteration methods" (1964); Ilya Sutskever
 //! et al., "On the importance of initialization and momentum in deep learning", ICML 2013, for Nesterov's form as
 //! PyTorch has it; Diederik Kingma and Jimmy Ba, "Adam", ICLR 2015; Ilya Loshchilov and Frank Hutter, "Decoupled
@@ -21,17 +24,19 @@
 
 mod adam;
 mod sgd;
+mod state;
 
 pub use adam::{Adam, AdamW};
 pub use sgd::Sgd;
+pub use state::StateTensor;
 
+use self::state::State;
 use super::Parameters;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::Isa;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
-use crate::tensor::Tensor;
 
 /// What changes parameters by their gradients.
 pub trait Optimizer<T: Element> {
@@ -48,73 +53,49 @@ pub trait Optimizer<T: Element> {
 
     /// Another learning rate from the next step on.
     fn set_learning_rate(&mut self, rate: f64);
-}
 
-/// The state of all parameters: for each, `K` tensors of its shape.
-struct State<T, const K: usize> {
-    slots: Vec<Slot<T>>,
-}
+    /// Steps made so far, t of the formulas.
+    fn steps(&self) -> u64;
 
-struct Slot<T> {
-    shape: Box<[usize]>,
-    /// A row for each of the `K`.
-    tensors: Tensor<T, 2>,
-}
+    /// Calls `f` with each tensor that is kept from step to step, parameter by parameter in the order of their walk.
+    /// There is none before the first step.
+    fn visit_state<'a>(&'a self, f: &mut dyn FnMut(StateTensor<'a, T>));
 
-impl<T: Element, const K: usize> State<T, K> {
-    const NONE: Self = Self { slots: Vec::new() };
-
-    /// Makes the state at the first step; checks that it fits later.
-    fn prepare(&mut self, op: &'static str, parameters: &dyn Parameters<T>) -> Result<()> {
-        let (mut result, mut number) = (Ok(()), 0);
-        let first = self.slots.is_empty();
-        parameters.visit(&mut |_, parameter| {
-            if result.is_ok() {
-                result = match self.slots.get(number) {
-                    Some(slot) if *slot.shape == *parameter.shape() => Ok(()),
-                    Some(slot) => Err(Error::shape(op, "parameter", parameter.shape(), &slot.shape)),
-                    None if first => {
-                        Slot::new(parameter.shape(), parameter.len(), K).map(|s| self.slots.push(s))
-                    }
-                    None => Ok(()),
-                };
-            }
-            number += 1;
-        });
-        if result.is_ok() && number != self.slots.len() {
-            let value = format!("{number}, not {}", self.slots.len());
-            result = Err(Error::argument(op, "number of parameters", value, "that of the first step"));
-        }
-        if result.is_err() && first {
-            self.slots.clear();
-        }
-        result
-    }
-
-    /// Updates every parameter. [`prepare`](Self::prepare) has succeeded.
-    fn update(&mut self, parameters: &mut dyn Parameters<T>, isa: Isa, rule: impl Rule<T, K>) {
-        let mut slots = self.slots.iter_mut();
-        parameters.visit_mut(&mut |_, parameter| {
-            // The same walk as in `prepare`, unless the caller's `visit` is not one; then nothing fits.
-            if let Some(slot) = slots.next().filter(|slot| *slot.shape == *parameter.shape()) {
-                let (values, gradients) = parameter.value_and_gradient();
-                let tasks = parallel::tasks(values.len(), GRAIN);
-                let mut rest = slot.tensors.as_mut_slice();
-                let states = std::array::from_fn(|_| {
-                    let (state, after) = std::mem::take(&mut rest).split_at_mut(values.len());
-                    rest = after;
-                    state
-                });
-                Update { rule, values, gradients, states }.run(isa, tasks);
-            }
-        });
-    }
-}
-
-impl<T: Element> Slot<T> {
-    fn new(shape: &[usize], len: usize, count: usize) -> Result<Self> {
-        Ok(Self { shape: shape.into(), tensors: Tensor::zeros([count, len])? })
-    }
+    /// Goes on from the [`steps`](Self::steps) and the [state](Self::visit_state), in any order, of another optimizer with the
+    /// same options and such parameters: all further steps are then as those of the other, to the bit.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where a tensor does not have the shape of its parameter, [`Error::Argument`] where one is missing, comes
+    /// twice or is not of this optimizer, [`Error::Alloc`] where there is no memory. The optimizer is as before then.
+    ///
+    /// ```
+    /// use tilewise::Tensor;
+    /// use tilewise::layer::optimizer::{Adam, Optimizer};
+    /// use tilewise::layer::{Linear, Parameters};
+    ///
+    /// let mut layer = Linear::from_parts(Tensor::<f64, 2>::full([1, 1], 1.0)?, None)?;
+    /// layer.visit_mut(&mut |_, weight| weight.gradient_mut().fill(2.0));
+    /// let mut adam = Adam::new(0.1).betas(0.5, 0.5);
+    /// adam.step(&mut layer)?;
+    /// let mut state = Vec::new();
+    /// adam.visit_state(&mut |tensor| state.push(tensor));
+    /// assert_eq!((state[0].name, state[0].values), ("first_moment", &[1.0][..]));
+    ///
+    /// let mut resumed = Adam::new(0.1).betas(0.5, 0.5);
+    /// resumed.restore(&layer, adam.steps(), &state)?;
+    /// let mut copy = Linear::from_parts(layer.weight().view()?.to_tensor()?, None)?;
+    /// copy.visit_mut(&mut |_, weight| weight.gradient_mut().fill(2.0));
+    /// resumed.step(&mut copy)?;
+    /// adam.step(&mut layer)?;
+    /// assert_eq!(copy.weight().value(), layer.weight().value());
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn restore(
+        &mut self,
+        parameters: &dyn Parameters<T>,
+        steps: u64,
+        state: &[StateTensor<'_, T>],
+    ) -> Result<()>;
 }
 
 /// Fewest elements that a task is worth.

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Debug, Formatter};
 
-use super::{Optimizer, Rule, State, check};
+use super::{Optimizer, Rule, State, StateTensor, check};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::layer::Parameters;
@@ -30,6 +30,7 @@ pub struct Sgd<T> {
     momentum: f64,
     nesterov: bool,
     weight_decay: f64,
+    steps: u64,
     velocity: State<T, 1>,
     plain: State<T, 0>,
 }
@@ -53,6 +54,7 @@ impl<T: Element> Sgd<T> {
             momentum: 0.0,
             nesterov: false,
             weight_decay: 0.0,
+            steps: 0,
             velocity: State::NONE,
             plain: State::NONE,
         }
@@ -73,6 +75,9 @@ impl<T: Element> Sgd<T> {
         Self { weight_decay: decay, ..self }
     }
 }
+
+/// What is kept of a parameter.
+const NAMES: [&str; 1] = ["velocity"];
 
 #[derive(Clone, Copy)]
 struct Step<T> {
@@ -128,6 +133,7 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
             self.velocity.prepare(op, parameters)?;
             self.velocity.update(parameters, isa, step);
         }
+        self.steps = self.steps.saturating_add(1);
         Ok(())
     }
 
@@ -137,5 +143,29 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
 
     fn set_learning_rate(&mut self, rate: f64) {
         self.rate = rate;
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    fn visit_state<'a>(&'a self, f: &mut dyn FnMut(StateTensor<'a, T>)) {
+        self.velocity.visit(NAMES, f);
+    }
+
+    fn restore(
+        &mut self,
+        parameters: &dyn Parameters<T>,
+        steps: u64,
+        state: &[StateTensor<'_, T>],
+    ) -> Result<()> {
+        let op = "Sgd::restore";
+        (self.velocity, self.plain) = if self.momentum == 0.0 {
+            (State::NONE, State::restored(op, [], parameters, steps, state)?)
+        } else {
+            (State::restored(op, NAMES, parameters, steps, state)?, State::NONE)
+        };
+        self.steps = steps;
+        Ok(())
     }
 }
