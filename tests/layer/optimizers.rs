@@ -182,7 +182,7 @@ fn optimizers_refuse_wrong_options_and_other_parameters() {
             name.ends_with("number of parameters is 2, not 1, expected that of the first step"),
             "{name}"
         );
-        assert_eq!(flat(&mut more, false), [5.0; 4]);
+        assert_eq!(flat(&more, false), [5.0; 4]);
         let none = optimizer.step(&mut Sequential::new()).unwrap_err().to_string();
         assert!(none.contains("number of parameters is 0, not 1"), "{none}");
         optimizer.step(&mut layer).unwrap();
