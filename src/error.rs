@@ -130,6 +130,11 @@ impl Error {
     }
 }
 
+/// An error unless the shape is the one expected.
+pub(crate) fn expect(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

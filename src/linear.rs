@@ -22,7 +22,7 @@
 
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, expect};
 use crate::gemm::{Bias, Gemm, Operand};
 use crate::parallel;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -63,10 +63,6 @@ pub struct DenseGradientsMut<'a, T> {
     pub bias: Option<TensorViewMut<'a, T, 1>>,
 }
 
-fn expect(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
-}
-
 impl Dense {
     /// Y = X W + 1 bᵀ.
     pub fn new() -> Self {
@@ -82,8 +78,8 @@ impl Dense {
     /// [`Packed::rhs`](crate::gemm::Packed::rhs)) and b `[outputs]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where shapes do not fit, [`Error::Packed`] where the weights were packed for something
-    /// else, [`Error::Alloc`] where there is no memory.
+    /// [`Error::Shape`](crate::Error::Shape) where shapes do not fit, [`Error::Packed`](crate::Error::Packed) where the weights were packed for something
+    /// else, [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
     pub fn forward<'a, T: Element>(
         &self,
         x: TensorView<'_, T, 2>,
@@ -131,7 +127,7 @@ impl Dense {
     /// dX = dZ Wᵀ, `[batch, inputs]`, from dZ `[batch, outputs]` and W `[inputs, outputs]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where shapes do not fit, [`Error::Alloc`] where there is no memory.
+    /// [`Error::Shape`](crate::Error::Shape) where shapes do not fit, [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
     ///
     /// ```
     /// use tilewise::{TensorView, linear::Dense};
@@ -201,7 +197,7 @@ impl Dense {
     /// db = Σ over rows of dZ, `[outputs]`, from dZ `[batch, outputs]`.
     ///
     /// # Errors
-    /// [`Error::Alloc`] where there is no memory.
+    /// [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
     pub fn backward_bias<T: Element>(&self, dz: TensorView<'_, T, 2>) -> Result<Tensor<T, 1>> {
         let mut db = Tensor::zeros([dz.shape()[1]])?;
         sum_rows(dz, T::ZERO, db.view_mut())?;
@@ -211,7 +207,7 @@ impl Dense {
     /// db = Σ over rows of dZ + beta · db: overwrites with beta 0, accumulates with beta 1.
     ///
     /// # Errors
-    /// [`Error::Shape`] where shapes do not fit.
+    /// [`Error::Shape`](crate::Error::Shape) where shapes do not fit.
     pub fn backward_bias_into<T: Element>(
         &self,
         dz: TensorView<'_, T, 2>,

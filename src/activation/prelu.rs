@@ -1,7 +1,7 @@
 //! The leaky ReLU whose slopes are tensors: a parameter of its own for each channel, for example.
 
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::machine;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -32,7 +32,7 @@ pub fn prelu<T: Element, const N: usize>(
 ) -> Result<()> {
     const OP: &str = "activation::prelu";
     let slope = broadcast(OP, slope, x.shape())?;
-    expect(OP, "y", y.shape(), x.shape())?;
+    expect(OP, "y", &y.shape(), &x.shape())?;
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {:?} {} {isa}", y.shape(), T::NAME));
     tensor::map([x, slope], y, 1, &|[x, slope], y| T::dispatch(isa, Forward { x, slope, y }))
@@ -64,9 +64,9 @@ pub fn prelu_backward<T: Element, const N: usize>(
 ) -> Result<()> {
     const OP: &str = "activation::prelu_backward";
     let wide = broadcast(OP, slope, x.shape())?;
-    expect(OP, "dy", dy.shape(), x.shape())?;
-    dx.as_ref().map_or(Ok(()), |dx| expect(OP, "dx", dx.shape(), x.shape()))?;
-    d_slope.as_ref().map_or(Ok(()), |d_slope| expect(OP, "d_slope", d_slope.shape(), slope.shape()))?;
+    expect(OP, "dy", &dy.shape(), &x.shape())?;
+    dx.as_ref().map_or(Ok(()), |dx| expect(OP, "dx", &dx.shape(), &x.shape()))?;
+    d_slope.as_ref().map_or(Ok(()), |d_slope| expect(OP, "d_slope", &d_slope.shape(), &slope.shape()))?;
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {:?} {} {isa}", x.shape(), T::NAME));
     if let Some(dx) = dx {
@@ -95,15 +95,6 @@ pub fn prelu_backward<T: Element, const N: usize>(
         }
     }
     Ok(())
-}
-
-fn expect<const N: usize>(
-    op: &'static str,
-    arg: &'static str,
-    found: [usize; N],
-    expected: [usize; N],
-) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, &found, &expected)) }
 }
 
 fn broadcast<'a, T, const N: usize>(

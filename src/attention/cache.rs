@@ -1,8 +1,7 @@
 //! Keys and values of the positions so far.
 
-use super::plan::expect;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 /// Keys and values of the positions that a decoder has seen, with room for a fixed number of them.

@@ -3,6 +3,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::random;
 
 /// Dropout of weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,14 +15,6 @@ pub(super) struct Dropout {
 /// The hash of a row of weights.
 #[derive(Clone, Copy)]
 pub(super) struct Row([u32; 2]);
-
-/// SplitMix64's output function (Steele, Lea and Flood, 2014), which permutes all 64-bit numbers.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
 
 /// Two rounds of multiply and xor-shift, with the constants of Chris Wellons' "lowbias32" (2018, public domain).
 #[inline(always)]
@@ -42,7 +35,9 @@ impl Dropout {
 
     /// The row of weights of one query.
     pub fn row(self, [entry, head, query]: [usize; 3]) -> Row {
-        let hash = [entry, head, query].iter().fold(self.seed, |hash, &index| mix(hash ^ mix(index as u64)));
+        let hash = [entry, head, query]
+            .iter()
+            .fold(self.seed, |hash, &index| random::at(hash ^ random::at(index as u64, 0), 0));
         Row([hash as u32, (hash >> 32) as u32])
     }
 

@@ -60,9 +60,9 @@ pub use self::stage::Stage;
 use self::backward::Backward;
 use self::dropout::Dropout;
 use self::forward::{Forward, Outputs};
-use self::plan::{Plan, expect};
+use self::plan::Plan;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::machine;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Align, Attention};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::gemm::{Tile, balanced, blocks, tile};
 use crate::machine::{self, Isa};
 use crate::tensor::TensorView;
@@ -172,11 +172,6 @@ impl<'e, T: Element> Plan<'e, T> {
         let (first, last) = (self.range(entry, queries.start), self.range(entry, queries.end - 1));
         last.start <= keys.start && keys.end <= first.end
     }
-}
-
-/// An error unless the shape is the one expected.
-pub(super) fn expect(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
 }
 
 /// A mask over all scores.

@@ -1,9 +1,9 @@
 //! Batch normalisation.
 
 use super::sets::{Channels, Sets};
-use super::{NormGradients, NormGradientsMut, expect};
+use super::{NormGradients, NormGradientsMut};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Batch normalisation of `[batch, channels, spatial…]`, 0 to 3 spatial axes: plain data. The [module](super) has the

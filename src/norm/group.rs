@@ -2,9 +2,9 @@
 
 use super::batch::owned;
 use super::sets::{Channels, Sets};
-use super::{NormGradients, NormGradientsMut, expect};
+use super::{NormGradients, NormGradientsMut};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Result, expect};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Group normalisation of `[batch, channels, spatial…]`, 0 to 3 spatial axes: plain data. The [module](super) has the

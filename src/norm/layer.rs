@@ -1,9 +1,9 @@
 //! Layer normalisation.
 
 use super::rows::{self, Gradients, Operands, Rows, check_epsilon};
-use super::{NormGradients, NormGradientsMut, expect, expect_vector};
+use super::{NormGradients, NormGradientsMut, expect_vector};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Layer normalisation along the last axis of `[…, n]`: plain data. The [module](super) has the formulas.

@@ -66,7 +66,7 @@ pub use layer::{LayerNormalization, RowStatistics};
 pub use rms::{RmsGradients, RmsGradientsMut, RmsNormalization};
 
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, expect};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// The gradients that a backward call gives.
@@ -87,10 +87,6 @@ pub struct NormGradientsMut<'a, T, const N: usize> {
     pub scale: Option<TensorViewMut<'a, T, 1>>,
     /// Of the shape of shift.
     pub shift: Option<TensorViewMut<'a, T, 1>>,
-}
-
-fn expect(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
 }
 
 /// As [`expect`], of something that need not be there.

@@ -1,11 +1,10 @@
 //! RMS normalisation.
 
-use super::expect;
 use super::expect_vector;
 use super::layer::check;
 use super::rows::{Gradients, Operands, Rows, check_epsilon};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Result, expect};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// RMS normalisation along the last axis of `[…, n]`: plain data. The [module](super) has the formulas.

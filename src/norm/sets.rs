@@ -3,9 +3,9 @@
 use super::channels::{self, Coefficients, MOMENTS, SUMS};
 use super::moments::Moments;
 use super::rows::check_epsilon;
-use super::{NormGradientsMut, expect, expect_vector};
+use super::{NormGradientsMut, expect_vector};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::machine;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;

@@ -23,11 +23,10 @@
 #![forbid(unsafe_code)]
 
 use super::descriptor::Recurrent;
-use super::sizes::expect;
 use super::weights::{DirectionWeights, WeightTensors, Weights};
 use crate::activation::Activation;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 impl<T: Element> WeightTensors<T> {

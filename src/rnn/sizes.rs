@@ -5,7 +5,7 @@ use super::descriptor::{Cell, Recurrent, Spec};
 use super::sequence::Sequence;
 use super::weights::Weights;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 
 /// The sizes of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +26,6 @@ pub(crate) struct Sizes {
     pub time: usize,
     pub batch: usize,
     pub weights: WeightSizes,
-}
-
-pub(crate) fn expect(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
 }
 
 impl WeightSizes {
