@@ -33,6 +33,44 @@ pub(crate) fn lift<X: Copy, const S: usize>(sizes: [X; S], fill: X) -> [X; 3] {
     std::array::from_fn(|axis| if axis + S < 3 { fill } else { sizes[axis + S - 3] })
 }
 
+/// A shape of rank 3 to 5 with three spatial axes.
+pub(crate) fn lift_shape<const N: usize>(shape: [usize; N]) -> [usize; 5] {
+    const { assert!(N >= 3 && N <= 5) };
+    std::array::from_fn(|axis| {
+        if axis < 2 {
+            shape[axis]
+        } else if axis + N < 7 {
+            1
+        } else {
+            shape[axis + N - 5]
+        }
+    })
+}
+
+/// The inverse of [`lift_shape`].
+pub(crate) fn lower<const N: usize>(shape: [usize; 5]) -> [usize; N] {
+    std::array::from_fn(|axis| if axis < 2 { shape[axis] } else { shape[axis + 5 - N] })
+}
+
+/// A shape as a caller with `spatial` axes knows it.
+pub(crate) fn named(spatial: usize, shape: &[usize; 5]) -> Vec<usize> {
+    [&shape[..2], &shape[5 - spatial..]].concat()
+}
+
+/// An error unless the shape is the one expected.
+pub(crate) fn expect(
+    op: &'static str,
+    arg: &'static str,
+    spatial: usize,
+    found: [usize; 5],
+    expected: [usize; 5],
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::shape(op, arg, &named(spatial, &found), &named(spatial, &expected)))
+}
+
 /// Size, stride, dilation and padding of a window over three spatial axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sliding {

@@ -4,6 +4,7 @@
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
 use crate::spatial::{self, Sliding};
+pub(super) use crate::spatial::{expect, lift_shape as lift, lower, named};
 use crate::tensor::TensorView;
 
 /// Zeros around an image.
@@ -104,44 +105,6 @@ impl<const S: usize> Geometry<S> {
         let [d, h, w] = sliding.output(op, S, image, false)?;
         Ok(Sizes { sliding, output: [batch, c_out, d, h, w] })
     }
-}
-
-/// A shape as a caller with `spatial` axes knows it.
-pub(super) fn named(spatial: usize, shape: &[usize; 5]) -> Vec<usize> {
-    [&shape[..2], &shape[5 - spatial..]].concat()
-}
-
-/// An error unless the shape is the one expected.
-pub(super) fn expect(
-    op: &'static str,
-    arg: &'static str,
-    spatial: usize,
-    found: [usize; 5],
-    expected: [usize; 5],
-) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::shape(op, arg, &named(spatial, &found), &named(spatial, &expected)))
-}
-
-/// A shape of rank 3 to 5 with three spatial axes.
-pub(super) fn lift<const N: usize>(shape: [usize; N]) -> [usize; 5] {
-    const { assert!(N >= 3 && N <= 5) };
-    std::array::from_fn(|axis| {
-        if axis < 2 {
-            shape[axis]
-        } else if axis + N < 7 {
-            1
-        } else {
-            shape[axis + N - 5]
-        }
-    })
-}
-
-/// The inverse of [`lift`].
-pub(super) fn lower<const N: usize>(shape: [usize; 5]) -> [usize; N] {
-    std::array::from_fn(|axis| if axis < 2 { shape[axis] } else { shape[axis + 5 - N] })
 }
 
 /// The greatest common divisor.

@@ -4,7 +4,7 @@ use super::describe::debug;
 use super::{Init, Layer, Parameter, Parameters, Saved, Spare, not_called};
 use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
-use crate::error::{Dims, Error, Result};
+use crate::error::{Dims, Error, Result, expect};
 use crate::parallel;
 use crate::random::Rng;
 use crate::spatial::{ImageRank, Spatial};
@@ -124,6 +124,18 @@ impl<T: Element, const N: usize> Affine<T, N> {
         self.bias.as_ref().map(Parameter::view).transpose()
     }
 
+    /// The kept input and the weight; an error unless `forward` was called and dY has the shape of what it gave.
+    fn checked(
+        &self,
+        op: &'static str,
+        dy: [usize; N],
+        output: impl FnOnce([usize; N], [usize; N]) -> Result<[usize; N]>,
+    ) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
+        let (x, weight) = (self.input.get(op)?, self.weight.view::<N>()?);
+        expect(op, "dy", &dy, &output(x.shape(), weight.shape())?)?;
+        Ok((x, weight))
+    }
+
     /// Adds to the gradients.
     fn accumulate(&mut self, weight: &[T], bias: &[T]) {
         let add = |parameter: &mut Parameter<T>, gradient: &[T]| {
@@ -174,10 +186,6 @@ fn check_activation(op: &'static str, fits: bool) -> Result<()> {
         "neither the identity nor, in a Conv, ReLU",
         "a layer of its own: Activate",
     ))
-}
-
-fn expect<const N: usize>(op: &'static str, found: [usize; N], expected: [usize; N]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, "dy", &found, &expected)) }
 }
 
 impl<T: Element, const S: usize, const N: usize> Conv<T, S, N>
@@ -280,8 +288,7 @@ where
         dy: TensorView<'_, T, N>,
         gradients: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
     ) -> Result<R> {
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
         if !self.conv.is_rectified() {
             return gradients(x, weight, dy);
         }
@@ -343,8 +350,7 @@ where
 
     fn backward_owned(&mut self, mut dy: Tensor<T, N>) -> Result<Tensor<T, N>> {
         let op = "Conv::backward_owned";
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
         // First what can fail for lack of memory.
         let [spare, _] = &mut self.spare;
         let (mut dx, mut dw) = (spare.tensor(x.shape())?, Tensor::zeros(weight.shape())?);
@@ -454,8 +460,7 @@ where
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let op = "ConvTranspose::backward";
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
         let gradients = self.conv.backward(x, weight, dy)?;
         self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
         Ok(gradients.input)
@@ -463,8 +468,7 @@ where
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
         let op = "ConvTranspose::backward_parameters";
-        let (x, weight) = (self.affine.input.get(op)?, self.affine.weight.view::<N>()?);
-        expect(op, dy.shape(), self.conv.output_shape(x.shape(), weight.shape())?)?;
+        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
         let mut dw = Tensor::zeros(weight.shape())?;
         let db = self.conv.backward_bias(dy)?;
         self.conv.backward_weight_into(x, dy, dw.view_mut())?;

@@ -48,7 +48,7 @@ use self::reduce::{Average, Maximum};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
 use crate::machine;
-use crate::spatial::{self, ImageRank, Spatial};
+use crate::spatial::{self, ImageRank, Spatial, expect, lift_shape as lift, lower};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// The index of a maximum that is none: the window lies in the padding.
@@ -159,11 +159,7 @@ impl Call {
     }
 
     fn expect_shape(&self, arg: &'static str, found: [usize; 5], expected: [usize; 5]) -> Result<()> {
-        if found == expected {
-            return Ok(());
-        }
-        let named = |shape: &[usize; 5]| [&shape[..2], &shape[5 - self.spatial..]].concat();
-        Err(Error::shape(self.op, arg, &named(&found), &named(&expected)))
+        expect(self.op, arg, self.spatial, found, expected)
     }
 
     /// An error where places in an image cannot be counted by indices.
@@ -175,21 +171,6 @@ impl Call {
         }
         Err(Error::Overflow { op: self.op, shape: Dims::new(&sizes[3 - self.spatial..]) })
     }
-}
-
-/// A shape of rank 3 to 5 with three spatial axes.
-fn lift<const N: usize>(shape: [usize; N]) -> [usize; 5] {
-    let [d, h, w] = match N {
-        3 => [1, 1, shape[2]],
-        4 => [1, shape[2], shape[3]],
-        _ => [shape[2], shape[3], shape[4]],
-    };
-    [shape[0], shape[1], d, h, w]
-}
-
-/// The inverse of [`lift`].
-fn lower<const N: usize>(shape: [usize; 5]) -> [usize; N] {
-    std::array::from_fn(|axis| if axis < 2 { shape[axis] } else { shape[axis + 5 - N] })
 }
 
 /// The shape of an image from that of its windows and its sizes.
