@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use tilewise::layer::optimizer::AdamW;
 
 use args::Args;
 use model::Model;
@@ -37,9 +38,10 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
         pool.build_global().map_err(|error| format!("cannot start {threads} threads: {error}"))?;
     }
     let text = Text::load(&args.text())?;
-    let mut model = match args.resume {
+    let (mut model, mut optimizer) = match args.resume {
         true => save::load(&args.model)?,
-        false => Model::new(text.alphabet(), args.options(), args.seed)?,
+        // The learning rate is that of each step.
+        false => (Model::new(text.alphabet(), args.options(), args.seed)?, AdamW::new(0.0)),
     };
     // Before the training, which takes minutes.
     save::check_writable(&args.model)?;
@@ -55,11 +57,11 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
         args.seed,
         rayon::current_num_threads()
     )?;
-    train::train(&mut model, &text, args)?;
+    train::train(&mut model, &mut optimizer, &text, args)?;
     if !model.epochs.is_empty() {
         save::write(&args.chart, chart::loss(&model.epochs)?.as_bytes())?;
     }
-    save::save(&model, &args.model)?;
+    save::save(&model, &optimizer, &args.model)?;
     let written = sample::write(&model, args)?;
     writeln!(io::stdout(), "\n{written}\n")?;
     writeln!(io::stdout(), "model: {}\nloss: {}", args.model.display(), args.chart.display())?;

@@ -11,6 +11,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::NamedTempFile;
 use tilewise::layer::Parameters;
+use tilewise::layer::optimizer::{AdamW, Optimizer, StateTensor};
 
 use crate::model::{Epoch, Model, Net, Options};
 use crate::text::Alphabet;
@@ -18,10 +19,13 @@ use crate::text::Alphabet;
 /// As the command line has it.
 const MOST_CONTEXT: usize = 65_536;
 
+/// What the names of the optimizer's tensors begin with.
+const OPTIMIZER: &str = "optimizer.";
+
 /// What a parameter is called, its shape and its numbers.
 type Entry = (String, Vec<usize>, Vec<u8>);
 
-pub fn save(model: &Model, path: &Path) -> Result<(), Box<dyn Error>> {
+pub fn save(model: &Model, optimizer: &AdamW<f32>, path: &Path) -> Result<(), Box<dyn Error>> {
     let list =
         |of: fn(&Epoch) -> f64| model.epochs.iter().map(|epoch| of(epoch).to_string()).collect::<Vec<_>>();
     let info = HashMap::from([
@@ -32,10 +36,12 @@ pub fn save(model: &Model, path: &Path) -> Result<(), Box<dyn Error>> {
         ("heads".to_owned(), model.options.heads.to_string()),
         ("context".to_owned(), model.options.context.to_string()),
         ("dropout".to_owned(), model.options.dropout.to_string()),
+        ("steps".to_owned(), optimizer.steps().to_string()),
         ("train_loss".to_owned(), list(|epoch| epoch.train).join(" ")),
         ("test_loss".to_owned(), list(|epoch| epoch.test).join(" ")),
     ]);
-    let entries = entries(model);
+    let mut entries = entries(model);
+    entries.extend(moments(optimizer));
     let views = entries
         .iter()
         .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
@@ -51,18 +57,35 @@ fn name(net: Net) -> String {
 fn entries(model: &Model) -> Vec<Entry> {
     let mut entries = Vec::new();
     model.visit(&mut |name, parameter| {
-        let bytes = parameter.value().iter().flat_map(|x| x.to_le_bytes()).collect();
-        entries.push((name.to_owned(), parameter.shape().to_vec(), bytes));
+        entries.push((name.to_owned(), parameter.shape().to_vec(), bytes(parameter.value())));
     });
     entries
 }
 
-pub fn load(path: &Path) -> Result<Model, Box<dyn Error>> {
+/// What the optimizer keeps, under the numbers of the parameters.
+fn moments(optimizer: &AdamW<f32>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    optimizer.visit_state(&mut |StateTensor { parameter, name, shape, values }| {
+        entries.push((format!("{OPTIMIZER}{parameter}.{name}"), shape.to_vec(), bytes(values)));
+    });
+    entries
+}
+
+fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(4).map(|bytes| bytes.try_into().map_or(f32::NAN, f32::from_le_bytes))
+}
+
+/// The model, and the optimizer as it was after the last step.
+pub fn load(path: &Path) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
     let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     parse(&bytes).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-fn parse(bytes: &[u8]) -> Result<Model, Box<dyn Error>> {
+fn parse(bytes: &[u8]) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
     let info = metadata.metadata().clone().unwrap_or_default();
     let get = |key: &str| info.get(key).ok_or_else(|| format!("it says nothing of {key}"));
@@ -105,16 +128,45 @@ fn parse(bytes: &[u8]) -> Result<Model, Box<dyn Error>> {
         let tensor = tensors.tensor(name);
         match tensor {
             Ok(tensor) if tensor.dtype() == Dtype::F32 && tensor.shape() == parameter.shape() => {
-                let numbers = tensor
-                    .data()
-                    .chunks_exact(4)
-                    .map(|bytes| bytes.try_into().map_or(f32::NAN, f32::from_le_bytes));
-                parameter.value_mut().iter_mut().zip(numbers).for_each(|(to, number)| *to = number);
+                parameter
+                    .value_mut()
+                    .iter_mut()
+                    .zip(numbers(tensor.data()))
+                    .for_each(|(to, number)| *to = number);
             }
             _ => wrong = Some(format!("its tensor {name} is missing or of another shape")),
         }
     });
-    wrong.map_or(Ok(model), |wrong| Err(wrong.into()))
+    if let Some(wrong) = wrong {
+        return Err(wrong.into());
+    }
+    // Older files know no optimizer.
+    let steps = info.get("steps").map_or(Ok(0), |steps| steps.parse())?;
+    let optimizer = optimizer(&model, steps, &tensors)?;
+    Ok((model, optimizer))
+}
+
+fn optimizer(model: &Model, steps: u64, tensors: &SafeTensors<'_>) -> Result<AdamW<f32>, Box<dyn Error>> {
+    let mut kept = Vec::new();
+    for (name, tensor) in tensors.iter() {
+        let Some((parameter, part)) = name.strip_prefix(OPTIMIZER).and_then(|name| name.split_once('.'))
+        else {
+            continue;
+        };
+        if tensor.dtype() != Dtype::F32 {
+            return Err(format!("its tensor {name} is not of F32").into());
+        }
+        let values = numbers(tensor.data()).collect::<Vec<_>>();
+        kept.push((parameter.parse()?, part, tensor.shape().to_vec(), values));
+    }
+    let state: Vec<_> = kept
+        .iter()
+        .map(|(parameter, name, shape, values)| StateTensor { parameter: *parameter, name, shape, values })
+        .collect();
+    // The learning rate is that of each step.
+    let mut optimizer = AdamW::new(0.0);
+    optimizer.restore(model, steps, &state)?;
+    Ok(optimizer)
 }
 
 /// An error where a file could not be written.
@@ -154,6 +206,7 @@ fn temporary(path: &Path) -> io::Result<NamedTempFile> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Window;
 
     #[test]
     fn a_model_is_the_same_after_saving_and_loading() {
@@ -161,11 +214,24 @@ mod tests {
         let path = dir.path().join("a/model.safetensors");
         for net in [Net::Lstm, Net::Transformer] {
             let alphabet = Alphabet::from_sorted("abc").unwrap();
-            let options = Options { net, hidden: 4, layers: 2, heads: 2, context: 9, dropout: 0.25 };
+            let options = Options { net, hidden: 4, layers: 2, heads: 2, context: 9, dropout: 0.0 };
             let mut model = Model::new(alphabet, options, 7).unwrap();
             model.epochs.push(Epoch { train: 1.5, test: 2.25 });
-            save(&model, &path).unwrap();
-            let loaded = load(&path).unwrap();
+            let mut optimizer = AdamW::new(0.01);
+            let window = Window { characters: &[0, 1, 2, 1], next: &[1, 2, 1, 0], batch: 2 };
+            let step = |model: &mut Model, optimizer: &mut AdamW<f32>| {
+                optimizer.set_learning_rate(0.01);
+                let mut state = model.start(2).unwrap();
+                model.train(&window, &mut state, optimizer).unwrap();
+            };
+            (0..3).for_each(|_| step(&mut model, &mut optimizer));
+            save(&model, &optimizer, &path).unwrap();
+            let (mut loaded, mut resumed) = load(&path).unwrap();
+            assert_eq!(entries(&loaded), entries(&model));
+            // Nothing is dropped: further steps have the same bits.
+            (0..3).for_each(|_| step(&mut model, &mut optimizer));
+            (0..3).for_each(|_| step(&mut loaded, &mut resumed));
+            assert_eq!(moments(&resumed), moments(&optimizer));
             assert_eq!(entries(&loaded), entries(&model));
             assert_eq!(loaded.alphabet, model.alphabet);
             assert_eq!(loaded.epochs, model.epochs);

@@ -15,7 +15,12 @@ use crate::model::{Epoch, Model, Window};
 /// The part of the text that is kept for tests, at its end: one in so many characters.
 const TEST: usize = 20;
 
-pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<dyn Error>> {
+pub fn train(
+    model: &mut Model,
+    optimizer: &mut AdamW<f32>,
+    text: &[usize],
+    args: &Args,
+) -> Result<(), Box<dyn Error>> {
     let (train, test) = text.split_at(text.len() - text.len() / TEST);
     let (batch, window) = (args.batch as usize, model.window(args.window as usize));
     let steps = Strips::new(train, batch, window).map_or(0, |strips| strips.windows());
@@ -27,7 +32,6 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
         .into());
     }
     let rate = args.rate(model.options.net);
-    let mut optimizer = AdamW::new(rate);
     let bars = !args.quiet && !ProgressDrawTarget::stderr().is_hidden();
     for epoch in 0..args.epochs as usize {
         let started = Instant::now();
@@ -45,7 +49,7 @@ pub fn train(model: &mut Model, text: &[usize], args: &Args) -> Result<(), Box<d
             let all = (steps * args.epochs as usize) as f64;
             let progress = (epoch * steps) as f64 / all + done as f64 / all;
             optimizer.set_learning_rate(rate * (0.55 + 0.45 * (std::f64::consts::PI * progress).cos()));
-            sum += model.train(&window, &mut state, &mut optimizer)?;
+            sum += model.train(&window, &mut state, optimizer)?;
             done += 1;
             if let Some(bar) = &bar {
                 bar.set_position(done as u64);
