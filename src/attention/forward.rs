@@ -164,8 +164,8 @@ impl<T: Element> Forward<'_, '_, T> {
                     continue;
                 }
                 let scores = &mut scores[..keys.len() * width];
-                // A narrow panel has the kernel for one vector.
-                let lanes = if rows.len() <= plan.tile.lanes { plan.tile.lanes } else { width };
+                // A narrow panel has the kernels for fewer vectors.
+                let lanes = rows.len().next_multiple_of(plan.tile.lanes);
                 let packed = Panels::Packed {
                     data: &queries[number * width * dim..][..width * dim],
                     width,
@@ -240,7 +240,7 @@ pub(super) fn product<T: Element>(
     // Panels have the height that they were packed with.
     let tile_rows = match a {
         Panels::Packed { width, .. } => width,
-        Panels::Direct(_) => tile_rows(plan.tile, c.shape()[0]),
+        Panels::Direct(_) => tile_rows(plan.tile, c.shape()),
     };
     let mut block = Block {
         a,
@@ -253,7 +253,7 @@ pub(super) fn product<T: Element>(
         origin: [0, 0],
         next: None,
         stream: false,
-        across: false,
+        fetch: false,
         c,
     };
     T::block(plan.isa, &mut block);

@@ -34,30 +34,40 @@ impl<T: Element> SimdOp<T> for Adjust<'_, T> {
     fn eval<S: Simd<T>>(mut self, s: S) {
         let s = Pair(s);
         let (width, unit) = (self.width, s.splat(self.unit));
-        debug_assert_eq!(width, <Pair<S> as Simd<T>>::LANES);
-        for (key, row) in self.scores.chunks_mut(self.stride).enumerate() {
-            let mut score = s.load(row);
-            if let Some(cap) = self.cap {
-                let t = T::tanh_v(s, score);
-                score = s.mul(s.splat(cap), t);
-                if let Some(slopes) = &mut self.slopes {
-                    s.store(s.neg_mul_add(t, t, s.splat(T::ONE)), &mut slopes[key * width..]);
+        for lane in lanes::<T, S>(width) {
+            for (key, row) in self.scores.chunks_mut(self.stride).enumerate() {
+                let mut score = s.load(&row[lane..]);
+                if let Some(cap) = self.cap {
+                    let t = T::tanh_v(s, score);
+                    score = s.mul(s.splat(cap), t);
+                    if let Some(slopes) = &mut self.slopes {
+                        s.store(s.neg_mul_add(t, t, s.splat(T::ONE)), &mut slopes[key * width + lane..]);
+                    }
                 }
+                let at = s.splat(T::from_usize(key));
+                if let Some((slope, positions)) = self.alibi {
+                    let distance = s.abs(s.sub(s.load(&positions[lane..]), at));
+                    score = s.neg_mul_add(s.splat(slope), distance, score);
+                }
+                if let Some(addend) = self.addend {
+                    score = s.mul_add(unit, s.load(&addend[key * width + lane..]), score);
+                }
+                if let Some((low, high)) = self.bounds {
+                    let (low, high) = (s.load(&low[lane..]), s.load(&high[lane..]));
+                    let seen = s.mask_and(s.le(low, at), s.lt(at, high));
+                    score = s.select(seen, score, s.splat(T::NEG_INFINITY));
+                }
+                s.store(score, &mut row[lane..]);
             }
-            let at = s.splat(T::from_usize(key));
-            if let Some((slope, positions)) = self.alibi {
-                score = s.neg_mul_add(s.splat(slope), s.abs(s.sub(s.load(positions), at)), score);
-            }
-            if let Some(addend) = self.addend {
-                score = s.mul_add(unit, s.load(&addend[key * width..]), score);
-            }
-            if let Some((low, high)) = self.bounds {
-                let seen = s.mask_and(s.le(s.load(low), at), s.lt(at, s.load(high)));
-                score = s.select(seen, score, s.splat(T::NEG_INFINITY));
-            }
-            s.store(score, row);
         }
     }
+}
+
+/// Where the pairs of vectors of a row of `width` begin.
+#[inline(always)]
+fn lanes<T: Element, S: Simd<T>>(width: usize) -> impl Iterator<Item = usize> {
+    assert!(width.is_multiple_of(<Pair<S> as Simd<T>>::LANES));
+    (0..width).step_by(<Pair<S> as Simd<T>>::LANES)
 }
 
 /// Scores become weights that want only a common factor; sums and outputs of earlier blocks are brought to it.
@@ -82,63 +92,69 @@ impl<T: Element> SimdOp<T> for Weigh<'_, T> {
     fn eval<S: Simd<T>>(self, s: S) {
         let s = Pair(s);
         let Weigh { scores, width, first, linear, max, sum, output } = self;
-        assert_eq!(width, <Pair<S> as Simd<T>>::LANES);
         let (none, zero) = (s.splat(T::NEG_INFINITY), s.splat(T::ZERO));
-        let (before, mut total) = if first { (none, zero) } else { (s.load(max), s.load(sum)) };
-        if linear {
-            let mut any = before;
-            for row in scores.chunks_exact_mut(width) {
-                let score = s.load(row);
-                let missing = s.eq(score, none);
-                any = s.max(any, s.select(missing, none, zero));
-                let score = s.select(missing, zero, score);
-                total = s.add(total, score);
-                s.store(score, row);
+        for lane in lanes::<T, S>(width) {
+            let (max, sum) = (&mut max[lane..], &mut sum[lane..]);
+            let (before, mut total) = if first { (none, zero) } else { (s.load(max), s.load(sum)) };
+            if linear {
+                let mut any = before;
+                for row in scores.chunks_exact_mut(width) {
+                    let row = &mut row[lane..];
+                    let score = s.load(row);
+                    let missing = s.eq(score, none);
+                    any = s.max(any, s.select(missing, none, zero));
+                    let score = s.select(missing, zero, score);
+                    total = s.add(total, score);
+                    s.store(score, row);
+                }
+                s.store(any, max);
+                s.store(total, sum);
+                continue;
             }
-            s.store(any, max);
-            s.store(total, sum);
-            return;
-        }
-        let mut most = [before, none, none, none];
-        let mut fours = scores.chunks_exact(4 * width);
-        for rows in &mut fours {
-            for i in 0..4 {
-                most[i] = s.max(most[i], s.load(&rows[i * width..]));
-            }
-        }
-        for row in fours.remainder().chunks_exact(width) {
-            most[0] = s.max(most[0], s.load(row));
-        }
-        let most = s.max(s.max(most[0], most[1]), s.max(most[2], most[3]));
-        // Where all are −∞, their difference from it would be NaN.
-        let pivot = s.select(s.eq(most, none), zero, most);
-        if !first {
-            let factor = T::exp2_normal_v(s, s.sub(before, pivot));
-            if !s.none(s.ne(factor, s.splat(T::ONE))) {
-                total = s.mul(total, factor);
-                for row in output.chunks_exact_mut(width) {
-                    s.store(s.mul(s.load(row), factor), row);
+            let mut most = [before, none, none, none];
+            let mut fours = scores.chunks_exact(4 * width);
+            for rows in &mut fours {
+                for i in 0..4 {
+                    most[i] = s.max(most[i], s.load(&rows[i * width + lane..]));
                 }
             }
+            for row in fours.remainder().chunks_exact(width) {
+                most[0] = s.max(most[0], s.load(&row[lane..]));
+            }
+            let most = s.max(s.max(most[0], most[1]), s.max(most[2], most[3]));
+            // Where all are −∞, their difference from it would be NaN.
+            let pivot = s.select(s.eq(most, none), zero, most);
+            if !first {
+                let factor = T::exp2_normal_v(s, s.sub(before, pivot));
+                if !s.none(s.ne(factor, s.splat(T::ONE))) {
+                    total = s.mul(total, factor);
+                    for row in output.chunks_exact_mut(width) {
+                        let row = &mut row[lane..];
+                        s.store(s.mul(s.load(row), factor), row);
+                    }
+                }
+            }
+            let mut twos = scores.chunks_exact_mut(2 * width);
+            let mut other = zero;
+            for rows in &mut twos {
+                let (one, two) = rows.split_at_mut(width);
+                let (one, two) = (&mut one[lane..], &mut two[lane..]);
+                let weight = T::exp2_normal_v(s, s.sub(s.load(one), pivot));
+                let next = T::exp2_normal_v(s, s.sub(s.load(two), pivot));
+                s.store(weight, one);
+                s.store(next, two);
+                total = s.add(total, weight);
+                other = s.add(other, next);
+            }
+            for row in twos.into_remainder().chunks_exact_mut(width) {
+                let row = &mut row[lane..];
+                let weight = T::exp2_normal_v(s, s.sub(s.load(row), pivot));
+                s.store(weight, row);
+                total = s.add(total, weight);
+            }
+            s.store(most, max);
+            s.store(s.add(total, other), sum);
         }
-        let mut twos = scores.chunks_exact_mut(2 * width);
-        let mut other = zero;
-        for rows in &mut twos {
-            let (one, two) = rows.split_at_mut(width);
-            let weight = T::exp2_normal_v(s, s.sub(s.load(one), pivot));
-            let next = T::exp2_normal_v(s, s.sub(s.load(two), pivot));
-            s.store(weight, one);
-            s.store(next, two);
-            total = s.add(total, weight);
-            other = s.add(other, next);
-        }
-        for row in twos.into_remainder().chunks_exact_mut(width) {
-            let weight = T::exp2_normal_v(s, s.sub(s.load(row), pivot));
-            s.store(weight, row);
-            total = s.add(total, weight);
-        }
-        s.store(most, max);
-        s.store(s.add(total, other), sum);
     }
 }
 
@@ -193,28 +209,30 @@ impl<T: Element> SimdOp<T> for Differentiate<'_, T> {
     fn eval<S: Simd<T>>(self, s: S) {
         let s = Pair(s);
         let Differentiate { scores, gradients, width, stride, linear, normalizers, means, slopes } = self;
-        assert_eq!(width, <Pair<S> as Simd<T>>::LANES);
-        let (normalizer, mean) = (s.load(normalizers), s.load(means));
         let (zero, none) = (s.splat(T::ZERO), s.splat(T::NEG_INFINITY));
-        let inverse = s.div(s.splat(T::ONE), normalizer);
-        for (key, (score, gradient)) in
-            scores.chunks_mut(stride).zip(gradients.chunks_mut(stride)).enumerate()
-        {
-            let (at, mut change) = (s.load(score), s.sub(s.load(gradient), mean));
-            let weight = if linear {
-                let missing = s.eq(at, none);
-                change = s.select(missing, zero, s.mul(change, inverse));
-                s.select(missing, zero, s.mul(at, inverse))
-            } else {
-                let weight = T::exp2_normal_v(s, s.sub(at, normalizer));
-                change = s.mul(weight, change);
-                weight
-            };
-            if let Some(slopes) = slopes {
-                change = s.mul(change, s.load(&slopes[key * width..]));
+        for lane in lanes::<T, S>(width) {
+            let (normalizer, mean) = (s.load(&normalizers[lane..]), s.load(&means[lane..]));
+            let inverse = s.div(s.splat(T::ONE), normalizer);
+            for (key, (score, gradient)) in
+                scores.chunks_mut(stride).zip(gradients.chunks_mut(stride)).enumerate()
+            {
+                let (score, gradient) = (&mut score[lane..], &mut gradient[lane..]);
+                let (at, mut change) = (s.load(score), s.sub(s.load(gradient), mean));
+                let weight = if linear {
+                    let missing = s.eq(at, none);
+                    change = s.select(missing, zero, s.mul(change, inverse));
+                    s.select(missing, zero, s.mul(at, inverse))
+                } else {
+                    let weight = T::exp2_normal_v(s, s.sub(at, normalizer));
+                    change = s.mul(weight, change);
+                    weight
+                };
+                if let Some(slopes) = slopes {
+                    change = s.mul(change, s.load(&slopes[key * width + lane..]));
+                }
+                s.store(weight, score);
+                s.store(change, gradient);
             }
-            s.store(weight, score);
-            s.store(change, gradient);
         }
     }
 }
@@ -255,28 +273,31 @@ impl<T: Element> SimdOp<T> for Finish<'_, T> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let s = Pair(simd);
         let Finish { output, width, linear, max, sum, rows } = self;
-        assert_eq!(width, <Pair<S> as Simd<T>>::LANES);
-        let (most, sum) = (s.load(max), s.load(sum));
-        let empty = s.eq(most, s.splat(T::NEG_INFINITY));
-        let factor = s.select(empty, s.splat(T::ZERO), s.div(s.splat(T::ONE), sum));
-        let logarithm = s.select(empty, most, s.mul_add(most, s.splat(ln_2()), T::log_v(s, sum)));
-        s.store(if linear { sum } else { logarithm }, max);
         let dim = output.len() / width;
         let fours = dim / 4 * 4;
-        for first in (0..fours).step_by(4) {
-            let mut scaled = [s.splat(T::ZERO); 4];
-            for i in 0..4 {
-                let row = s.mul(s.load(&output[(first + i) * width..]), factor);
-                scaled[i] = s.select(empty, s.splat(T::ZERO), row);
+        for lane in lanes::<T, S>(width) {
+            let max = &mut max[lane..];
+            let (most, sum) = (s.load(max), s.load(&sum[lane..]));
+            let empty = s.eq(most, s.splat(T::NEG_INFINITY));
+            let factor = s.select(empty, s.splat(T::ZERO), s.div(s.splat(T::ONE), sum));
+            let logarithm = s.select(empty, most, s.mul_add(most, s.splat(ln_2()), T::log_v(s, sum)));
+            s.store(if linear { sum } else { logarithm }, max);
+            let rows = rows.get_mut(lane * dim..).unwrap_or(&mut []);
+            for first in (0..fours).step_by(4) {
+                let mut scaled = [s.splat(T::ZERO); 4];
+                for i in 0..4 {
+                    let row = s.mul(s.load(&output[(first + i) * width + lane..]), factor);
+                    scaled[i] = s.select(empty, s.splat(T::ZERO), row);
+                }
+                s.store_transposed(scaled, &mut rows[first..], dim);
             }
-            s.store_transposed(scaled, &mut rows[first..], dim);
-        }
-        for d in fours..dim {
-            let row = &mut output[d * width..][..width];
-            let scaled = s.select(empty, s.splat(T::ZERO), s.mul(s.load(row), factor));
-            s.store(scaled, row);
-            for (lane, &value) in row.iter().enumerate() {
-                rows[lane * dim + d] = value;
+            for d in fours..dim {
+                let row = &mut output[d * width + lane..][..<Pair<S> as Simd<T>>::LANES];
+                let scaled = s.select(empty, s.splat(T::ZERO), s.mul(s.load(row), factor));
+                s.store(scaled, row);
+                for (lane, &value) in row.iter().enumerate() {
+                    rows[lane * dim + d] = value;
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::gemm::pack;
 use crate::tensor::TensorView;
 
 /// Queries of the widest panel.
-pub(super) const LANES: usize = 32;
+pub(super) const LANES: usize = 64;
 
 /// The scores of a panel of queries of one head, at most [`LANES`].
 #[derive(Clone)]

@@ -145,7 +145,7 @@ pub(super) fn run<T: Element>(
                             origin: [0, 0],
                             next: None,
                             stream: false,
-                            across: false,
+                            fetch: false,
                             c: c.tile_mut([0, 0], [panel.len(), columns.next_multiple_of(tile.lanes)]),
                         };
                         T::block(cut.isa, &mut block);
@@ -275,7 +275,7 @@ struct Move {
 }
 
 /// Columns of the widest panel.
-const COLUMNS: usize = 32;
+const COLUMNS: usize = 64;
 
 impl<T: Element> SimdOp<T> for Pack<'_, T> {
     type Output = ();
@@ -327,7 +327,7 @@ impl<T: Element> SimdOp<T> for Pack<'_, T> {
 mod tests {
     use super::*;
 
-    const TILE: Tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
+    const TILE: Tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
     const CACHES: Caches = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 32 << 20 };
 
     fn plan(output: [usize; 4], depth: usize) -> Plan {

@@ -30,27 +30,35 @@ const MOST_ROWS: usize = 64;
 /// What the last run of a row of sums writes behind it at most, four outputs at a time.
 pub(super) const SLACK: usize = 7;
 
-/// Outputs of a run.
-const fn run_len(tile_rows: usize) -> usize {
-    match tile_rows {
-        12 => 7,
-        6 => 3,
+/// Vectors of a panel.
+const MOST_VECTORS: usize = 2;
+
+/// Outputs of a run where so many vectors are the sums of a tile.
+const fn run_len(sums: usize) -> usize {
+    match sums {
+        24 => 7,
+        12 => 3,
         _ => 2,
     }
+}
+
+/// [`run_len`] on an instruction set.
+fn run_of(tile: Tile) -> usize {
+    run_len(tile.rows * tile.columns / tile.lanes)
 }
 
 /// True where this path pays for groups of `rows` output channels that sum `depth` products, and rows of `row` outputs.
 pub(super) fn fits(tile: Tile, rows: usize, depth: usize, row: usize) -> bool {
     let full = |len: usize, unit: usize| len.next_multiple_of(unit) * 8 <= len * 9;
     // A panel's weights stream from L2 for each tile.
-    let near = depth.saturating_mul(tile.columns * 16) <= machine::caches().l2;
+    let near = depth.saturating_mul(tile.lanes * MOST_VECTORS * 16) <= machine::caches().l2;
     let few = depth > 0 && (1..=MOST_ROWS).contains(&rows);
-    few && full(rows, tile.lanes) && full(row, run_len(tile.rows)) && near
+    few && full(rows, tile.lanes) && full(row, run_of(tile)) && near
 }
 
 /// Output channels of a panel for a group of `rows`.
 pub(super) fn width(tile: Tile, rows: usize) -> usize {
-    rows.next_multiple_of(tile.lanes).clamp(tile.lanes, tile.columns)
+    rows.next_multiple_of(tile.lanes).clamp(tile.lanes, MOST_VECTORS * tile.lanes)
 }
 
 /// Computes the part `y`, whose first element is `at` in the output, on this thread.
@@ -135,13 +143,26 @@ impl<T: Element> SimdOp<T> for Panel<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         // Constants where they are false: then the kernel is not compiled.
-        match (S::TILE_ROWS, self.width > S::LANES) {
-            (12, true) if const { S::TILE_ROWS == 12 } => self.tiles::<S, 7, 2>(simd),
-            (12, false) if const { S::TILE_ROWS == 12 } => self.tiles::<S, 7, 1>(simd),
-            (6, true) if const { S::TILE_ROWS == 6 } => self.tiles::<S, 3, 2>(simd),
-            (6, false) if const { S::TILE_ROWS == 6 } => self.tiles::<S, 3, 1>(simd),
-            (_, true) if const { S::TILE_ROWS == 4 } => self.tiles::<S, 2, 2>(simd),
-            (_, false) if const { S::TILE_ROWS == 4 } => self.tiles::<S, 2, 1>(simd),
+        let run = const { run_len(S::TILE_ROWS * S::TILE_VECTORS) };
+        match (run, self.width > S::LANES) {
+            (7, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 7 } => {
+                self.tiles::<S, 7, 2>(simd)
+            }
+            (7, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 7 } => {
+                self.tiles::<S, 7, 1>(simd)
+            }
+            (3, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 3 } => {
+                self.tiles::<S, 3, 2>(simd)
+            }
+            (3, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 3 } => {
+                self.tiles::<S, 3, 1>(simd)
+            }
+            (_, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 2 } => {
+                self.tiles::<S, 2, 2>(simd)
+            }
+            (_, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 2 } => {
+                self.tiles::<S, 2, 1>(simd)
+            }
             _ => unreachable!("internal error: a tile without a kernel"),
         }
     }
@@ -157,7 +178,7 @@ struct Place {
 impl<T: Element> Panel<'_, T> {
     #[inline(always)]
     fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
-        debug_assert_eq!(R, run_len(S::TILE_ROWS));
+        debug_assert_eq!(R, run_len(S::TILE_ROWS * S::TILE_VECTORS));
         let Self { weights, halo, planes, offsets, sizes, sums, pitch, .. } = self;
         let [images, depth, height, row] = sizes;
         let mut places = [Place::default(); 2];
@@ -193,7 +214,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Runs<'_, '_, T, R
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        const { assert!(R <= 7 && V <= 2) };
+        const { assert!(R <= 7 && V <= MOST_VECTORS) };
         let Self { weights, planes, offsets, places, sums: to, pitch } = self;
         let mut sums = [[[simd.splat(T::ZERO); V]; R]; 2];
         let runs = places.map(|place| &planes[place.from..]);
@@ -215,7 +236,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Runs<'_, '_, T, R
             ($run:ident $v:ident: $($i:literal)*) => { [$(sums[$run][const { if $i < R { $i } else { R - 1 } }][$v]),*] };
         }
         const RUNS: usize = 2;
-        each!(run in vectors RUNS {
+        each!(run in pair RUNS {
             each!(v in vectors V {
                 let to = &mut to[v * S::LANES * pitch + places[run].to..];
                 simd.store_transposed(four!(run v: 0 1 2 3), to, pitch);
@@ -232,7 +253,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Runs<'_, '_, T, R
 mod tests {
     use super::*;
 
-    const TILE: Tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
+    const TILE: Tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
 
     #[test]
     fn few_channels_and_rows_of_whole_runs_fit() {

@@ -19,7 +19,7 @@ use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, MOST_ACROSS, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
+    Bias, Block, Epilogue, GRAIN, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -112,7 +112,7 @@ impl<T: Element> Rows<'_, T> {
         let most = if near { l1 / 2 } else { l2 / 4 } / size_of::<T>() / pitch;
         let block = balanced(pixels, most.max(2 * self.tile.rows), self.tile.rows);
         let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
-        let across = !near && block <= MOST_ACROSS * self.tile.rows;
+        let across = !near && block <= self.tile.most_across();
         let nc = if across { n } else { balanced(n, most, self.tile.columns) };
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         let mut rows = scratch::<T>(op, len)?;
@@ -147,7 +147,7 @@ impl<T: Element> Rows<'_, T> {
                     let mut block = Block {
                         a: Panels::Direct(a),
                         b: self.slab.panels(steps.start, steps.len()).from(at[1] + columns.start),
-                        tile_rows: tile_rows(self.tile, count),
+                        tile_rows: tile_rows(self.tile, [count, columns.len()]),
                         depth: steps.len(),
                         alpha: T::ONE,
                         beta: (steps.start > 0).then_some(T::ONE),
@@ -155,7 +155,7 @@ impl<T: Element> Rows<'_, T> {
                         origin: [pixels.start, columns.start],
                         next: None,
                         stream: false,
-                        across,
+                        fetch: across,
                         c: c.tile_mut([pixels.start, columns.start], [count, columns.len()]),
                     };
                     T::block(isa, &mut block);

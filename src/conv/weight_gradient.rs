@@ -128,7 +128,7 @@ impl<T: Element> Gradient<'_, T> {
         let first_input = group * (self.x.shape()[1] / self.groups) + at[1];
         let taps: usize = kernel.iter().product();
         let columns = inputs * taps;
-        let (tile, tile_rows) = (self.tile, tile_rows(self.tile, outputs));
+        let (tile, tile_rows) = (self.tile, tile_rows(self.tile, [outputs, usize::MAX]));
         let none = || Error::Alloc { op: self.op, bytes: usize::MAX };
 
         // All memory first: where it is lacking, nothing has been written.
@@ -180,7 +180,7 @@ impl<T: Element> Gradient<'_, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
-                    across: false,
+                    fetch: false,
                     c: c.tile_mut([0, lines.start], [outputs, lines.len()]),
                 };
                 T::block(self.isa, &mut block);

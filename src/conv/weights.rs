@@ -46,7 +46,16 @@ impl Cut {
         let tile = tile::<T>(isa);
         let depth = channels * d * h * w;
         let kc = depth_block::<T>(tile, machine::caches(), depth);
-        Self { isa, groups, rows, depth, width: tile_rows(tile, rows), kc, winograd, lanes: false }
+        Self {
+            isa,
+            groups,
+            rows,
+            depth,
+            width: tile_rows(tile, [rows, if winograd > 0 { tile.tall().columns } else { usize::MAX }]),
+            kc,
+            winograd,
+            lanes: false,
+        }
     }
 
     /// The same for output channels as lanes.

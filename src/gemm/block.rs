@@ -3,15 +3,24 @@
 #![forbid(unsafe_code)]
 
 use crate::element::Element;
-use crate::simd::{self, Simd, SimdOp};
+use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
+use super::ahead::Ahead;
+use super::blocking::height;
 use super::epilogue::Epilogue;
-use super::kernel::{Lhs, Rhs, Tile};
+use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
 
-/// Elements of the largest tile of any instruction set: 12 × 32.
-const TILE_ELEMENTS: usize = 12 * 32;
+/// Elements of the largest tile of any instruction set: 6 × 64.
+const TILE_ELEMENTS: usize = 6 * 64;
+
+/// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
+/// instructions then, and they stay in L1 for the epilogue.
+const STRIP: usize = 8;
+
+/// Bytes of a panel of B that stays in L1 beside what else passes through.
+const NEAR: usize = 24 << 10;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {
@@ -34,8 +43,8 @@ pub struct Block<'b, T> {
     pub(crate) next: Option<TensorView<'b, T, 2>>,
     /// C, which is not read then, goes past the caches.
     pub(crate) stream: bool,
-    /// Column by column, for panels of B that come from memory: each is used by all rows while the next is asked for.
-    pub(crate) across: bool,
+    /// B may come from memory: column by column each panel is used by all rows while the next is asked for.
+    pub(crate) fetch: bool,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
 
@@ -44,40 +53,55 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, .. } = *self;
-        let (across, c) = (self.across, &mut self.c);
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, fetch, .. } = *self;
+        let c = &mut self.c;
         let [rows, columns] = c.shape();
         let unit = c.strides()[1];
         let tile_columns = S::TILE_VECTORS * S::LANES;
         let [down, right] = [rows.div_ceil(tile_rows), columns.div_ceil(tile_columns)];
-        let mut next = next.map(|view| Ahead::new(view, down * right));
-        let [mut i, mut j] = [0; 2];
-        for _ in 0..down * right {
-            let (row, column) = (i * tile_rows, j * tile_columns);
-            // Row by row: neighbouring tiles of C share pages, and the processor sees their lines coming.
-            [i, j] = match (across, i + 1 < down, j + 1 < right) {
-                (true, true, _) | (false, _, false) => [i + 1, if across { j } else { 0 }],
-                (true, false, _) => [0, j + 1],
-                (false, _, true) => [i, j + 1],
-            };
-            let height = tile_rows.min(rows - row);
-            let a = Lhs::panel(a, row, height, tile_rows, depth);
-            let width = tile_columns.min(columns - column);
-            let mut b = Rhs::panel::<S>(b, column, width, depth);
-            if across {
-                b = b.fetching::<S>(row / tile_rows, down, depth);
+        let mut ahead = match next {
+            Some(view) => Ahead::new(view, down * right, depth),
+            None => Ahead::nothing(),
+        };
+        // Row by row neighbouring tiles of C share pages, and the processor sees their lines coming. Column by column a panel of
+        // B is used again while it is in L1, and there are longer strips where there are few columns.
+        let by_column = fetch || right <= down.min(3) || tile_columns * depth * size_of::<T>() <= NEAR;
+        let contiguous = unit == 1 || columns == 1;
+        let [mut row, mut column] = [0; 2];
+        while row < rows && column < columns {
+            let (height, width) =
+                (height(rows - row, tile_rows, S::TILE_ROWS), tile_columns.min(columns - column));
+            let whole = if by_column { (rows - row) / tile_rows } else { (columns - column) / tile_columns };
+            let count = whole.clamp(1, if contiguous { STRIP } else { 1 });
+            let of = if by_column { [count, 1] } else { [1, count] };
+            let at = [row, column];
+            if by_column {
+                row += count * height;
+                if row >= rows {
+                    [row, column] = [0, column + tile_columns];
+                }
+            } else {
+                column += count * tile_columns;
+                if column >= columns {
+                    [row, column] = [row + height, 0];
+                }
             }
-            let at = [origin[0] + row, origin[1] + column];
-            let mut c = c.tile_mut([row, column], [height, width]);
-            if let Some(next) = &mut next {
-                next.ask();
+            let a = Lhs::panels(a, at[0], [of[0], height], tile_rows, depth);
+            if at[0] == 0
+                && fetch
+                && let Some(next) = b.next(at[1] + tile_columns, tile_columns, depth)
+            {
+                ahead = Ahead::new(next, down, depth);
             }
-            if unit == 1 || width == 1 {
+            let b = Rhs::panels::<S>(b, at[1], [of[1], width], depth);
+            let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
+            let at = [origin[0] + at[0], origin[1] + at[1]];
+            if contiguous {
                 let inside = unit == 1 && alpha == T::ONE && beta.is_none();
-                let tail =
-                    epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, [height, width]));
+                let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
                 let finished = tail.is_some();
-                Tile { a, b, depth, alpha, beta, stream, tail, c: c.view_mut() }.run(simd);
+                let (down, ahead, tiles) = (by_column, &mut ahead, c.view_mut());
+                Strip { a, b, count, down, depth, alpha, beta, stream, tail, ahead, c: tiles }.run(simd);
                 if !finished {
                     finish(simd, epilogue, at, &mut c);
                 }
@@ -90,11 +114,12 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             if beta.is_some() && !turned {
                 beside.copy_from(c.view());
             }
-            let tile_beta = beta.filter(|_| !turned);
-            Tile { a, b, depth, alpha, beta: tile_beta, stream: false, tail: None, c: beside.view_mut() }
-                .run(simd);
+            let beta = beta.filter(|_| !turned);
+            let (stream, tail, ahead, down) = (false, None, &mut ahead, false);
+            let c_beside = beside.view_mut();
+            Strip { a, b, count, down, depth, alpha, beta, stream, tail, ahead, c: c_beside }.run(simd);
             if turned {
-                let epilogue = epilogue.map(|epilogue| epilogue.transpose());
+                let (beta, epilogue) = (self.beta, epilogue.map(|epilogue| epilogue.transpose()));
                 let at = [at[1], at[0]];
                 simd.call(Turned { tile: &scratch, beta, epilogue, at, c: c.transpose() });
                 continue;
@@ -127,8 +152,8 @@ impl<T: Element> SimdOp<T> for Turned<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(mut self, simd: S) {
         let [columns, rows] = self.c.shape();
-        let width = const { S::TILE_ROWS.next_multiple_of(S::LANES) };
-        let mut turned = [T::ZERO; TILE_ELEMENTS / 12 * 16];
+        let width = const { S::NARROW_ROWS.next_multiple_of(S::LANES) };
+        let mut turned = [T::ZERO; TILE_ELEMENTS / 6 * 16];
         for i in (0..rows).step_by(4) {
             let row = |row: usize| self.tile.get(row * columns..).filter(|_| row < rows).unwrap_or(&[]);
             for j in (0..columns).step_by(S::LANES) {
@@ -151,51 +176,6 @@ impl<T: Element> SimdOp<T> for Turned<'_, T> {
             }
             if let Some(epilogue) = &self.epilogue {
                 epilogue.apply(simd, self.at[0] + j, self.at[1], run);
-            }
-        }
-    }
-}
-
-/// The first cache lines of the runs of a matrix with contiguous rows or columns, asked for some at a time.
-struct Ahead<T> {
-    ptr: *const T,
-    /// Contiguous runs, their distance, and the lines of each.
-    runs: usize,
-    stride: isize,
-    lines: usize,
-    run: usize,
-    line: usize,
-    /// How many lines are asked for at a time.
-    share: usize,
-}
-
-impl<T> Ahead<T> {
-    /// All lines within `turns` turns.
-    fn new(view: TensorView<'_, T, 2>, turns: usize) -> Self {
-        let ([mut runs, mut len], [mut stride, step]) = (view.shape(), view.strides());
-        if step != 1 {
-            (runs, len, stride) = (len, runs, step);
-        }
-        let all = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
-        // More at a time would stand in the way of the loads of the turn. The processor goes on by itself where it
-        // has seen the first lines of a run.
-        let lines = if runs * all <= turns * 8 { all } else { all.min(4) };
-        let share = (runs * lines).div_ceil(turns.max(1));
-        Self { ptr: view.as_ptr(), runs, stride, lines, run: 0, line: 0, share }
-    }
-
-    #[inline(always)]
-    fn ask(&mut self) {
-        for _ in 0..self.share {
-            if self.run == self.runs {
-                return;
-            }
-            let offset =
-                self.run as isize * self.stride + (self.line * (simd::CACHE_LINE / size_of::<T>())) as isize;
-            simd::prefetch_l2(self.ptr.wrapping_offset(offset));
-            self.line += 1;
-            if self.line == self.lines {
-                (self.line, self.run) = (0, self.run + 1);
             }
         }
     }

@@ -14,11 +14,34 @@ pub(crate) struct Tile {
     pub columns: usize,
     /// Elements of a vector.
     pub lanes: usize,
+    /// Rows of a tile with two vectors in a row.
+    pub narrow_rows: usize,
     /// A vector of fewer elements is loaded as fast.
     pub masked: bool,
 }
 
 impl Tile {
+    /// Vectors of sums, which say for how many rows an operand in memory is read in good time.
+    pub(crate) fn sums(self) -> usize {
+        self.rows * self.columns / self.lanes
+    }
+
+    /// Rows up to which a packed B goes panel by panel through all of them: with more of them, what C costs column by
+    /// column is more than what is gained.
+    pub(crate) fn most_across(self) -> usize {
+        12 * self.sums()
+    }
+
+    /// Width of the panels of a right operand of `n` columns.
+    pub(crate) fn panel(self, n: usize) -> usize {
+        n.clamp(1, self.columns).next_multiple_of(self.lanes)
+    }
+
+    /// The tile of two vectors in a row: as few loads of B as can be.
+    pub(crate) fn tall(self) -> Self {
+        Self { rows: self.narrow_rows, columns: 2 * self.lanes, ..self }
+    }
+
     /// How many of `n` neighbouring columns can be read in place: whole panels of them, the last of which may be a
     /// vector wide, or as wide as it comes where loads are masked.
     pub(crate) fn whole(self, n: usize) -> usize {
@@ -38,6 +61,7 @@ pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
                 rows: S::TILE_ROWS,
                 columns: S::TILE_VECTORS * S::LANES,
                 lanes: S::LANES,
+                narrow_rows: S::NARROW_ROWS,
                 masked: S::MASKED,
             }
         }
@@ -57,16 +81,12 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
-/// Depth of a block: a panel of B, `kc` × `columns`, takes up to two thirds of L1 and is read once for each
-/// panel of A, which streams through the rest.
+/// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
+/// several panels of A, takes up to four thirds of it.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
-    let most = caches.l1d * 2 / 3 / (tile.columns * size_of::<T>());
+    let most = caches.l1d * 4 / 3 / (tile.columns * size_of::<T>());
     balanced(k, most.clamp(LEAST_DEPTH, 384), 8)
 }
-
-/// Tiles of rows up to which a packed B goes panel by panel through all of them: with more of them, what C costs column by
-/// column is more than what is gained.
-pub(crate) const MOST_ACROSS: usize = 24;
 
 /// How one thread walks through a product, or through its part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +103,8 @@ pub(crate) struct Walk {
     pub b_in_place: usize,
     /// Column by column: each panel of B, which may come from memory, is used by all rows while the next is asked for.
     pub across: bool,
+    /// B may come from memory, and is used a few times only: what is read next is asked for.
+    pub fetch: bool,
 }
 
 /// Where the panels of an operand come from.
@@ -125,7 +147,7 @@ impl Walk {
         let (b_in_place, line) = match b {
             Some(Source { direct: true, neighbours: true, stride }) => {
                 let fits = bytes.saturating_mul(stride) <= room;
-                let few = m <= tile.rows * if fits { 24 } else { 2 };
+                let few = m <= tile.sums() * if fits { 12 } else { 1 };
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
             }
             _ => (0, nc),
@@ -133,10 +155,19 @@ impl Walk {
         let group = if nc < n { 1 } else { (room / bytes.saturating_mul(line).max(1)).max(1) };
         // Packing moves each element of A once for each nc columns, so for few columns it costs as much as
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
-        let few = m > tile.rows && m <= tile.rows * MOST_ACROSS && m.saturating_mul(bytes) <= caches.l2 / 4;
+        let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let a_fetch = match a {
-            Some(Source { direct: true, .. }) if n <= 8 * tile.columns => Fetch::InPlace,
+            Some(Source { direct: true, neighbours, .. })
+                // Of a step's cache line a wide tile takes few neighbours.
+                if n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
+            {
+                Fetch::InPlace
+            }
+            // An address for each element costs nothing where it is multiplied by four vectors.
+            Some(Source { direct: true, stride: 1, .. }) if tile.columns >= 4 * tile.lanes && !across => {
+                Fetch::InPlace
+            }
             Some(_) if across => Fetch::Whole,
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
             _ => Fetch::Panels,
@@ -151,18 +182,34 @@ impl Walk {
             _ => 1,
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
-        Self { nc, group, a: a_fetch, panels, b_in_place, across }
+        let fetch = across || (b_in_place == n && n.saturating_mul(bytes) > 2 * caches.l1d);
+        Self { nc, group, a: a_fetch, panels, b_in_place, across, fetch }
     }
 }
 
-/// Height of the tiles for `m` rows: as even as can be, so that 16 rows with tiles of 12 are 8 and 8, not
-/// 12 and 4.
+/// Height of the tiles for `m` rows of `n` columns: as even as can be, so that 8 rows with tiles of 6 are 4 and 4, not
+/// 6 and 2.
 #[inline]
-pub(crate) fn tile_rows(tile: Tile, m: usize) -> usize {
+pub(crate) fn tile_rows(tile: Tile, [m, n]: [usize; 2]) -> usize {
     if m <= tile.rows {
         return m.max(1);
     }
-    m.div_ceil(m.div_ceil(tile.rows).max(1)).max(1)
+    if n > 2 * tile.lanes || tile.narrow_rows <= tile.rows {
+        return m.div_ceil(m.div_ceil(tile.rows));
+    }
+    // There are not kernels for all heights.
+    let even = m < 96 && m.is_multiple_of(8) && !m.is_multiple_of(12);
+    if m <= 8 || (13..=16).contains(&m) || even { 8 } else { tile.narrow_rows }
+}
+
+/// Height of the next tile where `rows` are left for tiles of `tile_rows`, with whole tiles of `most`.
+#[inline(always)]
+pub(super) fn height(rows: usize, tile_rows: usize, most: usize) -> usize {
+    match rows {
+        _ if rows >= tile_rows => tile_rows,
+        _ if rows <= most || rows == 8 => rows,
+        _ => rows.div_ceil(2),
+    }
 }
 
 /// True where Cᵀ = Bᵀ · Aᵀ is the better way for a row-major C: packing a column-major A for few columns costs more than to
@@ -196,7 +243,7 @@ pub(super) fn largest_part(shape: [usize; 2], units: [usize; 2], tasks: usize) -
 mod tests {
     use super::*;
 
-    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
+    const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
     const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
     #[test]
@@ -260,9 +307,9 @@ mod tests {
 
     #[test]
     fn depth_is_grouped_where_b_stays_in_l2() {
-        // kc is 256 for 1024: a block of 64 columns takes 64 of the 256 KiB.
-        assert_eq!(walk(3000, 64, 1024, ROWS, COLUMNS).group, 4);
-        assert_eq!(walk(3000, 65, 1024, ROWS, COLUMNS).group, 3);
+        // kc is 344 for 1024: a block of 47 columns takes 63 of the 256 KiB.
+        assert_eq!(walk(3000, 47, 1024, ROWS, COLUMNS).group, 4);
+        assert_eq!(walk(3000, 48, 1024, ROWS, COLUMNS).group, 3);
         assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
         // In place, what lies between the columns counts.
         assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);
@@ -292,11 +339,22 @@ mod tests {
 
     #[test]
     fn tiles_are_even() {
-        let tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
-        assert_eq!(tile_rows(tile, 16), 8);
-        assert_eq!(tile_rows(tile, 12), 12);
-        assert_eq!(tile_rows(tile, 13), 7);
-        assert_eq!(tile_rows(tile, 1024), 12);
-        assert_eq!(tile_rows(tile, 0), 1);
+        let tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        for (m, wide, narrow) in
+            [(0, 1, 1), (1, 1, 1), (6, 6, 6), (8, 4, 8), (13, 5, 8), (16, 6, 8), (1024, 6, 12)]
+        {
+            assert_eq!([64, 32].map(|n| tile_rows(tile, [m, n])), [wide, narrow], "{m}");
+            assert_eq!(tile_rows(AVX2, [m, 8]), wide, "{m}");
+        }
+        // All heights have a kernel, and cover the rows.
+        for m in 1..100 {
+            let (tile_rows, mut row) = (tile_rows(tile, [m, 32]), 0);
+            while row < m {
+                let height = height(m - row, tile_rows, tile.rows);
+                assert!(matches!(height, 1..=6 | 8 | 12) && height <= tile_rows, "{m} {row}");
+                row += height;
+            }
+            assert_eq!(row, m);
+        }
     }
 }

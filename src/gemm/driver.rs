@@ -123,7 +123,7 @@ pub(crate) fn product<T: Element>(
     let (tile, caches) = (tile::<T>(isa), machine::caches());
     let tile_rows = match &a {
         Input::Packed(packed) => packed.width(),
-        Input::Source(_) => tile_rows(tile, m),
+        Input::Source(_) => tile_rows(tile, [m, n]),
     };
     let kc = depth_block::<T>(tile, caches, k);
     let work = m.saturating_mul(n).saturating_mul(k);
@@ -200,7 +200,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
 
     /// Computes `c`, whose first element is `at` in the product, on this thread.
     fn walk(&self, mut c: TensorViewMut<'_, T, 2>, at: [usize; 2]) -> Result<()> {
-        let ([m, n], kc, width) = (c.shape(), self.kc, self.tile.columns);
+        let ([m, n], kc) = (c.shape(), self.kc);
+        let width = self.tile.panel(n);
         let walk = Walk::new::<T>(self.tile, machine::caches(), [m, n, kc], self.a.source(), self.b.source());
         let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
         // All memory first: where it is lacking, nothing has been written.
@@ -212,6 +213,10 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
+        // A packed B comes from memory with the first panel of rows.
+        let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
+        let cold =
+            self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -263,9 +268,9 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             },
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
-                            next: self.a.direct(&next, &steps),
+                            next: self.a.direct(&next, &steps).filter(|_| walk.a != Fetch::InPlace),
                             stream: self.stream,
-                            across: walk.across,
+                            fetch: walk.fetch || (cold && rows.start == 0),
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
                         T::block(self.isa, &mut block);

@@ -152,7 +152,7 @@ impl<T: Element> Gram<'_, T> {
             }
             c = c.transpose();
         }
-        let (width, rows_step) = (self.tile.columns, tile_rows(self.tile, m));
+        let (width, rows_step) = (self.tile.columns, tile_rows(self.tile, [m, usize::MAX]));
         let mut packed = scratch(true, m, width, self.kc.min(k))?;
         for start in (0..k.max(1)).step_by(self.kc) {
             let steps = start..k.min(start + self.kc);
@@ -174,7 +174,7 @@ impl<T: Element> Gram<'_, T> {
                     origin: [row, 0],
                     next: None,
                     stream: false,
-                    across: false,
+                    fetch: false,
                     c: c.tile_mut([row, 0], [height, columns]),
                 };
                 T::block(self.isa, &mut block);

@@ -1,10 +1,13 @@
 //! The micro-kernel.
 
+use std::hint::black_box;
+
 use crate::element::Element;
 use crate::machine::Isa;
 use crate::simd::{self, Dispatch, Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 
+use super::ahead::Ahead;
 use super::block::Block;
 use super::epilogue::Tail;
 use super::panel::Panels;
@@ -58,127 +61,143 @@ macro_rules! kernels {
 
 kernels!(f32 f64);
 
-/// Some lines of A over a block of depth: element (i, p) lies at `ptr + i · line + p · step`.
-// Invariant: `height` lines of `depth` steps can be read.
+/// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`.
+// Invariant: of `count` panels `height` lines of `depth` steps can be read.
 #[derive(Clone, Copy)]
 pub(super) struct Lhs<'a, T> {
     ptr: *const T,
     line: isize,
     step: isize,
+    next: isize,
     /// The lines are neighbours: `line` is 1.
     packed: bool,
+    count: usize,
+    height: usize,
+    depth: usize,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
 
-/// Some columns of B over a block of depth: element (p, j) lies at `ptr + p · step + j`.
-// Invariant: `depth` steps of `readable` elements can be read: as many whole vectors as `width` needs, or, where
-// loads are masked, `width`.
+/// Panels of B over a block of depth: element (p, j) of the `t`-th lies at `ptr + t · next + p · step + j`.
+// Invariant: of `count` panels `depth` steps of `readable` elements can be read: as many whole vectors as `width` needs, or,
+// where loads are masked, `width`.
 #[derive(Clone, Copy)]
 pub(super) struct Rhs<'a, T> {
     ptr: *const T,
     step: isize,
-    /// Which cache lines are asked for meanwhile: those of a panel's row here, with each step so many elements on.
-    fetch: *const T,
-    fetch_step: isize,
+    next: isize,
     width: usize,
     readable: usize,
+    count: usize,
+    depth: usize,
     borrow: std::marker::PhantomData<&'a [T]>,
 }
 
 impl<'a, T: Element> Lhs<'a, T> {
-    /// `height` lines of a panel of `width`, from line `first` on.
+    /// `count` panels of `height` lines, from line `first` on. Packed ones are `width` lines high; of one alone, some lines may be
+    /// taken.
     #[inline(always)]
-    pub(super) fn panel(
+    pub(super) fn panels(
         panels: Panels<'a, T>,
         first: usize,
-        height: usize,
+        [count, height]: [usize; 2],
         width: usize,
         depth: usize,
     ) -> Self {
         let (ptr, line, step, packed) = match panels {
             Panels::Packed { data, .. } => {
-                let panel = &data[first * depth..][..width * depth];
-                (panel.as_ptr(), 1, width as isize, true)
+                let (first, line) = (first / width * width, first % width);
+                let panels = &data[first * depth..][..count * width * depth];
+                assert!(line + height <= width);
+                (panels.as_ptr().wrapping_add(line), 1, width as isize, true)
             }
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
-                assert!(first + height <= lines && depth <= steps);
+                assert!(first + count * height <= lines && depth <= steps);
                 (view.as_ptr().wrapping_offset(first as isize * line), line, step, line == 1)
             }
         };
-        Self { ptr, line, step, packed, borrow: std::marker::PhantomData }
+        let next = match panels {
+            Panels::Packed { .. } => (width * depth) as isize,
+            Panels::Direct(_) => (height as isize).wrapping_mul(line),
+        };
+        Self { ptr, line, step, next, packed, count, height, depth, borrow: std::marker::PhantomData }
     }
 }
 
 impl<'a, T: Element> Rhs<'a, T> {
-    /// `width` columns of a panel of `tile_columns`, from column `first` on.
+    /// `count` panels, whole ones but for the last, of `width` columns, from column `first` on.
     #[inline(always)]
-    pub(super) fn panel<S: Simd<T>>(panels: Panels<'a, T>, first: usize, width: usize, depth: usize) -> Self {
+    pub(super) fn panels<S: Simd<T>>(
+        panels: Panels<'a, T>,
+        first: usize,
+        [count, width]: [usize; 2],
+        depth: usize,
+    ) -> Self {
         let tile_columns = S::TILE_VECTORS * S::LANES;
-        let (ptr, step, fetch, readable) = match panels {
-            Panels::Packed { data, .. } => {
-                let panel = &data[first * depth..][..tile_columns * depth];
-                // Two pages: the processor's own prefetching stops at the end of each.
-                let ahead = panel.as_ptr().wrapping_add(8192 / size_of::<T>());
-                (panel.as_ptr(), tile_columns as isize, ahead, tile_columns)
+        let (ptr, step, next, readable) = match panels {
+            Panels::Packed { data, width: panel, .. } => {
+                assert!(panel.is_multiple_of(S::LANES) && width <= panel);
+                let panels = &data[first * depth..][..count * panel * depth];
+                (panels.as_ptr(), panel as isize, (panel * depth) as isize, panel)
             }
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
                 // Without masks whole vectors only: what is left of a row is packed.
-                assert!((S::MASKED || width.is_multiple_of(S::LANES)) && first + width <= lines);
-                assert!(depth <= steps && line == 1);
-                // The next panel: each step's lines lie beside this one's.
-                let ptr = view.as_ptr().wrapping_add(first);
-                (ptr, step, ptr.wrapping_add(tile_columns), width)
+                assert!(S::MASKED || width.is_multiple_of(S::LANES));
+                assert!(first + (count - 1) * tile_columns + width <= lines && depth <= steps && line == 1);
+                (view.as_ptr().wrapping_add(first), step, tile_columns as isize, width)
             }
         };
-        Self { ptr, step, fetch, fetch_step: step, width, readable, borrow: std::marker::PhantomData }
-    }
-
-    /// The `part`-th of so many equal parts of the next panel is asked for instead.
-    #[inline(always)]
-    pub(super) fn fetching<S: Simd<T>>(self, part: usize, parts: usize, depth: usize) -> Self {
-        let columns = S::TILE_VECTORS * S::LANES;
-        let share = columns.div_ceil(parts);
-        Self {
-            fetch: self.ptr.wrapping_add(columns * depth + part * share * depth),
-            fetch_step: share as isize,
-            ..self
-        }
+        Self { ptr, step, next, width, readable, count, depth, borrow: std::marker::PhantomData }
     }
 }
 
-/// One tile of C in registers.
-pub(super) struct Tile<'t, T> {
+/// Tiles of C, one after the other in registers: of one row of tiles, or of one column.
+pub(super) struct Strip<'t, T> {
     pub(super) a: Lhs<'t, T>,
     pub(super) b: Rhs<'t, T>,
+    pub(super) count: usize,
+    /// One below the other, each with its panel of A and all with one of B; else beside each other, with one of A.
+    pub(super) down: bool,
     pub(super) depth: usize,
     pub(super) alpha: T,
     pub(super) beta: Option<T>,
     pub(super) stream: bool,
     /// Where alpha is 1 and C is not read.
     pub(super) tail: Option<Tail<'t, T>>,
-    /// Contiguous rows.
+    /// What is asked for meanwhile.
+    pub(super) ahead: &'t mut Ahead<T>,
+    /// All of the tiles: contiguous rows.
     pub(super) c: TensorViewMut<'t, T, 2>,
 }
 
-impl<'t, T: Element> Tile<'t, T> {
-    /// Chooses the kernel for the tile's rows, vectors and kind of A. The order in which an element's
+impl<'t, T: Element> Strip<'t, T> {
+    /// Chooses the kernel for the tiles' rows, vectors and kind of A. The order in which an element's
     /// products are added is the same in all of them.
     #[inline(always)]
     pub(super) fn run<S: Simd<T>>(mut self, simd: S) {
         // Only the kernels for lines anywhere have masks: there are many kernels.
         let masked = S::MASKED && !self.b.readable.is_multiple_of(S::LANES);
+        let rows = if self.down { self.c.shape()[0] / self.count } else { self.c.shape()[0] };
         macro_rules! kernels {
             ($($rows:literal)*) => {
-                match self.c.shape()[0] {
+                match rows {
                     // Constant where it is false: then the kernel is not compiled.
-                    $($rows => if const { $rows <= S::TILE_ROWS } {
-                        match (self.b.width <= S::LANES, self.a.packed && !masked) {
-                            (true, true) => simd.call(Kernel::<T, $rows, 1, true>(&mut self)),
-                            (true, false) => simd.call(Kernel::<T, $rows, 1, false>(&mut self)),
-                            (false, true) => simd.call(Kernel::<T, $rows, 2, true>(&mut self)),
-                            (false, false) => simd.call(Kernel::<T, $rows, 2, false>(&mut self)),
+                    $($rows => if const { $rows <= S::NARROW_ROWS } {
+                        kernels!(@ $rows: 1 2 3 4)
+                    } else {
+                        no_such_tile()
+                    },)*
+                    _ => no_such_tile(),
+                }
+            };
+            (@ $rows:literal: $($vectors:literal)*) => {
+                match self.b.width.div_ceil(S::LANES) {
+                    $($vectors => if const { $vectors <= if $rows <= S::TILE_ROWS { S::TILE_VECTORS } else { 2 } } {
+                        if self.a.packed && !masked {
+                            simd.call(Kernel::<T, $rows, $vectors, true>(&mut self))
+                        } else {
+                            simd.call(Kernel::<T, $rows, $vectors, false>(&mut self))
                         }
                     } else {
                         no_such_tile()
@@ -187,12 +206,12 @@ impl<'t, T: Element> Tile<'t, T> {
                 }
             };
         }
-        const { assert!(S::TILE_VECTORS == 2 && S::TILE_ROWS <= 12) };
-        kernels!(1 2 3 4 5 6 7 8 9 10 11 12);
+        const { assert!(S::TILE_VECTORS <= 4 && S::TILE_ROWS <= 6 && S::NARROW_ROWS <= 12) };
+        kernels!(1 2 3 4 5 6 8 12);
     }
 }
 
-/// `Block` cuts tiles of 1 to `TILE_ROWS` rows.
+/// `Block` cuts tiles as [`height`](super::blocking::height) says.
 #[cold]
 fn no_such_tile() -> ! {
     unreachable!("internal error: a tile without a kernel")
@@ -205,6 +224,9 @@ macro_rules! each {
         each!(@ $count $i $body 0 1 2 3 4 5 6 7 8 9 10 11)
     };
     ($i:ident in vectors $count:ident $body:block) => {
+        each!(@ $count $i $body 0 1 2 3)
+    };
+    ($i:ident in pair $count:ident $body:block) => {
         each!(@ $count $i $body 0 1)
     };
     (@ $count:ident $i:ident $body:block $($n:literal)*) => {$(
@@ -217,9 +239,12 @@ macro_rules! each {
 
 pub(crate) use each;
 
+/// Bytes from what is read to what is asked for.
+const AHEAD: usize = 8192;
+
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
-/// By reference: a tile that is moved waits for its own fields to reach memory.
-struct Kernel<'k, 't, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Tile<'t, T>);
+/// By reference: a strip that is moved waits for its own fields to reach memory.
+struct Kernel<'k, 't, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Strip<'t, T>);
 
 impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
     for Kernel<'_, '_, T, R, V, PACKED>
@@ -228,129 +253,166 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Tile { a, b, depth, alpha, beta, stream, tail, ref mut c } = *self.0;
-        let line = if PACKED { 1 } else { a.line };
-        let mut sums = [[simd.splat(T::ZERO); V]; R];
-        // C is needed when the sums are done.
-        let (start, row) = (c.as_mut_ptr(), c.strides()[0]);
-        for i in 0..if stream { 0 } else { R } {
-            for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
+        let Strip { a, b, count, down, depth, alpha, beta, stream, tail, ref mut ahead, ref mut c } = *self.0;
+        let ([rows, columns], [row, unit]) = (c.shape(), c.strides());
+        let most = V * S::LANES;
+        let width = if down { columns } else { columns - (count - 1) * most };
+        assert!(rows == if down { count * R } else { R } && width <= most && b.width == width);
+        assert!(R <= a.height && depth <= a.depth.min(b.depth));
+        assert!(if down { count <= a.count && b.count > 0 } else { a.count > 0 && count <= b.count });
+        // Tiles beside each other are whole ones.
+        assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));
+        let (whole, factor) = (width == most, simd.splat(alpha));
+        let beta = beta.map(|beta| simd.splat(beta));
+        if let Some(Tail { bias, residual, .. }) = &tail {
+            assert!(bias.len() == columns);
+            if let Some(residual) = residual {
+                assert!(residual.shape() == [rows, columns] && (residual.strides()[1] == 1 || columns == 1));
             }
         }
-        if let Some(residual) = tail.and_then(|tail| tail.residual) {
-            for i in 0..R {
-                let start = residual.as_ptr().wrapping_offset(i as isize * residual.strides()[0]);
-                for j in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                    simd::prefetch(start.wrapping_add(j));
-                }
-            }
-        }
-        // A pointer for each four lines: counting up from one through all of them would take longer than the
-        // multiply-adds of a narrow tile.
-        let mut at: [*const T; 3] =
-            std::array::from_fn(|j| a.ptr.wrapping_offset((4 * j as isize).wrapping_mul(line)));
-        let (mut bt, mut fetch) = (b.ptr, b.fetch);
+        // Nothing is told of how these belong together: an address would be counted up from row to row, which costs more
+        // instructions than a step of a narrow tile has multiply-adds.
+        let (line, two) = if PACKED { (1, 2) } else { (a.line, black_box(a.line.wrapping_mul(2))) };
         let last = b.readable.saturating_sub((V - 1) * S::LANES);
-        // Two steps a turn: where two hardware threads share a core, every instruction that is not a
-        // multiply-add costs.
-        const UNROLL: usize = 2;
-        macro_rules! steps {
-            ($masked:literal: $($step:literal)*) => {$({
-                const { assert!($step < UNROLL) };
-                // SAFETY: the invariants of `Lhs` and `Rhs`: this step exists, with `R` lines and `V` vectors.
-                unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, line, bt, last, &mut sums) };
-                for v in (0..V * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                    simd::prefetch(fetch.wrapping_add(v));
+        let mut start = c.as_mut_ptr();
+        let mut begins = (a.ptr, b.ptr);
+        for tile in 0..count {
+            // C is needed when the sums are done.
+            for i in 0..if beta.is_some() || (PACKED && V < S::TILE_VECTORS && V <= 2) { R } else { 0 } {
+                for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
+                    simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
                 }
-                if PACKED && ($step == 0 || UNROLL * R * size_of::<T>() > simd::CACHE_LINE) {
-                    // Weights that are read once come from memory: the processor's own prefetching is too slow for them.
-                    simd::prefetch(at[0].wrapping_add(8192 / size_of::<T>()));
+            }
+            let mut sums = [[simd.splat(T::ZERO); V]; R];
+            let (a_start, mut bt) = begins;
+            let mut at = [a_start; 4];
+            if !PACKED {
+                for j in 1..R.div_ceil(3) {
+                    at[j] = black_box(a_start.wrapping_offset((3 * j as isize).wrapping_mul(line)));
                 }
-                at = at.map(|at| at.wrapping_offset(a.step));
-                bt = bt.wrapping_offset(b.step);
-                fetch = fetch.wrapping_offset(b.fetch_step);
-            })*};
-        }
-        if S::MASKED && !PACKED && last < S::LANES {
-            for _ in 0..depth {
-                steps!(true: 0);
             }
-        } else {
-            for _ in 0..depth / UNROLL {
-                steps!(false: 0 1);
+            // Two steps a turn: where two hardware threads share a core, every instruction that is not a
+            // multiply-add costs.
+            const UNROLL: usize = 2;
+            macro_rules! steps {
+                ($masked:literal: $($step:literal)*) => {$({
+                    const { assert!($step < UNROLL) };
+                    // SAFETY: the invariants of `Lhs` and `Rhs`, and asserted above: this step of this tile's panels exists, with `R`
+                    // lines and `V` vectors.
+                    unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, [0, line, two], bt, last, &mut sums) };
+                    // Narrow tiles of packed operands are those of Winograd convolution: both come from far, in pieces too short
+                    // for the processor to see them coming.
+                    if const { PACKED && V < S::TILE_VECTORS && V <= 2 } {
+                        for v in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
+                            simd::prefetch(bt.wrapping_add(AHEAD / size_of::<T>() + v));
+                        }
+                        if $step == 0 || UNROLL * R * size_of::<T>() > simd::CACHE_LINE {
+                            simd::prefetch(at[0].wrapping_add(AHEAD / size_of::<T>()));
+                        }
+                    }
+                    at = at.map(|at| at.wrapping_offset(a.step));
+                    bt = bt.wrapping_offset(b.step);
+                })*};
             }
-            for _ in 0..depth % UNROLL {
-                steps!(false: 0);
+            let mut left = depth;
+            loop {
+                let steps = ahead.steps().min(left);
+                if S::MASKED && !PACKED && last < S::LANES {
+                    for _ in 0..steps {
+                        steps!(true: 0);
+                    }
+                } else {
+                    for _ in 0..steps / UNROLL {
+                        steps!(false: 0 1);
+                    }
+                    for _ in 0..steps % UNROLL {
+                        steps!(false: 0);
+                    }
+                }
+                left -= steps;
+                ahead.ask();
+                if left == 0 {
+                    break;
+                }
             }
-        }
-        let (factor, width) = (simd.splat(alpha), c.shape()[1]);
-        assert!(c.shape()[0] == R && width <= V * S::LANES && (c.strides()[1] == 1 || width == 1));
-        // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.
-        macro_rules! finish {
-            ($width:expr, |$i:ident, $v:ident, $sum:ident, $run:ident| $body:expr) => {{
-                each!($i in rows R {
-                    let from = start.wrapping_offset($i as isize * row);
-                    // SAFETY: asserted above: this row exists and is contiguous, and `c` borrows it exclusively.
-                    let line = unsafe { std::slice::from_raw_parts_mut(from, $width) };
-                    each!($v in vectors V {
-                        let ($sum, $run) = (sums[$i][$v], &mut line[$v * S::LANES..]);
-                        $body;
+            // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.
+            macro_rules! finish {
+                ($width:expr, |$i:ident, $v:ident, $sum:ident, $run:ident| $body:expr) => {{
+                    each!($i in rows R {
+                        let from = start.wrapping_offset($i as isize * row);
+                        // SAFETY: asserted above: this row of this tile exists and is contiguous, and `c` borrows it exclusively.
+                        let line = unsafe { std::slice::from_raw_parts_mut(from, $width) };
+                        each!($v in vectors V {
+                            let ($sum, $run) = (sums[$i][$v], &mut line[$v * S::LANES..]);
+                            $body;
+                        });
+                    });
+                }};
+            }
+            if let Some(Tail { bias, residual, bounds: [low, high] }) = &tail {
+                let bias = if down { bias } else { &bias[tile * most..][..width] };
+                each!(v in vectors V {
+                    let bias = simd.load_partial(&bias[(v * S::LANES).min(width)..((v + 1) * S::LANES).min(width)]);
+                    each!(i in rows R {
+                        sums[i][v] = simd.add(sums[i][v], bias);
                     });
                 });
-            }};
-        }
-        let (whole, beta) = (width == V * S::LANES, beta.map(|beta| simd.splat(beta)));
-        if let Some(Tail { bias, residual, bounds: [low, high] }) = tail {
-            assert!(bias.len() == width);
-            each!(v in vectors V {
-                let bias = simd.load_partial(&bias[(v * S::LANES).min(width)..((v + 1) * S::LANES).min(width)]);
-                each!(i in rows R {
-                    sums[i][v] = simd.add(sums[i][v], bias);
-                });
-            });
-            // All of it before the first store: a load behind a store to another page's same place waits for it.
-            if let Some(residual) = residual {
-                let [stride, unit] = residual.strides();
-                assert!(residual.shape() == [R, width] && unit == 1);
-                let start = residual.as_ptr();
-                macro_rules! add {
-                    ($width:expr, $load:ident) => {{
-                        each!(i in rows R {
-                            let from = start.wrapping_offset(i as isize * stride);
-                            // SAFETY: asserted: this row exists and is contiguous.
-                            let line = unsafe { std::slice::from_raw_parts(from, $width) };
-                            each!(v in vectors V {
-                                sums[i][v] = simd.add(sums[i][v], simd.$load(&line[v * S::LANES..]));
+                // All of it before the first store: a load behind a store to another page's same place waits for it.
+                if let Some(residual) = residual {
+                    let stride = residual.strides()[0];
+                    let first = if down { (tile * R) as isize * stride } else { (tile * most) as isize };
+                    let start = residual.as_ptr().wrapping_offset(first);
+                    macro_rules! add {
+                        ($width:expr, $load:ident) => {{
+                            each!(i in rows R {
+                                let from = start.wrapping_offset(i as isize * stride);
+                                // SAFETY: asserted above: this row of this tile exists and is contiguous.
+                                let line = unsafe { std::slice::from_raw_parts(from, $width) };
+                                each!(v in vectors V {
+                                    sums[i][v] = simd.add(sums[i][v], simd.$load(&line[v * S::LANES..]));
+                                });
                             });
-                        });
-                    }};
+                        }};
+                    }
+                    if whole { add!(V * S::LANES, load) } else { add!(width, load_partial) }
                 }
-                if whole { add!(V * S::LANES, load) } else { add!(width, load_partial) }
-            }
-            let (low, high) = (simd.splat(low), simd.splat(high));
-            // The order of the operands lets NaN through.
-            if whole {
-                finish!(V * S::LANES, |i, v, sum, run| simd.store(simd.max(low, simd.min(high, sum)), run));
+                let (low, high) = (simd.splat(*low), simd.splat(*high));
+                // The order of the operands lets NaN through.
+                if whole {
+                    finish!(V * S::LANES, |i, v, sum, run| simd
+                        .store(simd.max(low, simd.min(high, sum)), run));
+                } else {
+                    finish!(width, |i, v, sum, run| {
+                        simd.store_partial(simd.max(low, simd.min(high, sum)), run)
+                    });
+                }
             } else {
-                finish!(width, |i, v, sum, run| {
-                    simd.store_partial(simd.max(low, simd.min(high, sum)), run)
-                });
+                if alpha != T::ONE {
+                    each!(i in rows R {
+                        each!(v in vectors V {
+                            sums[i][v] = simd.mul(factor, sums[i][v]);
+                        });
+                    });
+                }
+                match (whole, beta) {
+                    (true, Some(beta)) => finish!(V * S::LANES, |i, v, sum, run| {
+                        simd.store(simd.mul_add(beta, simd.load(run), sum), run)
+                    }),
+                    (true, None) if stream => finish!(V * S::LANES, |i, v, sum, run| simd.stream(sum, run)),
+                    (true, None) => finish!(V * S::LANES, |i, v, sum, run| simd.store(sum, run)),
+                    (false, Some(beta)) => finish!(width, |i, v, sum, run| {
+                        simd.store_partial(simd.mul_add(beta, simd.load_partial(run), sum), run)
+                    }),
+                    (false, None) => finish!(width, |i, v, sum, run| simd.store_partial(sum, run)),
+                }
             }
-            return;
-        }
-        match (whole, beta) {
-            (true, Some(beta)) => finish!(V * S::LANES, |i, v, sum, run| {
-                simd.store(simd.mul_add(beta, simd.load(run), simd.mul(factor, sum)), run)
-            }),
-            (true, None) if stream => {
-                finish!(V * S::LANES, |i, v, sum, run| { simd.stream(simd.mul(factor, sum), run) })
+            if down {
+                begins.0 = begins.0.wrapping_offset(a.next);
+                start = start.wrapping_offset(R as isize * row);
+            } else {
+                begins.1 = begins.1.wrapping_offset(b.next);
+                start = start.wrapping_add(most);
             }
-            (true, None) => finish!(V * S::LANES, |i, v, sum, run| simd.store(simd.mul(factor, sum), run)),
-            (false, Some(beta)) => finish!(width, |i, v, sum, run| {
-                simd.store_partial(simd.mul_add(beta, simd.load_partial(run), simd.mul(factor, sum)), run)
-            }),
-            (false, None) => finish!(width, |i, v, sum, run| simd.store_partial(simd.mul(factor, sum), run)),
         }
     }
 }
@@ -387,8 +449,7 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
 /// sums += a · b for one step of depth.
 ///
 /// # Safety
-/// `R` elements `line` apart can be read at `a[0]`, and `V` vectors at `b`, of the last one `last` elements where they
-/// are `MASKED`; `a[j]` is `4 · j · line` behind `a[0]`.
+/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`; and `V` vectors at `b`, of the last one `last` elements where they are `MASKED`.
 #[inline(always)]
 pub(super) unsafe fn step<
     T: Element,
@@ -399,8 +460,8 @@ pub(super) unsafe fn step<
     const MASKED: bool,
 >(
     simd: S,
-    a: [*const T; 3],
-    line: isize,
+    a: [*const T; 4],
+    lines: [isize; 3],
     b: *const T,
     last: usize,
     sums: &mut [[S::V; V]; R],
@@ -413,7 +474,7 @@ pub(super) unsafe fn step<
         vectors[v] = if masked { simd.load_partial(run) } else { simd.load(run) };
     });
     each!(i in rows R {
-        let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 4], (i % 4) as isize * line) };
+        let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 3], lines[i % 3]) };
         // SAFETY: the caller's promise.
         let x = simd.splat(unsafe { *from.offset(line) });
         each!(v in vectors V {

@@ -29,9 +29,10 @@
 //!  panel of B, 4 columns wide     b00 b01 b02 b03 │ b10 b11 b12 b13 │ …
 //! ```
 //!
-//! Each step multiplies a column of A, one broadcast element at a time, with a row of B in vectors. Tiles are 12 ×
-//! 32 (AVX-512), 6 × 16 (AVX2) and 4 × 8 (baseline) in `f32`, half as wide in `f64`. The epilogue runs over each tile
-//! after its last step of depth, while it is in L1.
+//! Each step multiplies a column of A, one broadcast element at a time, with a row of B in vectors. Tiles are 6 ×
+//! 64 (AVX-512; 12 × 32 where there are no more columns), 6 × 16 (AVX2) and 4 × 8 (baseline) in `f32`, half as wide in
+//! `f64`. The kernel computes some tiles of a row or of a column at a time. The epilogue runs over each tile
+//! after its last step of depth, while it is in registers or in L1.
 //!
 //! # Which path runs when
 //!
@@ -42,12 +43,12 @@
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
 //! | at most 128³ multiplications for one thread, k at most 128, rows of B contiguous | tiny: nothing is packed, but on the baseline columns that fill no vector |
-//! | m is at most 4 tiles, B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
+//! | m is at most 48 (AVX2 24, baseline 16), B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
 //! | n is at most 7 tiles, m larger, A column-major, C row-major | the transposed product: the rows of Aᵀ are read as vectors, tiles go to C turned |
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
-//! | n is at most 8 tiles | blocked, A read in place |
+//! | rows of A contiguous with AVX-512; n is at most 8 tiles, of a column-major A with AVX-512 half of one | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
-//! | m is at most 2 tiles (24 where a block of B fits in L2 as it lies), rows of B contiguous | blocked, B read in place |
+//! | m is at most 24 (AVX2 12, baseline 8), or 12 times that where a block of B fits in L2 as it lies, rows of B contiguous | blocked, B read in place |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
 //! | anything else | blocked, A packed panel by panel, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
@@ -61,6 +62,7 @@
 //! and the machine alone, so over a [`Packed`] right operand a row has the same bits alone and in any batch. Results
 //! differ between instruction sets in rounding.
 
+mod ahead;
 mod block;
 mod blocking;
 mod descriptor;
@@ -78,7 +80,7 @@ mod tiny;
 mod vector;
 
 pub(crate) use block::Block;
-pub(crate) use blocking::{LEAST_DEPTH, MOST_ACROSS, Tile, balanced, depth_block, tile, tile_rows};
+pub(crate) use blocking::{LEAST_DEPTH, Tile, balanced, depth_block, tile, tile_rows};
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
 pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
 pub use epilogue::Bias;

@@ -41,8 +41,8 @@ impl Plan {
     fn new<T: Element>(side: Side, isa: Isa, caches: Caches, [lines, depth]: [usize; 2]) -> Self {
         let tile = tile::<T>(isa);
         let width = match side {
-            Side::Lhs => tile_rows(tile, lines),
-            Side::Rhs => tile.columns,
+            Side::Lhs => tile_rows(tile, [lines, usize::MAX]),
+            Side::Rhs => tile.panel(lines),
         };
         Self { side, isa, width, kc: depth_block::<T>(tile, caches, depth) }
     }
@@ -180,20 +180,21 @@ pub(crate) struct Slab<'a, T> {
 impl<'a, T: Element> Slab<'a, T> {
     /// Elements that a right operand of `depth` rows and `lines` columns takes; `None` on overflow.
     pub(crate) fn rhs_len(isa: Isa, lines: usize, depth: usize) -> Option<usize> {
-        packed_len(lines, tile::<T>(isa).columns, depth)
+        packed_len(lines, tile::<T>(isa).panel(lines), depth)
     }
 
     /// Packs a right operand, whose lines are its columns, into `data`, which has the length.
     pub(crate) fn pack_rhs(isa: Isa, source: impl PanelSource<T>, data: &mut [T]) {
         let tile = tile::<T>(isa);
         let kc = depth_block::<T>(tile, machine::caches(), source.depth());
-        fill(isa, source, tile.columns, kc, data);
+        fill(isa, source, tile.panel(source.lines()), kc, data);
     }
 
     /// The right operand of `depth` rows and `lines` columns that [`pack_rhs`](Self::pack_rhs) put into `data`.
     pub(crate) fn rhs(isa: Isa, lines: usize, depth: usize, data: &'a [T]) -> Self {
         let tile = tile::<T>(isa);
-        Self { lines, depth, kc: depth_block::<T>(tile, machine::caches(), depth), width: tile.columns, data }
+        let kc = depth_block::<T>(tile, machine::caches(), depth);
+        Self { lines, depth, kc, width: tile.panel(lines), data }
     }
 
     pub(crate) fn lines(&self) -> usize {

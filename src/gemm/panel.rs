@@ -101,12 +101,13 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         if self.strides()[1] == 1 {
             // Each line is contiguous: four at a time are transposed in registers.
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
-            let fours = count / 4 * 4;
-            for i in (0..fours).step_by(4) {
+            // Lines that are no four are taken with some before them again.
+            for i in (0..count).step_by(4).filter(|_| count >= 4) {
+                let i = i.min(count - 4);
                 let four = std::array::from_fn(|j| line(lines.start + i + j));
                 transpose(simd, four, 4 * self.strides()[0], &mut panel[i..], width);
             }
-            for i in fours..count {
+            for i in if count < 4 { 0..count } else { 0..0 } {
                 let from = line(lines.start + i);
                 panel[i..].iter_mut().step_by(width).zip(from).for_each(|(to, &x)| *to = x);
             }
@@ -161,6 +162,21 @@ pub enum Panels<'a, T> {
 }
 
 impl<'a, T: Element> Panels<'a, T> {
+    /// A panel as it lies in memory, `width` lines from `first` on, where there is one.
+    #[inline(always)]
+    pub(super) fn next(self, first: usize, width: usize, depth: usize) -> Option<TensorView<'a, T, 2>> {
+        match self {
+            Panels::Packed { data, .. } => {
+                let panel = data.get(first * depth..)?.get(..width * depth)?;
+                TensorView::from_slice(panel, [1, width * depth]).ok()
+            }
+            Panels::Direct(view) => {
+                let lines = view.shape()[0].checked_sub(first)?;
+                Some(view.tile([first, 0], [lines.min(width), depth]))
+            }
+        }
+    }
+
     /// The panels that begin with line `from`, a multiple of the width.
     #[inline(always)]
     pub(crate) fn from(self, from: usize) -> Self {
@@ -184,6 +200,9 @@ pub(crate) fn packed_len(lines: usize, width: usize, depth: usize) -> Option<usi
 /// Elements that a packing task moves at least: about ten microseconds.
 const PACK_GRAIN: usize = 1 << 15;
 
+/// Bytes of a panel that stay in L1 while it is written across.
+const NEAR: usize = 24 << 10;
+
 /// Packs `lines` of a source over `depth` into `data`, in parallel where it pays and `parallel` allows.
 pub(crate) fn pack<T: Element>(
     isa: Isa,
@@ -206,9 +225,13 @@ pub(crate) fn pack<T: Element>(
         #[inline(always)]
         fn eval<S: Simd<T>>(self, simd: S) {
             let Self { source, lines, depth, width, panels } = self;
-            // Steps that lie in rows are taken some at a time: reading then goes along the rows of memory.
+            // Steps that lie in rows are taken some at a time: reading then goes along the rows of memory. Else they are turned into
+            // what L1 holds of a panel.
             let along = source.direct().is_some_and(|view| view.strides()[0] == 1);
-            let run = if along { 8 } else { depth.len() };
+            let run = if along { 8 } else { (NEAR / size_of::<T>() / width).next_multiple_of(16) };
+            if along && width < S::LANES {
+                return narrow(simd, source, lines, depth, width, panels);
+            }
             for first in depth.clone().step_by(run) {
                 let steps = first..depth.end.min(first + run);
                 let part = (steps.start - depth.start) * width..(steps.end - depth.start) * width;
@@ -216,6 +239,38 @@ pub(crate) fn pack<T: Element>(
                 for (start, panel) in lines.clone().step_by(width).zip(panels) {
                     let lines = start..lines.end.min(start + width);
                     source.fill(simd, lines, steps.clone(), width, &mut panel[part.clone()]);
+                }
+            }
+        }
+    }
+    /// Panels less than a vector wide of lines that are neighbours in memory: of each step all lines at once.
+    #[inline(always)]
+    fn narrow<T: Element, S: Simd<T>>(
+        simd: S,
+        source: impl PanelSource<T>,
+        lines: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panels: &mut [T],
+    ) {
+        const STEPS: usize = 8;
+        let Some(steps) = source.direct().map(|view| view.transpose()) else { return };
+        let len = width * depth.len();
+        for first in (0..depth.len()).step_by(STEPS) {
+            let rows: [&[T]; STEPS] = std::array::from_fn(|p| {
+                let step = depth.start + first + p;
+                steps.row(step).filter(|_| step < depth.end).map_or(&[][..], |row| &row[lines.clone()])
+            });
+            for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
+                for (row, at) in rows.iter().zip((first * width..len).step_by(width)) {
+                    let (from, to) = (&row[(i * width).min(row.len())..], &mut panel[at..]);
+                    if from.len() >= S::LANES && to.len() >= S::LANES {
+                        // What is too much, the next step overwrites.
+                        simd.store(simd.load(from), to);
+                    } else {
+                        let vector = simd.load_partial(&from[..width.min(from.len())]);
+                        simd.store_partial(vector, &mut to[..width]);
+                    }
                 }
             }
         }

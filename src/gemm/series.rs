@@ -1,7 +1,9 @@
 //! Many small products of one shape over panels that were packed before, as Winograd convolution has them.
 #![forbid(unsafe_code)]
 
-use super::kernel::{Lhs, Rhs, Tile};
+use super::ahead::Ahead;
+use super::blocking::height;
+use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
@@ -19,8 +21,9 @@ pub struct Series<'s, T> {
     pub(crate) columns: usize,
     /// Panels of A, one after the other.
     pub(crate) a: &'s [T],
-    /// Panels of B, as wide as a whole tile, `b_stride` apart.
+    /// Panels of B of `b_width` columns, `b_stride` apart.
     pub(crate) b: &'s [T],
+    pub(crate) b_width: usize,
     pub(crate) b_stride: usize,
     /// Tiles of `rows` rows, `c_row` elements apart, `c_stride` from tile to tile.
     pub(crate) c: &'s mut [T],
@@ -33,23 +36,44 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Series { count, depth, rows, width, columns, a, b, b_stride, ref mut c, c_row, c_stride } = *self;
-        let tile_columns = S::TILE_VECTORS * S::LANES;
+        let Series {
+            count,
+            depth,
+            rows,
+            width,
+            columns,
+            a,
+            b,
+            b_width,
+            b_stride,
+            ref mut c,
+            c_row,
+            c_stride,
+        } = *self;
         for i in 0..count {
-            let a = &a[i * width * depth..][..width * depth];
-            let b = &b[i * b_stride..][..tile_columns * depth];
+            let a = Panels::Packed { data: &a[i * width * depth..][..width * depth], width, depth };
+            let b = Panels::Packed { data: &b[i * b_stride..][..b_width * depth], width: b_width, depth };
+            let b = Rhs::panels::<S>(b, 0, [1, columns], depth);
             let mut c = TensorViewMut::matrix(&mut c[i * c_stride..], [rows, c_row]);
-            Tile {
-                a: Lhs::panel(Panels::Packed { data: a, width, depth }, 0, rows, width, depth),
-                b: Rhs::panel::<S>(Panels::Packed { data: b, width: tile_columns, depth }, 0, columns, depth),
-                depth,
-                alpha: T::ONE,
-                beta: None,
-                stream: false,
-                tail: None,
-                c: c.tile_mut([0, 0], [rows, columns]),
+            let mut row = 0;
+            while row < rows {
+                let height = height(rows - row, width, S::TILE_ROWS);
+                Strip {
+                    a: Lhs::panels(a, row, [1, height], width, depth),
+                    b,
+                    count: 1,
+                    down: false,
+                    depth,
+                    alpha: T::ONE,
+                    beta: None,
+                    stream: false,
+                    tail: None,
+                    ahead: &mut Ahead::nothing(),
+                    c: c.tile_mut([row, 0], [height, columns]),
+                }
+                .run(simd);
+                row += height;
             }
-            .run(simd);
         }
     }
 }

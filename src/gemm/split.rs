@@ -39,7 +39,7 @@ pub(super) fn takes<T>(
     if threads <= 1 || blocks < threads.saturating_mul(2) || tiles > threads.saturating_mul(4) {
         return false;
     }
-    let largest = largest_part([m, n], [tile_rows(tile, m), tile.columns], threads);
+    let largest = largest_part([m, n], [tile_rows(tile, [m, n]), tile.columns], threads);
     // What the threads wait for each other must be worth more than what adding up takes.
     let uneven = largest.saturating_mul(threads) / 9 > m.saturating_mul(n) / 8;
     let bytes = (m + n).saturating_mul(k).saturating_mul(size_of::<T>());
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn depth_is_split_where_tiles_are_few_and_blocks_are_many() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
+        let tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
         let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
         let takes = |m, n, k, threads| takes::<f32>(tile, caches, [m, n, k], k / 256, threads);
         assert!(takes(6, 16, 4096, 2) && takes(18, 16, 4096, 2) && takes(6, 80, 4096, 2), "uneven");

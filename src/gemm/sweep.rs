@@ -9,8 +9,6 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// Bytes ahead in a row of B for which cache lines are asked.
 const AHEAD: usize = 1024;
-/// Vectors in a row of a tile.
-const VECTORS: usize = 2;
 
 /// Adds some steps to the sums of a row of tiles.
 pub struct Sweep<'s, T> {
@@ -35,17 +33,20 @@ impl<T: Element> SimdOp<T> for &mut Sweep<'_, T> {
         macro_rules! kernels {
             ($($rows:literal)*) => {
                 match self.rows {
-                    $($rows => if const { $rows <= S::TILE_ROWS } {
+                    $($rows => if const { $rows <= S::NARROW_ROWS } {
                         simd.call(Kernel::<T, $rows>(self));
                     },)*
                     rows => debug_assert_eq!(rows, 0),
                 }
             };
         }
-        const { assert!(S::TILE_VECTORS == VECTORS && S::TILE_ROWS <= 12) };
+        const { assert!(S::NARROW_ROWS <= 12) };
         kernels!(1 2 3 4 5 6 7 8 9 10 11 12);
     }
 }
+
+/// Vectors in a row of a tile.
+const VECTORS: usize = 2;
 
 /// The kernel for `R` rows.
 struct Kernel<'k, 's, T, const R: usize>(&'k mut Sweep<'s, T>);
@@ -63,7 +64,7 @@ impl<T: Element, const R: usize> SimdOp<T> for Kernel<'_, '_, T, R> {
             let mut tile = [[simd.splat(T::ZERO); VECTORS]; R];
             if !first {
                 each!(i in rows R {
-                    each!(v in vectors VECTORS {
+                    each!(v in pair VECTORS {
                         tile[i][v] = simd.load(&sums[(i * VECTORS + v) * S::LANES..]);
                     });
                 });
@@ -72,7 +73,9 @@ impl<T: Element, const R: usize> SimdOp<T> for Kernel<'_, '_, T, R> {
             for _ in 0..steps {
                 // SAFETY: asserted above: this step's `width` elements of A exist, of which `R` are read, and its row
                 // of B is contiguous and has a whole tile from `start` on.
-                unsafe { step::<T, S, R, VECTORS, true, false>(simd, [at; 3], 1, bt, S::LANES, &mut tile) };
+                unsafe {
+                    step::<T, S, R, VECTORS, true, false>(simd, [at; 4], [0; 3], bt, S::LANES, &mut tile)
+                };
                 for v in (0..VECTORS * S::LANES).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(bt.wrapping_add(AHEAD / size_of::<T>() + v));
                 }
@@ -80,7 +83,7 @@ impl<T: Element, const R: usize> SimdOp<T> for Kernel<'_, '_, T, R> {
                 bt = bt.wrapping_offset(stride);
             }
             each!(i in rows R {
-                each!(v in vectors VECTORS {
+                each!(v in pair VECTORS {
                     simd.store(tile[i][v], &mut sums[(i * VECTORS + v) * S::LANES..]);
                 });
             });

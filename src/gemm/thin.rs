@@ -35,13 +35,15 @@ pub(crate) fn takes<T>(
     c: [isize; 2],
 ) -> bool {
     let bytes = k.saturating_mul(b[0].unsigned_abs()).saturating_mul(size_of::<T>());
-    m <= 4 * tile.rows && n >= 32 * tile.columns && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
+    m <= 2 * tile.sums() && n >= 64 * tile.lanes && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
 }
 
 /// What each part of a product needs to know.
 struct Thin<'t, T> {
     isa: Isa,
     tile: Tile,
+    /// Depth of a block, as on any other path.
+    kc: usize,
     a: TensorView<'t, T, 2>,
     b: TensorView<'t, T, 2>,
     scale: &'t Scale<'t, T>,
@@ -61,7 +63,8 @@ pub(crate) fn product<T: Element>(
     let ([m, n], k) = (c.shape(), a.shape()[1]);
     let work = m.saturating_mul(n).saturating_mul(k);
     let tasks = tasks.unwrap_or_else(|| parallel::threads_for(work, GRAIN));
-    Thin { isa, tile, a, b, scale }.run(c, 0, tasks)?;
+    let kc = depth_block::<T>(tile, machine::caches(), k);
+    Thin { isa, tile: tile.tall(), kc, a, b, scale }.run(c, 0, tasks)?;
     Ok(tasks)
 }
 
@@ -104,8 +107,8 @@ impl<T: Element> Thin<'_, T> {
     /// Whole tiles of columns, on this thread.
     fn part(&self, c: &mut TensorViewMut<'_, T, 2>, at: usize) -> Result<()> {
         let ([m, n], k, caches) = (c.shape(), self.a.shape()[1], machine::caches());
-        let height = tile_rows(self.tile, m);
-        let kc = depth_block::<T>(self.tile, caches, k);
+        let height = tile_rows(self.tile, [m, n]);
+        let kc = self.kc;
         let most = caches.l2 / 4 / size_of::<T>() / m;
         let nc = most.max(32 * self.tile.columns) / self.tile.columns * self.tile.columns;
         // All memory first: where it is lacking, nothing has been written.
@@ -159,7 +162,7 @@ mod tests {
 
     #[test]
     fn few_rows_and_a_large_matrix() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8, masked: false };
+        let tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
         let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
         let takes = |m, n, k, b| takes::<f32>(tile, caches, [m, n, k], b, [n as isize, 1]);
         assert!(takes(8, 4096, 4096, [4096, 1]));

@@ -46,7 +46,7 @@ pub(crate) fn product<T: Element>(
         let mut block = Block {
             a: Panels::Direct(a),
             b,
-            tile_rows: tile_rows(tile, m),
+            tile_rows: tile_rows(tile, [m, columns.len()]),
             depth: k,
             alpha: scale.alpha,
             beta: scale.first_beta(),
@@ -54,15 +54,16 @@ pub(crate) fn product<T: Element>(
             origin: [0, columns.start],
             next: None,
             stream: false,
-            across: false,
+            fetch: false,
             c: c.tile_mut([0, columns.start], [m, columns.len()]),
         };
         T::block(isa, &mut block);
     };
     if whole < n {
-        let mut rest = driver::scratch(true, n - whole, tile.columns, k)?;
-        panel::pack(isa, b, whole..n, 0..k, tile.columns, &mut rest, false);
-        block(Panels::Packed { data: &rest, width: tile.columns, depth: k }, whole..n);
+        let width = tile.panel(n - whole);
+        let mut rest = driver::scratch(true, n - whole, width, k)?;
+        panel::pack(isa, b, whole..n, 0..k, width, &mut rest, false);
+        block(Panels::Packed { data: &rest, width, depth: k }, whole..n);
     }
     if whole > 0 {
         block(Panels::Direct(b), 0..whole);

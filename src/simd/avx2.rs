@@ -94,6 +94,7 @@ macro_rules! avx2 {
             const LANES: usize = $lanes;
             const TILE_ROWS: usize = 6;
             const TILE_VECTORS: usize = 2;
+            const NARROW_ROWS: usize = 6;
             const MASKED: bool = true;
 
             #[inline(always)]

@@ -63,8 +63,9 @@ macro_rules! avx512 {
             type M = $M;
 
             const LANES: usize = $lanes;
-            const TILE_ROWS: usize = 12;
-            const TILE_VECTORS: usize = 2;
+            const TILE_ROWS: usize = 6;
+            const TILE_VECTORS: usize = 4;
+            const NARROW_ROWS: usize = 12;
             const MASKED: bool = true;
 
             #[inline(always)]

@@ -33,6 +33,7 @@ macro_rules! baseline {
             const LANES: usize = $lanes;
             const TILE_ROWS: usize = 4;
             const TILE_VECTORS: usize = 2;
+            const NARROW_ROWS: usize = 4;
             const MASKED: bool = false;
 
             #[inline(always)]

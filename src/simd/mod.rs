@@ -59,6 +59,8 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// Vectors in a row of that tile.
     const TILE_VECTORS: usize;
+    /// Rows of the largest tile with two vectors in a row.
+    const NARROW_ROWS: usize;
     /// `load_partial` is as fast as `load`.
     const MASKED: bool;
 

@@ -37,6 +37,7 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
     const LANES: usize = 2 * S::LANES;
     const TILE_ROWS: usize = S::TILE_ROWS;
     const TILE_VECTORS: usize = S::TILE_VECTORS;
+    const NARROW_ROWS: usize = S::NARROW_ROWS;
     const MASKED: bool = S::MASKED;
 
     each! {

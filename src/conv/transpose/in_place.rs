@@ -96,13 +96,13 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         let outer = outer / groups;
         let tile = tile::<T>(isa);
         let depth = (kh * kw).saturating_mul(outer);
-        let lanes = inner <= tile.columns && lanes::fits(tile, inner, depth, spans[1].outputs);
+        let lanes = inner <= lanes::width(tile, inner) && lanes::fits(tile, inner, depth, spans[1].outputs);
         let pitch = if lanes { spans[1].outputs } else { spans[1].outputs + spans[1].len - 1 };
         let residues = sliding.stride[1].min(height) * 2;
         let row = pitch.saturating_mul(outer.saturating_add(residues.saturating_mul(inner)));
         let most = machine::caches().l2 / 2 / size_of::<T>() / row.max(1);
         let rows = balanced(spans[0].outputs, most.max(1), 1);
-        let width = if lanes { lanes::width(tile, inner) } else { tile_rows(tile, inner) };
+        let width = if lanes { lanes::width(tile, inner) } else { tile_rows(tile, [inner, usize::MAX]) };
         Some(Self { scatter, tile, spans, pitch, lanes, outer, inner, taps: kh * kw, width, rows })
     }
 
@@ -289,7 +289,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
-                    across: false,
+                    fetch: false,
                     c: sums.tile_mut([0, 0], [channels, columns]),
                 };
                 T::block(self.scatter.isa, &mut block);

@@ -34,10 +34,20 @@ pub(super) fn positions<T>(
 ) -> Option<usize> {
     let panels = outputs.checked_next_multiple_of(width(tile, outputs))?;
     let room = caches.l2 / 2 / size_of::<T>();
-    let sums = panels.checked_mul(lines.checked_next_multiple_of(tile.rows)?)?;
+    let sums = panels.checked_mul(lines.checked_next_multiple_of(rows(tile, outputs))?)?;
     let positions = room / copied.saturating_add(panels).max(1);
     // Sums wait in L2 too, and are not to be read and written too often.
     (outputs <= MOST_OUTPUTS && sums <= room && positions >= 64).then_some(positions)
+}
+
+/// Lines of a tile.
+fn rows(tile: Tile, outputs: usize) -> usize {
+    tile_lines(tile.rows * tile.columns / tile.lanes, width(tile, outputs) / tile.lanes)
+}
+
+/// Lines of a tile of so many vectors, of which not more than `most` are sums.
+const fn tile_lines(most: usize, vectors: usize) -> usize {
+    if vectors == 1 { most / 2 } else { most / vectors }
 }
 
 /// Output channels of a panel.
@@ -65,7 +75,7 @@ impl<T: Element> Gradient<'_, T> {
         // Vectors of positions end up to a vector behind the last one.
         let mut z_panels = workspace::scratch(self.op, panels * width * positions + width * self.tile.lanes)?;
         // A panel's own sums: `[lines, width]`.
-        let len = (inputs * taps).next_multiple_of(self.tile.rows) * width;
+        let len = (inputs * taps).next_multiple_of(rows(self.tile, outputs)) * width;
         let mut sums = workspace::scratch(self.op, panels * len)?;
         // Lanes without a channel.
         z_panels.fill(T::ZERO);
@@ -131,13 +141,15 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         // Constants where they are false: then the kernel is not compiled.
-        match (S::TILE_ROWS, self.width > S::LANES) {
-            (12, true) if const { S::TILE_ROWS == 12 } => self.tiles::<S, 12, 2>(simd),
-            (12, false) if const { S::TILE_ROWS == 12 } => self.tiles::<S, 12, 1>(simd),
-            (6, true) if const { S::TILE_ROWS == 6 } => self.tiles::<S, 6, 2>(simd),
-            (6, false) if const { S::TILE_ROWS == 6 } => self.tiles::<S, 6, 1>(simd),
-            (_, true) if const { S::TILE_ROWS == 4 } => self.tiles::<S, 4, 2>(simd),
-            (_, false) if const { S::TILE_ROWS == 4 } => self.tiles::<S, 4, 1>(simd),
+        match (S::TILE_ROWS * S::TILE_VECTORS, self.width / S::LANES) {
+            (24, 4) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 6, 4>(simd),
+            (24, 3) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 8, 3>(simd),
+            (24, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 12, 2>(simd),
+            (24, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 12, 1>(simd),
+            (12, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 12 } => self.tiles::<S, 6, 2>(simd),
+            (12, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 12 } => self.tiles::<S, 6, 1>(simd),
+            (8, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 8 } => self.tiles::<S, 4, 2>(simd),
+            (8, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 8 } => self.tiles::<S, 4, 1>(simd),
             _ => unreachable!("internal error: a tile without a kernel"),
         }
     }
@@ -169,7 +181,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for TapTile<'_, '_, T
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        const { assert!(R <= 12 && V <= 2) };
+        const { assert!(R <= 12 && V <= 4) };
         let Self { z, halo, planes, lines, sizes: [images, depth, height, row], to } = self;
         let width = V * S::LANES;
         let mut sums = [[simd.splat(T::ZERO); V]; R];
@@ -201,7 +213,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for TapTile<'_, '_, T
 mod tests {
     use super::*;
 
-    const TILE: Tile = Tile { rows: 12, columns: 32, lanes: 16, masked: true };
+    const TILE: Tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
     const CACHES: Caches = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 32 << 20 };
 
     #[test]

@@ -126,7 +126,8 @@ pub(super) fn run<T: Element, const O: usize>(
 ) -> Result<()> {
     let cut = problem.weights.cut;
     let isa = cut.isa;
-    let tile = tile::<T>(isa);
+    // Of wider panels with all points fewer channels would stay in L2.
+    let tile = tile::<T>(isa).tall();
     let [images, channels, _, height, width] = y.shape();
     let inputs = problem.x.shape()[1] / cut.groups;
     let points = (O + 2) * (O + 2);
@@ -178,6 +179,7 @@ pub(super) fn run<T: Element, const O: usize>(
                         columns: width,
                         a: &u[(row + lines.start) * points * inputs..],
                         b: &v[index * panel..],
+                        b_width: tile.columns,
                         b_stride: point,
                         c: &mut products,
                         c_row: width,
@@ -267,7 +269,7 @@ impl<T: Element, const O: usize> SimdOp<T> for Patches<'_, T, O> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { halo, planes, sizes, point, v } = self;
-        let (width, points) = (S::TILE_VECTORS * S::LANES, O + 2);
+        let (width, points) = (2 * S::LANES, O + 2);
         let mut taps = [0; POINTS * POINTS];
         halo.taps([1, points, points], &mut taps[..points * points]);
         let channel = halo.channel();
