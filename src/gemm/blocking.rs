@@ -182,7 +182,9 @@ impl Walk {
             _ => 1,
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
-        let fetch = across || (b_in_place == n && n.saturating_mul(bytes) > 2 * caches.l1d);
+        // More rows than these hide what a panel in place waits for, and going down its columns costs more.
+        let few = m <= 4 * tile.sums() && n.saturating_mul(bytes) > 2 * caches.l1d;
+        let fetch = across || (b_in_place == n && few);
         Self { nc, group, a: a_fetch, panels, b_in_place, across, fetch }
     }
 }
