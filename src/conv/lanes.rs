@@ -44,7 +44,7 @@ const fn run_len(sums: usize) -> usize {
 
 /// [`run_len`] on an instruction set.
 fn run_of(tile: Tile) -> usize {
-    run_len(tile.rows * tile.columns / tile.lanes)
+    run_len(tile.sums())
 }
 
 /// True where this path pays for groups of `rows` output channels that sum `depth` products, and rows of `row` outputs.
@@ -142,29 +142,18 @@ impl<T: Element> SimdOp<T> for Panel<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        // Constants where they are false: then the kernel is not compiled.
-        let run = const { run_len(S::TILE_ROWS * S::TILE_VECTORS) };
-        match (run, self.width > S::LANES) {
-            (7, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 7 } => {
-                self.tiles::<S, 7, 2>(simd)
-            }
-            (7, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 7 } => {
-                self.tiles::<S, 7, 1>(simd)
-            }
-            (3, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 3 } => {
-                self.tiles::<S, 3, 2>(simd)
-            }
-            (3, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 3 } => {
-                self.tiles::<S, 3, 1>(simd)
-            }
-            (_, true) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 2 } => {
-                self.tiles::<S, 2, 2>(simd)
-            }
-            (_, false) if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == 2 } => {
-                self.tiles::<S, 2, 1>(simd)
-            }
-            _ => unreachable!("internal error: a tile without a kernel"),
+        macro_rules! tiles {
+            ($($run:literal)*) => {$(
+                // Constant where it is false: then the kernel is not compiled.
+                if const { run_len(S::TILE_ROWS * S::TILE_VECTORS) == $run } {
+                    match self.width > S::LANES {
+                        true => return self.tiles::<S, $run, 2>(simd),
+                        false => return self.tiles::<S, $run, 1>(simd),
+                    }
+                }
+            )*};
         }
+        tiles!(7 3 2);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 use super::ahead::Ahead;
-use super::blocking::height;
+use super::blocking::{NEAR, height};
 use super::epilogue::Epilogue;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
@@ -18,9 +18,6 @@ const TILE_ELEMENTS: usize = 6 * 64;
 /// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
 /// instructions then, and they stay in L1 for the epilogue.
 const STRIP: usize = 8;
-
-/// Bytes of a panel of B that stays in L1 beside what else passes through.
-const NEAR: usize = 24 << 10;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {

@@ -78,6 +78,9 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
     len.div_ceil(len.div_ceil(most)).next_multiple_of(unit)
 }
 
+/// Bytes of a panel that stay in L1 beside what else passes through.
+pub(super) const NEAR: usize = 24 << 10;
+
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
@@ -101,9 +104,8 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// The first columns of B that are read in place.
     pub b_in_place: usize,
-    /// Column by column: each panel of B, which may come from memory, is used by all rows while the next is asked for.
-    pub across: bool,
-    /// B may come from memory, and is used a few times only: what is read next is asked for.
+    /// B may come from memory, and is used a few times only: column by column, each panel of it is used by all rows while the
+    /// next is asked for.
     pub fetch: bool,
 }
 
@@ -185,7 +187,7 @@ impl Walk {
         // More rows than these hide what a panel in place waits for, and going down its columns costs more.
         let few = m <= 4 * tile.sums() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let fetch = across || (b_in_place == n && few);
-        Self { nc, group, a: a_fetch, panels, b_in_place, across, fetch }
+        Self { nc, group, a: a_fetch, panels, b_in_place, fetch }
     }
 }
 
@@ -300,11 +302,11 @@ mod tests {
 
     #[test]
     fn panels_from_memory_go_through_all_rows() {
-        assert!(walk(60, 5000, 500, ROWS, None).across);
-        assert!(!walk(60, 5000, 500, ROWS, ROWS).across, "packed here, B is in L2");
-        assert!(!walk(6, 5000, 500, ROWS, None).across, "one row of tiles");
-        assert!(!walk(60, 16, 500, ROWS, None).across, "B is small");
-        assert!(!walk(3000, 5000, 500, ROWS, None).across);
+        assert!(walk(60, 5000, 500, ROWS, None).fetch);
+        assert!(!walk(60, 5000, 500, ROWS, ROWS).fetch, "packed here, B is in L2");
+        assert!(!walk(6, 5000, 500, ROWS, None).fetch, "one row of tiles");
+        assert!(!walk(60, 16, 500, ROWS, None).fetch, "B is small");
+        assert!(!walk(3000, 5000, 500, ROWS, None).fetch);
     }
 
     #[test]

@@ -103,22 +103,19 @@ impl<'a, T: Element> Lhs<'a, T> {
         width: usize,
         depth: usize,
     ) -> Self {
-        let (ptr, line, step, packed) = match panels {
+        let (ptr, line, step, next, packed) = match panels {
             Panels::Packed { data, .. } => {
                 let (first, line) = (first / width * width, first % width);
                 let panels = &data[first * depth..][..count * width * depth];
                 assert!(line + height <= width);
-                (panels.as_ptr().wrapping_add(line), 1, width as isize, true)
+                (panels.as_ptr().wrapping_add(line), 1, width as isize, (width * depth) as isize, true)
             }
             Panels::Direct(view) => {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
                 assert!(first + count * height <= lines && depth <= steps);
-                (view.as_ptr().wrapping_offset(first as isize * line), line, step, line == 1)
+                let (ptr, next) = (view.as_ptr(), (height as isize).wrapping_mul(line));
+                (ptr.wrapping_offset(first as isize * line), line, step, next, line == 1)
             }
-        };
-        let next = match panels {
-            Panels::Packed { .. } => (width * depth) as isize,
-            Panels::Direct(_) => (height as isize).wrapping_mul(line),
         };
         Self { ptr, line, step, next, packed, count, height, depth, borrow: std::marker::PhantomData }
     }
@@ -273,12 +270,15 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         // Nothing is told of how these belong together: an address would be counted up from row to row, which costs more
         // instructions than a step of a narrow tile has multiply-adds.
         let (line, two) = if PACKED { (1, 2) } else { (a.line, black_box(a.line.wrapping_mul(2))) };
+        // Narrow tiles of packed operands are those of Winograd convolution: both come from far, in pieces too short
+        // for the processor to see them coming.
+        let far = const { PACKED && V < S::TILE_VECTORS && V <= 2 };
         let last = b.readable.saturating_sub((V - 1) * S::LANES);
         let mut start = c.as_mut_ptr();
         let mut begins = (a.ptr, b.ptr);
         for tile in 0..count {
             // C is needed when the sums are done.
-            for i in 0..if beta.is_some() || (PACKED && V < S::TILE_VECTORS && V <= 2) { R } else { 0 } {
+            for i in 0..if beta.is_some() || far { R } else { 0 } {
                 for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
                 }
@@ -300,9 +300,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     // SAFETY: the invariants of `Lhs` and `Rhs`, and asserted above: this step of this tile's panels exists, with `R`
                     // lines and `V` vectors.
                     unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, [0, line, two], bt, last, &mut sums) };
-                    // Narrow tiles of packed operands are those of Winograd convolution: both come from far, in pieces too short
-                    // for the processor to see them coming.
-                    if const { PACKED && V < S::TILE_VECTORS && V <= 2 } {
+                    if far {
                         for v in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
                             simd::prefetch(bt.wrapping_add(AHEAD / size_of::<T>() + v));
                         }
@@ -449,7 +447,8 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
 /// sums += a · b for one step of depth.
 ///
 /// # Safety
-/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`; and `V` vectors at `b`, of the last one `last` elements where they are `MASKED`.
+/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`;
+/// and `V` vectors at `b`, of the last one `last` elements where they are `MASKED`.
 #[inline(always)]
 pub(super) unsafe fn step<
     T: Element,

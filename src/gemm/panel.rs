@@ -14,6 +14,7 @@
 
 use std::ops::Range;
 
+use super::blocking::NEAR;
 use crate::element::Element;
 use crate::machine::Isa;
 use crate::parallel;
@@ -199,9 +200,6 @@ pub(crate) fn packed_len(lines: usize, width: usize, depth: usize) -> Option<usi
 
 /// Elements that a packing task moves at least: about ten microseconds.
 const PACK_GRAIN: usize = 1 << 15;
-
-/// Bytes of a panel that stay in L1 while it is written across.
-const NEAR: usize = 24 << 10;
 
 /// Packs `lines` of a source over `depth` into `data`, in parallel where it pays and `parallel` allows.
 pub(crate) fn pack<T: Element>(

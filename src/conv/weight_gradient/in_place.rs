@@ -42,7 +42,7 @@ pub(super) fn positions<T>(
 
 /// Lines of a tile.
 fn rows(tile: Tile, outputs: usize) -> usize {
-    tile_lines(tile.rows * tile.columns / tile.lanes, width(tile, outputs) / tile.lanes)
+    tile_lines(tile.sums(), width(tile, outputs) / tile.lanes)
 }
 
 /// Lines of a tile of so many vectors, of which not more than `most` are sums.
@@ -140,18 +140,18 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        // Constants where they are false: then the kernel is not compiled.
-        match (S::TILE_ROWS * S::TILE_VECTORS, self.width / S::LANES) {
-            (24, 4) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 6, 4>(simd),
-            (24, 3) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 8, 3>(simd),
-            (24, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 12, 2>(simd),
-            (24, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 24 } => self.tiles::<S, 12, 1>(simd),
-            (12, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 12 } => self.tiles::<S, 6, 2>(simd),
-            (12, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 12 } => self.tiles::<S, 6, 1>(simd),
-            (8, 2) if const { S::TILE_ROWS * S::TILE_VECTORS == 8 } => self.tiles::<S, 4, 2>(simd),
-            (8, 1) if const { S::TILE_ROWS * S::TILE_VECTORS == 8 } => self.tiles::<S, 4, 1>(simd),
-            _ => unreachable!("internal error: a tile without a kernel"),
+        macro_rules! tiles {
+            ($($sums:literal: $($lines:literal x $vectors:literal)*;)*) => {$(
+                // Constant where it is false: then the kernel is not compiled.
+                if const { S::TILE_ROWS * S::TILE_VECTORS == $sums } {
+                    match self.width / S::LANES {
+                        $($vectors => return self.tiles::<S, $lines, $vectors>(simd),)*
+                        _ => unreachable!("internal error: a tile without a kernel"),
+                    }
+                }
+            )*};
         }
+        tiles!(24: 12 x 1 12 x 2 8 x 3 6 x 4; 12: 6 x 1 6 x 2; 8: 4 x 1 4 x 2;);
     }
 }
 
