@@ -100,7 +100,7 @@ macro_rules! avx2 {
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
                 // SAFETY: the token proves that the processor has the shim's features.
-                unsafe { super::dispatch::avx2_shim::<$T, O>(self, op) }
+                unsafe { super::dispatch::Shims::avx2_shim(op, self) }
             }
 
             #[inline(always)]

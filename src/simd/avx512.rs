@@ -71,7 +71,7 @@ macro_rules! avx512 {
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
                 // SAFETY: the token proves that the processor has the shim's features.
-                unsafe { super::dispatch::avx512_shim::<$T, O>(self, op) }
+                unsafe { super::dispatch::Shims::avx512_shim(op, self) }
             }
 
             #[inline(always)]

@@ -38,7 +38,7 @@ macro_rules! baseline {
 
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {
-                super::dispatch::baseline(op)
+                super::dispatch::Shims::baseline_shim(op)
             }
 
             methods! {

@@ -21,25 +21,58 @@ pub trait Dispatch: Copy + 'static {
     fn dispatch<O: SimdOp<Self>>(isa: Isa, op: O) -> O::Output;
 }
 
-/// A function that is compiled with the features of its token.
+/// Functions that are compiled with the features of their token. As methods of what they run they are compiled beside it:
+/// free functions would all be in this module, one unit of compilation that takes longer than all others together.
+pub(super) trait Shims<T: Copy>: SimdOp<T> + Sized {
+    /// # Safety
+    /// The processor has AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx2_shim(self, token: Avx2) -> Self::Output
+    where
+        Avx2: Simd<T>;
+
+    /// # Safety
+    /// The processor has the subsets of AVX-512 that [`Isa::Avx512`] names.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn avx512_shim(self, token: Avx512) -> Self::Output
+    where
+        Avx512: Simd<T>;
+
+    /// A frame of its own, as the others are.
+    fn baseline_shim(self) -> Self::Output
+    where
+        Baseline: Simd<T>;
+}
+
 #[cfg(target_arch = "x86_64")]
 macro_rules! shim {
     ([$($feature:tt)+] $name:ident $token:ident) => {
         #[inline(never)]
         #[target_feature($(enable = $feature),+)]
-        pub(super) fn $name<T: Copy, O: SimdOp<T>>(token: $token, op: O) -> O::Output
+        unsafe fn $name(self, token: $token) -> O::Output
         where
             $token: Simd<T>,
         {
-            op.eval(token)
+            self.eval(token)
         }
     };
 }
 
-#[cfg(target_arch = "x86_64")]
-with_features!(Avx2 shim avx2_shim Avx2);
-#[cfg(target_arch = "x86_64")]
-with_features!(Avx512 shim avx512_shim Avx512);
+impl<T: Copy, O: SimdOp<T>> Shims<T> for O {
+    #[cfg(target_arch = "x86_64")]
+    with_features!(Avx2 shim avx2_shim Avx2);
+
+    #[cfg(target_arch = "x86_64")]
+    with_features!(Avx512 shim avx512_shim Avx512);
+
+    #[inline(never)]
+    fn baseline_shim(self) -> O::Output
+    where
+        Baseline: Simd<T>,
+    {
+        self.eval(Baseline::new())
+    }
+}
 
 macro_rules! dispatch {
     ($T:ty) => {
@@ -52,19 +85,19 @@ macro_rules! dispatch {
                     Isa::Avx2 => {
                         if let Some(token) = Avx2::new() {
                             // SAFETY: the token proves that the processor has the shim's features.
-                            return unsafe { avx2_shim::<$T, O>(token, op) };
+                            return unsafe { op.avx2_shim(token) };
                         }
                     }
                     Isa::Avx512 => {
                         if let Some(token) = Avx512::new() {
                             // SAFETY: the token proves that the processor has the shim's features.
-                            return unsafe { avx512_shim::<$T, O>(token, op) };
+                            return unsafe { op.avx512_shim(token) };
                         }
                     }
                 }
                 #[cfg(not(target_arch = "x86_64"))]
                 let _ = isa;
-                baseline(op)
+                op.baseline_shim()
             }
         }
     };
@@ -72,12 +105,3 @@ macro_rules! dispatch {
 
 dispatch!(f32);
 dispatch!(f64);
-
-/// A frame of its own, as the other shims are.
-#[inline(never)]
-pub(super) fn baseline<T: Copy, O: SimdOp<T>>(op: O) -> O::Output
-where
-    Baseline: Simd<T>,
-{
-    op.eval(Baseline::new())
-}
