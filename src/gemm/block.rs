@@ -61,8 +61,10 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             None => Ahead::nothing(),
         };
         // Row by row neighbouring tiles of C share pages, and the processor sees their lines coming. Column by column a panel of
-        // B is used again while it is in L1, and there are longer strips where there are few columns.
-        let by_column = fetch || right <= down.min(3) || tile_columns * depth * size_of::<T>() <= NEAR;
+        // B is used again while it is in L1, and there are longer strips where there are few columns. One row of tiles is the same
+        // way in both, but a strip of one tile in a column.
+        let near = tile_columns * depth * size_of::<T>() <= NEAR;
+        let by_column = fetch || right <= down.min(3) || (down > 1 && near);
         let contiguous = unit == 1 || columns == 1;
         let [mut row, mut column] = [0; 2];
         while row < rows && column < columns {

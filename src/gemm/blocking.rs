@@ -85,10 +85,16 @@ pub(super) const NEAR: usize = 24 << 10;
 pub(crate) const LEAST_DEPTH: usize = 128;
 
 /// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
-/// several panels of A, takes up to four thirds of it.
+/// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave B fewer columns in L2.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     let most = caches.l1d * 4 / 3 / (tile.columns * size_of::<T>());
-    balanced(k, most.clamp(LEAST_DEPTH, 384), 8)
+    balanced(k, most.clamp(LEAST_DEPTH, 256), 8)
+}
+
+/// Bytes of L2 for B, the rest for A, C and what comes next: three quarters of a small one, and no more than half of a large
+/// one, where each panel of A is used often enough as it is.
+fn room(caches: Caches) -> usize {
+    (caches.l2 / 4 * 3).min((caches.l2 / 2).max(1 << 20))
 }
 
 /// How one thread walks through a product, or through its part of one.
@@ -141,8 +147,7 @@ impl Walk {
         b: Option<Source>,
     ) -> Self {
         let bytes = kc * size_of::<T>();
-        // Half of L2 for B; the other half for A, C and what comes next.
-        let room = caches.l2 / 2;
+        let room = room(caches);
         let most = (room / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
         // The same for B, which is read once for each panel of A.
@@ -276,10 +281,16 @@ mod tests {
             assert!(kc * AVX2.columns * 4 <= CACHES.l1d, "{kc}");
             for m in [100, 3000] {
                 let walk = walk(m, 5000, k, ROWS, COLUMNS);
-                assert!(walk.nc * kc * 4 <= CACHES.l2 / 2 + kc * 4 * AVX2.columns, "{walk:?}");
+                assert!(walk.nc * kc * 4 <= room(CACHES) + kc * 4 * AVX2.columns, "{walk:?}");
                 assert!(walk.a != Fetch::Whole || m * kc * 4 <= CACHES.l2 / 8, "{walk:?}");
             }
         }
+    }
+
+    #[test]
+    fn b_has_most_of_a_small_l2() {
+        let room = |kib: usize| room(Caches { l2: kib << 10, ..CACHES }) >> 10;
+        assert_eq!([256, 512, 1280, 2048, 4096].map(room), [192, 384, 960, 1024, 2048]);
     }
 
     #[test]
@@ -311,9 +322,9 @@ mod tests {
 
     #[test]
     fn depth_is_grouped_where_b_stays_in_l2() {
-        // kc is 344 for 1024: a block of 47 columns takes 63 of the 256 KiB.
-        assert_eq!(walk(3000, 47, 1024, ROWS, COLUMNS).group, 4);
-        assert_eq!(walk(3000, 48, 1024, ROWS, COLUMNS).group, 3);
+        // kc is 256 for 1024: a block of 48 columns takes 48 of the 384 KiB.
+        assert_eq!(walk(3000, 48, 1024, ROWS, COLUMNS).group, 8);
+        assert_eq!(walk(3000, 49, 1024, ROWS, COLUMNS).group, 7);
         assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
         // In place, what lies between the columns counts.
         assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);
