@@ -21,35 +21,15 @@ pub trait Dispatch: Copy + 'static {
     fn dispatch<O: SimdOp<Self>>(isa: Isa, op: O) -> O::Output;
 }
 
-/// Functions that are compiled with the features of their token. As methods of what they run they are compiled beside it:
-/// free functions would all be in this module, one unit of compilation that takes longer than all others together.
-pub(super) trait Shims<T: Copy>: SimdOp<T> + Sized {
-    /// # Safety
-    /// The processor has AVX2 and FMA.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx2_shim(self, token: Avx2) -> Self::Output
-    where
-        Avx2: Simd<T>;
-
-    /// # Safety
-    /// The processor has the subsets of AVX-512 that [`Isa::Avx512`] names.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn avx512_shim(self, token: Avx512) -> Self::Output
-    where
-        Avx512: Simd<T>;
-
-    /// A frame of its own, as the others are.
-    fn baseline_shim(self) -> Self::Output
-    where
-        Baseline: Simd<T>;
-}
-
+/// A function that is compiled with the features of its token. Methods of a trait that are must be unsafe.
 #[cfg(target_arch = "x86_64")]
 macro_rules! shim {
     ([$($feature:tt)+] $name:ident $token:ident) => {
+        /// # Safety
+        /// The processor has the token's features.
         #[inline(never)]
         #[target_feature($(enable = $feature),+)]
-        unsafe fn $name(self, token: $token) -> O::Output
+        unsafe fn $name(self, token: $token) -> Self::Output
         where
             $token: Simd<T>,
         {
@@ -58,21 +38,26 @@ macro_rules! shim {
     };
 }
 
-impl<T: Copy, O: SimdOp<T>> Shims<T> for O {
+/// The shims, as methods of what they run: so they are compiled beside it. Free functions would all be in this module, one
+/// unit of compilation that takes longer than all others together.
+pub(super) trait Shims<T: Copy>: SimdOp<T> + Sized {
     #[cfg(target_arch = "x86_64")]
     with_features!(Avx2 shim avx2_shim Avx2);
 
     #[cfg(target_arch = "x86_64")]
     with_features!(Avx512 shim avx512_shim Avx512);
 
+    /// A frame of its own, as the others are.
     #[inline(never)]
-    fn baseline_shim(self) -> O::Output
+    fn baseline_shim(self) -> Self::Output
     where
         Baseline: Simd<T>,
     {
         self.eval(Baseline::new())
     }
 }
+
+impl<T: Copy, O: SimdOp<T>> Shims<T> for O {}
 
 macro_rules! dispatch {
     ($T:ty) => {
