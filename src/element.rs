@@ -18,9 +18,22 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// ```
 pub trait Element:
     crate::vecmath::VecMath
+    + crate::vecmath::Maps
+    + crate::activation::Activations
+    + crate::activation::Prelus
+    + crate::attention::Scores
+    + crate::attention::Decode
     + crate::conv::Convolve
     + crate::gemm::Kernels
+    + crate::gemm::Sums
+    + crate::norm::ChannelKernels
+    + crate::norm::RowKernels
+    + crate::perceptron::Sweeps
+    + crate::pool::Places
+    + crate::pool::Reductions
+    + crate::pool::Shares
     + crate::rnn::Passes
+    + crate::softmax::Softmaxes
     + Copy
     + Debug
     + Display

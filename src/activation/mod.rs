@@ -38,18 +38,22 @@
 //! 2010 (ReLU6).
 #![forbid(unsafe_code)]
 
+mod kernel;
 mod lane;
 mod prelu;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::kernel::Activations;
+pub(crate) use self::prelu::Prelus;
 pub use self::prelu::{prelu, prelu_backward};
 
-use self::lane::{Lane, with_lane};
+use self::kernel::{Backward, Forward, InPlace};
+use self::lane::Lane;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
-use crate::simd::{Simd, SimdOp};
+use crate::simd::Simd;
 use crate::tensor::{self, TensorView, TensorViewMut};
 use crate::vecmath::map_vectors;
 
@@ -275,7 +279,7 @@ pub fn forward<T: Element, const N: usize>(
     }
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {activation:?} {:?} {} {isa}", y.shape(), T::NAME));
-    tensor::map([x], y, activation.cost(), &|[x], y| T::dispatch(isa, Forward { activation, x, y }))
+    tensor::map([x], y, activation.cost(), &|[x], y| T::values(isa, Forward { activation, x, y }))
 }
 
 /// x becomes f(x), element by element.
@@ -329,14 +333,14 @@ pub fn backward<T: Element, const N: usize>(
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {activation:?} {:?} {} {isa}", dx.shape(), T::NAME));
     tensor::map([x, dy], dx, activation.cost(), &|[x, dy], dx| {
-        T::dispatch(isa, Backward { activation, x, dy, dx })
+        T::chains(isa, Backward { activation, x, dy, dx })
     })
 }
 
 /// `run` becomes f of it: one dispatch.
 pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut [T]) {
     if activation != Activation::Identity {
-        T::dispatch(isa, InPlace { activation, run });
+        T::values_in_place(isa, InPlace { activation, run });
     }
 }
 
@@ -373,50 +377,3 @@ pub(crate) fn derivative<T: Element, S: Simd<T>>(s: S, activation: Activation, x
 
 /// Elements of the longest vector of any instruction set.
 const LANES: usize = 16;
-
-struct InPlace<'a, T> {
-    activation: Activation,
-    run: &'a mut [T],
-}
-
-impl<T: Element> SimdOp<T> for InPlace<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, s: S) {
-        with_lane!(self.activation, f => map_vectors!(s, self.run, |x| f.value(s, x)));
-    }
-}
-
-struct Forward<'a, T> {
-    activation: Activation,
-    x: &'a [T],
-    y: &'a mut [T],
-}
-
-impl<T: Element> SimdOp<T> for Forward<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, s: S) {
-        let Forward { activation, x: src, y } = self;
-        with_lane!(activation, f => map_vectors!(s, y, |x in src| f.value(s, x)));
-    }
-}
-
-struct Backward<'a, T> {
-    activation: Activation,
-    x: &'a [T],
-    dy: &'a [T],
-    dx: &'a mut [T],
-}
-
-impl<T: Element> SimdOp<T> for Backward<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, s: S) {
-        let Backward { activation, x: src, dy, dx } = self;
-        with_lane!(activation, f => map_vectors!(s, dx, |x in src, g in dy| f.chain(s, x, g)));
-    }
-}

@@ -2,9 +2,9 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
-use crate::machine;
+use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{self, TensorView, TensorViewMut};
 use crate::vecmath::map_vectors;
 
@@ -35,7 +35,7 @@ pub fn prelu<T: Element, const N: usize>(
     expect(OP, "y", &y.shape(), &x.shape())?;
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {:?} {} {isa}", y.shape(), T::NAME));
-    tensor::map([x, slope], y, 1, &|[x, slope], y| T::dispatch(isa, Forward { x, slope, y }))
+    tensor::map([x, slope], y, 1, &|[x, slope], y| T::slopes(isa, Forward { x, slope, y }))
 }
 
 /// The gradients of [`prelu`], each overwritten where it is wanted: dx = dy for x > 0, else slope·dy, and for the slope
@@ -71,7 +71,7 @@ pub fn prelu_backward<T: Element, const N: usize>(
     machine::trace(|| format!("{OP} {:?} {} {isa}", x.shape(), T::NAME));
     if let Some(dx) = dx {
         tensor::map([x, wide, dy], dx, 1, &|[x, slope, dy], dx| {
-            T::dispatch(isa, Backward { x, slope, dy, dx })
+            T::slope_chains(isa, Backward { x, slope, dy, dx })
         })?;
     }
     let Some(mut d_slope) = d_slope else { return Ok(()) };
@@ -130,7 +130,22 @@ fn tree<T: Element, const N: usize>(
     Ok(first? + second?)
 }
 
-struct Forward<'a, T> {
+kernels! {
+    /// Element types with their parametric rectified linear units.
+    pub trait Prelus {
+        /// f of a run.
+        fn slopes(isa: Isa, op: Forward<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// The chain rule through it.
+        fn slope_chains(isa: Isa, op: Backward<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
+pub struct Forward<'a, T> {
     x: &'a [T],
     slope: &'a [T],
     y: &'a mut [T],
@@ -146,7 +161,7 @@ impl<T: Element> SimdOp<T> for Forward<'_, T> {
     }
 }
 
-struct Backward<'a, T> {
+pub struct Backward<'a, T> {
     x: &'a [T],
     slope: &'a [T],
     dy: &'a [T],

@@ -318,7 +318,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                 value => value * log2_e(),
             };
             means[at] = match (y.row(query), dy.row(query)) {
-                (Some(y), Some(dy)) => T::dispatch(plan.isa, Dot(y, dy)),
+                (Some(y), Some(dy)) => T::dot(plan.isa, Dot(y, dy)),
                 _ => (0..plan.value_dim).fold(T::ZERO, |sum, d| {
                     let of = |view: TensorView<'_, T, 2>| view.get([query, d]).copied().unwrap_or(T::NAN);
                     sum + of(y) * of(dy)
@@ -375,7 +375,7 @@ impl<'c, T: Element> Backward<'c, '_, T> {
                 means: &head.means[lane..],
                 slopes: capped.then_some(slopes),
             };
-            T::dispatch(plan.isa, differentiate);
+            T::differentiate(plan.isa, differentiate);
             plan.drop_out(
                 &panel,
                 keys,

@@ -10,8 +10,9 @@ use super::kernel::ln_2;
 use super::plan::{GRAIN, Plan};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{self, Simd, SimdOp};
+use crate::simd::{self, Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::TensorView;
 use crate::workspace::scratch;
 
@@ -154,13 +155,13 @@ impl<T: Element> Piece<'_, '_, T> {
                 v.tile([range.start, 0], [range.len(), plan.value_dim]),
             );
             let scores = &mut scores[..rows * range.len()];
-            T::dispatch(plan.isa, Dots { queries, rows, k, scores });
+            T::dots(plan.isa, Dots { queries, rows, k, scores });
             for (number, scores) in scores.chunks_exact_mut(range.len()).enumerate() {
                 adjust(plan, at(number), &range, scores)?;
                 let partial = &mut partial[number * row..][..row];
-                (partial[row - 2], partial[row - 1]) = T::dispatch(plan.isa, Softmax(scores));
+                (partial[row - 2], partial[row - 1]) = T::softmax(plan.isa, Softmax(scores));
             }
-            T::dispatch(plan.isa, Mix { weights: scores, rows, v, output: partial, row });
+            T::mix(plan.isa, Mix { weights: scores, rows, v, output: partial, row });
         }
         Ok(())
     }
@@ -235,8 +236,28 @@ macro_rules! by_rows {
     };
 }
 
+kernels! {
+    /// Element types with the kernels of a few queries.
+    pub trait Decode {
+        /// [`Dots`].
+        fn dots(isa: Isa, op: Dots<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Softmax`].
+        fn softmax(isa: Isa, op: Softmax<'_, Self>) -> (Self, Self) {
+            Self::dispatch(isa, op)
+        }
+
+        /// [`Mix`].
+        fn mix(isa: Isa, op: Mix<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
 /// Scores of rows of queries with rows of keys; whole vectors.
-struct Dots<'a, T> {
+pub struct Dots<'a, T> {
     queries: &'a [T],
     rows: usize,
     k: TensorView<'a, T, 2>,
@@ -312,7 +333,7 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for DotsOf<'_, '_, T,
 }
 
 /// A row of scores becomes weights; gives their maximum and sum.
-struct Softmax<'a, T>(&'a mut [T]);
+pub struct Softmax<'a, T>(&'a mut [T]);
 
 impl<T: Element> SimdOp<T> for Softmax<'_, T> {
     type Output = (T, T);
@@ -341,7 +362,7 @@ impl<T: Element> SimdOp<T> for Softmax<'_, T> {
 }
 
 /// Rows of outputs from rows of weights and values; whole vectors.
-struct Mix<'a, T> {
+pub struct Mix<'a, T> {
     /// `[rows, keys]`.
     weights: &'a [T],
     rows: usize,

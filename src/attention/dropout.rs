@@ -14,7 +14,7 @@ pub(super) struct Dropout {
 
 /// The hash of a row of weights.
 #[derive(Clone, Copy)]
-pub(super) struct Row([u32; 2]);
+pub struct Row([u32; 2]);
 
 /// Two rounds of multiply and xor-shift, with the constants of Chris Wellons' "lowbias32" (2018, public domain).
 #[inline(always)]

@@ -190,7 +190,7 @@ impl<T: Element> Forward<'_, '_, T> {
                 let output = &mut outputs[number * width * value_dim..][..width * value_dim];
                 let first = !std::mem::replace(&mut started[number], true);
                 let linear = plan.options.linear;
-                T::dispatch(plan.isa, Weigh { scores, width, first, linear, max, sum, output });
+                T::weigh(plan.isa, Weigh { scores, width, first, linear, max, sum, output });
                 plan.drop_out(&panel, &keys, (scores, width));
                 product(
                     plan,
@@ -211,7 +211,7 @@ impl<T: Element> Forward<'_, '_, T> {
             }
             let linear = plan.options.linear;
             let finished = &mut scores[..width * value_dim];
-            T::dispatch(plan.isa, Finish { output, width, linear, max, sum, rows: finished });
+            T::finish(plan.isa, Finish { output, width, linear, max, sum, rows: finished });
             for (row, finished) in rows.clone().zip(finished.chunks_exact(value_dim.max(1))) {
                 match y.row_mut(row) {
                     Some(y) => y.copy_from_slice(finished),

@@ -5,11 +5,47 @@
 
 use super::dropout::Row;
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp};
+use crate::machine::Isa;
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::vecmath::Pair;
 
+kernels! {
+    /// Element types with what happens to scores.
+    pub trait Scores {
+        /// [`Adjust`].
+        fn adjust(isa: Isa, op: Adjust<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Weigh`].
+        fn weigh(isa: Isa, op: Weigh<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Drop`].
+        fn drop_out(isa: Isa, op: Drop<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Differentiate`].
+        fn differentiate(isa: Isa, op: Differentiate<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Dot`].
+        fn dot(isa: Isa, op: Dot<'_, Self>) -> Self {
+            Self::dispatch(isa, op)
+        }
+
+        /// [`Finish`].
+        fn finish(isa: Isa, op: Finish<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
 /// Scores with their options, in units of ln 2 unless the weights are linear; −∞ where a key is not attended to.
-pub(super) struct Adjust<'a, T> {
+pub struct Adjust<'a, T> {
     /// q·k times the factor that the product was given; rows of `width`, `stride` apart.
     pub scores: &'a mut [T],
     pub width: usize,
@@ -71,7 +107,7 @@ fn lanes<T: Element, S: Simd<T>>(width: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Scores become weights that want only a common factor; sums and outputs of earlier blocks are brought to it.
-pub(super) struct Weigh<'a, T> {
+pub struct Weigh<'a, T> {
     /// Rows of `width`.
     pub scores: &'a mut [T],
     pub width: usize,
@@ -159,7 +195,7 @@ impl<T: Element> SimdOp<T> for Weigh<'_, T> {
 }
 
 /// Weights that dropout takes become 0, the others grow.
-pub(super) struct Drop<'a, T> {
+pub struct Drop<'a, T> {
     /// Rows `stride` apart, from key `first` on.
     pub weights: &'a mut [T],
     pub stride: usize,
@@ -186,7 +222,7 @@ impl<T: Element> SimdOp<T> for Drop<'_, T> {
 }
 
 /// Scores become weights again, and the gradients of weights those of scores.
-pub(super) struct Differentiate<'a, T> {
+pub struct Differentiate<'a, T> {
     /// Rows of `width`, `stride` apart; out: weights.
     pub scores: &'a mut [T],
     /// dA; out: dS, by q·k without its factor.
@@ -238,7 +274,7 @@ impl<T: Element> SimdOp<T> for Differentiate<'_, T> {
 }
 
 /// The sum of the products of two slices.
-pub(super) struct Dot<'a, T>(pub &'a [T], pub &'a [T]);
+pub struct Dot<'a, T>(pub &'a [T], pub &'a [T]);
 
 impl<T: Element> SimdOp<T> for Dot<'_, T> {
     type Output = T;
@@ -254,7 +290,7 @@ impl<T: Element> SimdOp<T> for Dot<'_, T> {
 }
 
 /// Outputs of a panel, divided by their sums, as rows.
-pub(super) struct Finish<'a, T> {
+pub struct Finish<'a, T> {
     /// A row for each dimension, a lane for each query.
     pub output: &'a mut [T],
     pub width: usize,

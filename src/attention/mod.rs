@@ -55,6 +55,8 @@ mod scores;
 mod stage;
 
 pub use self::cache::KvCache;
+pub(crate) use self::decode::Decode;
+pub(crate) use self::kernel::Scores;
 pub use self::stage::Stage;
 
 use self::backward::Backward;

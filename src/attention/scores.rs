@@ -98,7 +98,7 @@ impl<T: Element> Plan<'_, T> {
             unit: self.unit(),
             bounds: bounded.then_some((&low[..], &high[..])),
         };
-        T::dispatch(self.isa, adjust);
+        T::adjust(self.isa, adjust);
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl<T: Element> Plan<'_, T> {
             threshold: dropout.threshold(),
             factor: dropout.factor(),
         };
-        T::dispatch(self.isa, drop);
+        T::drop_out(self.isa, drop);
     }
 }
 

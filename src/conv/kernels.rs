@@ -7,60 +7,39 @@ use super::weight_gradient;
 use super::weights::{Cut, Filter};
 use crate::error::Result;
 use crate::machine::Isa;
+use crate::simd::kernels;
 use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Element types with their convolutions.
-pub trait Convolve: Sized {
-    /// [`Call::run`].
-    fn correlate(call: &Call<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()>;
-
-    /// [`Scatter::run`].
-    fn scatter(scatter: &Scatter<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()>;
-
-    /// [`weight_gradient::run`].
-    fn weight_gradient(
-        op: &'static str,
-        isa: Isa,
-        x: TensorView<'_, Self, 5>,
-        dz: TensorView<'_, Self, 5>,
-        groups: usize,
-        sliding: &Sliding,
-        dw: TensorViewMut<'_, Self, 5>,
-    ) -> Result<()>;
-
-    /// [`Filter::pack`].
-    fn pack(filter: &Filter<'_, Self>, op: &'static str, cut: &Cut, data: &mut [Self]) -> Result<()>;
-}
-
-macro_rules! convolve {
-    ($($T:ty)*) => {$(
-        impl Convolve for $T {
-            fn correlate(call: &Call<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()> {
-                call.run(y)
-            }
-
-            fn scatter(scatter: &Scatter<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()> {
-                scatter.run(y)
-            }
-
-            fn weight_gradient(
-                op: &'static str,
-                isa: Isa,
-                x: TensorView<'_, Self, 5>,
-                dz: TensorView<'_, Self, 5>,
-                groups: usize,
-                sliding: &Sliding,
-                dw: TensorViewMut<'_, Self, 5>,
-            ) -> Result<()> {
-                weight_gradient::run(op, isa, x, dz, groups, sliding, dw)
-            }
-
-            fn pack(filter: &Filter<'_, Self>, op: &'static str, cut: &Cut, data: &mut [Self]) -> Result<()> {
-                filter.pack(op, cut, data)
-            }
+kernels! {
+    /// Element types with their convolutions.
+    pub trait Convolve {
+        /// [`Call::run`].
+        fn correlate(call: &Call<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()> {
+            call.run(y)
         }
-    )*};
-}
 
-convolve!(f32 f64);
+        /// [`Scatter::run`].
+        fn scatter(scatter: &Scatter<'_, Self>, y: TensorViewMut<'_, Self, 5>) -> Result<()> {
+            scatter.run(y)
+        }
+
+        /// [`weight_gradient::run`].
+        fn weight_gradient(
+            op: &'static str,
+            isa: Isa,
+            x: TensorView<'_, Self, 5>,
+            dz: TensorView<'_, Self, 5>,
+            groups: usize,
+            sliding: &Sliding,
+            dw: TensorViewMut<'_, Self, 5>,
+        ) -> Result<()> {
+            weight_gradient::run(op, isa, x, dz, groups, sliding, dw)
+        }
+
+        /// [`Filter::pack`].
+        fn pack(filter: &Filter<'_, Self>, op: &'static str, cut: &Cut, data: &mut [Self]) -> Result<()> {
+            filter.pack(op, cut, data)
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{self, Dispatch, Simd, SimdOp};
+use crate::simd::{self, Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
@@ -15,51 +15,35 @@ use super::series::Series;
 use super::sweep::{Merge, Sweep};
 use super::vector::Piece;
 
-/// Element types with their kernels compiled in this crate, not again in each crate that multiplies.
-pub trait Kernels: Sized {
-    /// Computes a block with the kernels of `isa`.
-    fn block(isa: Isa, block: &mut Block<'_, Self>);
-
-    /// Computes a series of tiles with the kernels of `isa`.
-    fn series(isa: Isa, series: &mut Series<'_, Self>);
-
-    /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
-    fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>);
-
-    /// Takes sums over to C with the kernels of `isa`.
-    fn merge(isa: Isa, merge: &mut Merge<'_, Self>);
-
-    /// Computes a piece of a row with the kernels of `isa`.
-    fn piece(isa: Isa, piece: Piece<'_, Self>);
-}
-
-macro_rules! kernels {
-    ($($T:ty)*) => {$(
-        impl Kernels for $T {
-            fn block(isa: Isa, block: &mut Block<'_, Self>) {
-                Self::dispatch(isa, block);
-            }
-
-            fn series(isa: Isa, series: &mut Series<'_, Self>) {
-                Self::dispatch(isa, series);
-            }
-
-            fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>) {
-                Self::dispatch(isa, sweep);
-            }
-
-            fn merge(isa: Isa, merge: &mut Merge<'_, Self>) {
-                Self::dispatch(isa, merge);
-            }
-
-            fn piece(isa: Isa, piece: Piece<'_, Self>) {
-                Self::dispatch(isa, piece);
-            }
+kernels! {
+    /// Element types with their kernels.
+    pub trait Kernels {
+        /// Computes a block with the kernels of `isa`.
+        fn block(isa: Isa, block: &mut Block<'_, Self>) {
+            Self::dispatch(isa, block);
         }
-    )*};
-}
 
-kernels!(f32 f64);
+        /// Computes a series of tiles with the kernels of `isa`.
+        fn series(isa: Isa, series: &mut Series<'_, Self>) {
+            Self::dispatch(isa, series);
+        }
+
+        /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
+        fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>) {
+            Self::dispatch(isa, sweep);
+        }
+
+        /// Takes sums over to C with the kernels of `isa`.
+        fn merge(isa: Isa, merge: &mut Merge<'_, Self>) {
+            Self::dispatch(isa, merge);
+        }
+
+        /// Computes a piece of a row with the kernels of `isa`.
+        fn piece(isa: Isa, piece: Piece<'_, Self>) {
+            Self::dispatch(isa, piece);
+        }
+    }
+}
 
 /// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`.
 // Invariant: of `count` panels `height` lines of `depth` steps can be read.

@@ -91,3 +91,4 @@ pub use packed::Packed;
 pub(crate) use packed::Slab;
 pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};
 pub(crate) use series::Series;
+pub(crate) use split::Sums;

@@ -18,9 +18,9 @@ use super::panel::PanelSource;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::machine::Caches;
+use crate::machine::{Caches, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 /// Elements of partial products that are kept at a time; more blocks than fit are taken in rounds.
@@ -81,9 +81,9 @@ pub(super) fn product<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
             || blocks(&others, partials, shape, tasks - 1),
         );
         one.and(two)?;
-        T::dispatch(product.isa, Add { partials, sums: &mut sums });
+        T::add_partials(product.isa, Add { partials, sums: &mut sums });
     }
-    T::dispatch(product.isa, Finish { epilogue: &scale.epilogue, sums: &mut sums, c: &mut c });
+    T::finish_sums(product.isa, Finish { epilogue: &scale.epilogue, sums: &mut sums, c: &mut c });
     Ok(())
 }
 
@@ -117,8 +117,23 @@ fn blocks<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
 /// Elements that take in one partial product after the other: they stay in L1.
 const RUN: usize = 2048;
 
+kernels! {
+    /// Element types with what a split depth wants beside the product.
+    pub trait Sums {
+        /// [`Add`].
+        fn add_partials(isa: Isa, op: Add<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Finish`].
+        fn finish_sums(isa: Isa, op: Finish<'_, '_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
 /// The sums take in the partial products, which lie one after the other.
-struct Add<'s, T> {
+pub struct Add<'s, T> {
     partials: &'s [T],
     sums: &'s mut [T],
 }
@@ -141,7 +156,7 @@ impl<T: Element> SimdOp<T> for Add<'_, T> {
 }
 
 /// The epilogue over the sums, and C gets them.
-struct Finish<'s, 'c, T> {
+pub struct Finish<'s, 'c, T> {
     epilogue: &'s Epilogue<'s, T>,
     sums: &'s mut [T],
     c: &'s mut TensorViewMut<'c, T, 2>,

@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{Layout, TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
@@ -139,7 +139,7 @@ pub(super) fn measure<T: Element>(
     let call = Measure { x, dy, shift, gradient: gradient.is_some(), path, slab };
     let run = |sums: &mut [f64], chunk| {
         parallel::for_each_chunk_mut(sums, chunk, tasks, &|first, sums| {
-            T::dispatch(isa, MeasurePart { call, first, sums });
+            T::measure_part(isa, MeasurePart { call, first, sums });
         });
     };
     if path != Path::Pixels {
@@ -179,8 +179,23 @@ struct Measure<'a, T> {
     slab: usize,
 }
 
+kernels! {
+    /// Element types with the normalisation of channels.
+    pub trait ChannelKernels {
+        /// [`MeasurePart`].
+        fn measure_part(isa: Isa, op: MeasurePart<'_, '_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`ApplyPart`].
+        fn apply_part(isa: Isa, op: ApplyPart<'_, '_, Self>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+    }
+}
+
 /// Some units, from number `first` on: a channel of a sample each, or a slab of one.
-struct MeasurePart<'a, 'b, T> {
+pub struct MeasurePart<'a, 'b, T> {
     call: Measure<'a, T>,
     first: usize,
     sums: &'b mut [f64],
@@ -336,7 +351,7 @@ fn split<T: Element>(call: Apply<'_, T>, operands: Operands<'_, T>, tasks: usize
     let (shape, strides) = (y.shape(), y.strides());
     let widest = (0..5).filter(|&axis| shape[axis] > 1).max_by_key(|&axis| strides[axis].unsigned_abs());
     let Some(axis) = widest.filter(|_| tasks > 1) else {
-        return T::dispatch(call.isa, ApplyPart { call, operands: Operands { x, dy, y, at } });
+        return T::apply_part(call.isa, ApplyPart { call, operands: Operands { x, dy, y, at } });
     };
     let middle = shape[axis] / 2;
     let ((x, high_x), (dy, high_dy)) = (x.split_at(axis, middle)?, dy.split_at(axis, middle)?);
@@ -353,7 +368,7 @@ fn split<T: Element>(call: Apply<'_, T>, operands: Operands<'_, T>, tasks: usize
     first.and(second)
 }
 
-struct ApplyPart<'a, 'b, T> {
+pub struct ApplyPart<'a, 'b, T> {
     call: Apply<'a, T>,
     operands: Operands<'b, T>,
 }

@@ -61,9 +61,11 @@ mod sets;
 
 pub(crate) use batch::check_momentum;
 pub use batch::{BatchNormalization, BatchStatistics};
+pub(crate) use channels::ChannelKernels;
 pub use group::{GroupNormalization, InstanceNormalization};
 pub use layer::{LayerNormalization, RowStatistics};
 pub use rms::{RmsGradients, RmsGradientsMut, RmsNormalization};
+pub(crate) use rows::RowKernels;
 
 use crate::element::Element;
 use crate::error::{Result, expect};

@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
@@ -187,12 +187,32 @@ pub(super) fn statistics<T: Element>(rows: Rows, x: &[T], n: usize, pairs: &mut 
     machine::trace(|| format!("{} [{}, {n}] {} {isa} {tasks} tasks", rows.op, pairs.len() / 2, T::NAME));
     parallel::for_each_chunk_mut(pairs, 2, tasks, &|first, pairs| {
         let x = &x[first * n..(first + pairs.len() / 2) * n];
-        T::dispatch(isa, Statistics { rule, x, n, pairs });
+        T::row_statistics(isa, Statistics { rule, x, n, pairs });
     });
     Ok(())
 }
 
-struct Statistics<'a, T> {
+kernels! {
+    /// Element types with the normalisation of rows.
+    pub trait RowKernels {
+        /// [`Statistics`].
+        fn row_statistics(isa: Isa, op: Statistics<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Forward`].
+        fn normalize_rows(isa: Isa, op: Forward<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`Backward`].
+        fn row_gradients(isa: Isa, op: Backward<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
+pub struct Statistics<'a, T> {
     rule: Rule,
     x: &'a [T],
     n: usize,
@@ -248,7 +268,7 @@ fn forward_matrix<T: Element>(call: Call<'_, T>, mut operands: Operands<'_, T, 2
         && operands.y.row_mut(0).is_some()
         && operands.residual.as_mut().is_none_or(|(r, sum)| r.row(0).is_some() && sum.row_mut(0).is_some());
     if contiguous {
-        T::dispatch(call.isa, Forward { call, operands });
+        T::normalize_rows(call.isa, Forward { call, operands });
         return Ok(());
     }
     let count = stage(n).min(rows);
@@ -269,7 +289,7 @@ fn forward_matrix<T: Element>(call: Call<'_, T>, mut operands: Operands<'_, T, 2
         };
         let x = TensorView::from_slice(x, shape)?;
         let staged = Operands { x, residual: staged, y: TensorViewMut::matrix(y, shape) };
-        T::dispatch(call.isa, Forward { call, operands: staged });
+        T::normalize_rows(call.isa, Forward { call, operands: staged });
         operands.y.view_mut().slice(0, range.clone(), 1)?.assign(TensorView::from_slice(y, shape)?)?;
         if let Some((_, sum)) = &mut operands.residual {
             let staged = TensorView::from_slice(&rest[..size], shape)?;
@@ -280,7 +300,7 @@ fn forward_matrix<T: Element>(call: Call<'_, T>, mut operands: Operands<'_, T, 2
 }
 
 /// Contiguous rows.
-struct Forward<'a, T> {
+pub struct Forward<'a, T> {
     call: Call<'a, T>,
     operands: Operands<'a, T, 2>,
 }
@@ -483,7 +503,7 @@ fn one_piece<T: Element>(
         && operands.dy.row(0).is_some()
         && operands.dx.as_mut().is_none_or(|dx| dx.row_mut(0).is_some());
     if contiguous {
-        T::dispatch(call.isa, Backward { call, beta, operands, partial, first: 0 });
+        T::row_gradients(call.isa, Backward { call, beta, operands, partial, first: 0 });
         return Ok(());
     }
     let count = stage(n).min(rows);
@@ -506,7 +526,7 @@ fn one_piece<T: Element>(
         let staged =
             Gradients { x: TensorView::from_slice(x, shape)?, dy: TensorView::from_slice(dy, shape)?, dx };
         let partial = partial.as_deref_mut();
-        T::dispatch(call.isa, Backward { call, beta, operands: staged, partial, first });
+        T::row_gradients(call.isa, Backward { call, beta, operands: staged, partial, first });
         if let Some(dx) = &mut operands.dx {
             let staged = TensorView::from_slice(&rest[..size], shape)?;
             dx.view_mut().slice(0, range, 1)?.assign(staged)?;
@@ -516,7 +536,7 @@ fn one_piece<T: Element>(
 }
 
 /// Contiguous rows, the first of which has this number in its piece.
-struct Backward<'a, T> {
+pub struct Backward<'a, T> {
     call: Call<'a, T>,
     beta: T,
     operands: Gradients<'a, T, 2>,

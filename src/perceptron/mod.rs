@@ -29,6 +29,7 @@ mod sweep;
 pub use dual::DualPerceptron;
 pub use multiclass::OneVsRest;
 pub use primal::Perceptron;
+pub(crate) use sweep::Sweeps;
 
 use crate::element::Element;
 use crate::error::{Error, Result};

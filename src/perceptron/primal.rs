@@ -116,7 +116,7 @@ impl<T: Element> Perceptron<T> {
     fn fill(&self, isa: Isa, x: TensorView<'_, T, 2>, scores: &mut [T], tasks: usize) -> Result<()> {
         if tasks <= 1 || scores.len() <= 1 {
             let weights = self.weights.as_slice();
-            T::dispatch(isa, Scores { x, weights, bias: self.bias, scores });
+            T::perceptron_scores(isa, Scores { x, weights, bias: self.bias, scores });
             return Ok(());
         }
         let at = scores.len() / 2;

@@ -3,7 +3,7 @@
 use super::{Outcome, Rule};
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::TensorView;
 
 /// Sums of a dot product that are kept apart: enough to hide the latency of an addition.
@@ -67,8 +67,28 @@ impl Labels<'_> {
     }
 }
 
+kernels! {
+    /// Element types with perceptrons.
+    pub trait Sweeps {
+        /// [`Train`].
+        fn train(isa: Isa, op: Train<'_, '_, Self>) {
+            Self::dispatch(isa, op);
+        }
+
+        /// [`TrainDual`].
+        fn train_dual(isa: Isa, op: TrainDual<'_, Self>) -> Outcome {
+            Self::dispatch(isa, op)
+        }
+
+        /// [`Scores`].
+        fn perceptron_scores(isa: Isa, op: Scores<'_, Self>) {
+            Self::dispatch(isa, op);
+        }
+    }
+}
+
 /// All passes over the samples. Each learner goes its own way: it does what it would do alone.
-pub(super) struct Train<'a, 'b, T> {
+pub struct Train<'a, 'b, T> {
     pub(super) rule: Rule<T>,
     /// With contiguous rows.
     pub(super) x: TensorView<'a, T, 2>,
@@ -80,7 +100,7 @@ pub(super) struct Train<'a, 'b, T> {
 
 impl<T: Element> Train<'_, '_, T> {
     pub(super) fn run(self, isa: Isa) {
-        T::dispatch(isa, self);
+        T::train(isa, self);
     }
 }
 
@@ -133,7 +153,7 @@ impl<T: Element> SimdOp<T> for Train<'_, '_, T> {
 }
 
 /// The same over the Gram matrix, for one perceptron in dual form.
-pub(super) struct TrainDual<'a, T> {
+pub struct TrainDual<'a, T> {
     pub(super) rule: Rule<T>,
     pub(super) labels: &'a [i8],
     /// G, row-major, `[samples, samples]`.
@@ -147,7 +167,7 @@ pub(super) struct TrainDual<'a, T> {
 
 impl<T: Element> TrainDual<'_, T> {
     pub(super) fn run(self, isa: Isa) -> Outcome {
-        T::dispatch(isa, self)
+        T::train_dual(isa, self)
     }
 }
 
@@ -187,7 +207,7 @@ impl<T: Element> SimdOp<T> for TrainDual<'_, T> {
 }
 
 /// w · x + b of each row, with the sums that learning makes.
-pub(super) struct Scores<'a, T> {
+pub struct Scores<'a, T> {
     /// With contiguous rows.
     pub(super) x: TensorView<'a, T, 2>,
     pub(super) weights: &'a [T],

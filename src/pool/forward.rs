@@ -6,13 +6,13 @@
 use std::ops::Range;
 
 use super::geometry::{Axis, Slide, Taps};
-use super::reduce::Reduction;
+use super::reduce::{Average, Maximum, Norm, Reduction};
 use super::walk::{OneByOne, Walk, Window, join_rows};
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
 
@@ -27,7 +27,7 @@ pub(super) const MOST_LANES: usize = 16;
 
 /// A checked call.
 #[derive(Clone, Copy)]
-pub(super) struct Call<'a, T, R> {
+pub struct Call<'a, T, R> {
     pub op: &'static str,
     pub isa: Isa,
     /// `[batch, channels, depth, height, width]`.
@@ -93,7 +93,7 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
         let last = channels_last(self.x.shape(), self.x.strides());
         let axes: &[usize] = if last { &[0, 2, 3] } else { &[0, 1, 2, 3] };
         let Some(axis) = cut(y.shape(), axes).filter(|_| tasks > 1) else {
-            return T::dispatch(self.isa, Piece { call: self, y, origin });
+            return R::reduce(self.isa, Piece { call: self, y, origin });
         };
         let (at, half) = (y.shape()[axis] / 2, tasks / 2);
         let (low, high) = y.split_at(axis, at)?;
@@ -105,8 +105,28 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
     }
 }
 
+kernels! {
+    /// Element types with the reductions of windows.
+    pub trait Reductions {
+        /// Maxima.
+        fn maxima(isa: Isa, op: Piece<'_, '_, Self, Maximum>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+
+        /// Averages.
+        fn averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+
+        /// Norms.
+        fn norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+    }
+}
+
 /// A part of the output, which begins at `origin`.
-struct Piece<'p, 'a, T, R> {
+pub struct Piece<'p, 'a, T, R> {
     call: &'p Call<'a, T, R>,
     y: TensorViewMut<'p, T, 5>,
     origin: [usize; 5],
@@ -346,13 +366,13 @@ impl<T: Element, R: Reduction<T>, Z> Across<'_, '_, '_, T, Z, R> {
                 let count = call.axes[0].count(d, call.with_padding);
                 weight = inverse(count.saturating_mul(call.axes[1].count(h, call.with_padding)));
             }
-            if let Some(to) = self.y.line_mut(at) {
-                walk.row(from, weight, weights, &mut to[range.clone()]);
-                continue;
+            let direct = self.y.line_mut(at).map(|to| &mut to[range.clone()]);
+            let staged = direct.is_none();
+            // One call: it is long when inlined.
+            walk.row(from, weight, weights, direct.unwrap_or(&mut self.stage[..range.len()]));
+            if staged {
+                scatter(&self.stage[..range.len()], self.y.matrix_at_mut(at), outputs.start);
             }
-            let to = &mut self.stage[..range.len()];
-            walk.row(from, weight, weights, to);
-            scatter(to, self.y.matrix_at_mut(at), outputs.start);
         }
     }
 }
@@ -458,8 +478,9 @@ impl<S: Copy, R: Copy> Rows<S, R> {
     }
 }
 
-/// Elements `[columns, lanes]` of a matrix from row `first` on, into a slice.
-#[inline(always)]
+/// Elements `[columns, lanes]` of a matrix from row `first` on, into a slice. No loop over vectors, and long: one for all
+/// instruction sets.
+#[inline(never)]
 pub(super) fn gather<T: Copy>(from: TensorView<'_, T, 2>, first: usize, to: &mut [T]) {
     let lanes = from.shape()[1].max(1);
     for (i, to) in to.chunks_exact_mut(lanes).enumerate() {
@@ -475,7 +496,7 @@ pub(super) fn gather<T: Copy>(from: TensorView<'_, T, 2>, first: usize, to: &mut
 }
 
 /// The inverse of [`gather`].
-#[inline(always)]
+#[inline(never)]
 pub(super) fn scatter<T: Copy>(from: &[T], to: TensorViewMut<'_, T, 2>, first: usize) {
     let [columns, lanes] = to.shape();
     let count = from.len() / lanes.max(1);

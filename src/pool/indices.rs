@@ -14,7 +14,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
 
@@ -48,7 +48,7 @@ impl<T: Element> Call<'_, T> {
         let last = channels_last(self.x.shape(), self.x.strides());
         let axes: &[usize] = if last { &[0, 2, 3] } else { &[0, 1, 2, 3] };
         let Some(axis) = cut(y.shape(), axes).filter(|_| tasks > 1) else {
-            return T::dispatch(self.isa, Piece { call: self, y, indices, origin });
+            return T::maxima_with_indices(self.isa, Piece { call: self, y, indices, origin });
         };
         let (at, half) = (y.shape()[axis] / 2, tasks / 2);
         let ((low, high), (low_indices, high_indices)) = (y.split_at(axis, at)?, indices.split_at(axis, at)?);
@@ -71,7 +71,17 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
-struct Piece<'p, 'a, T> {
+kernels! {
+    /// Element types with the places of maxima.
+    pub trait Places {
+        /// [`Piece`].
+        fn maxima_with_indices(isa: Isa, op: Piece<'_, '_, Self>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+    }
+}
+
+pub struct Piece<'p, 'a, T> {
     call: &'p Call<'a, T>,
     y: TensorViewMut<'p, T, 5>,
     indices: TensorViewMut<'p, u32, 5>,

@@ -41,7 +41,10 @@ mod spread;
 mod unpool;
 mod walk;
 
+pub(crate) use forward::Reductions;
+pub(crate) use indices::Places;
 pub use lp::LpPool;
+pub(crate) use spread::Shares;
 
 use self::geometry::{Axis, Padding, Windows};
 use self::reduce::{Average, Maximum};

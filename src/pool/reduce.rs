@@ -1,15 +1,21 @@
 //! What a window becomes: its maximum, its average, its p-norm.
 #![forbid(unsafe_code)]
 
+use super::forward::{MOST_LANES, Piece};
 use crate::element::Element;
-use crate::simd::Simd;
+use crate::error::Result;
+use crate::machine::Isa;
+use crate::simd::{Simd, SimdOp};
 
 /// How the elements of a window are brought together: y = finish(join of take(x)).
-pub(super) trait Reduction<T: Element>: Copy + Send + Sync {
+pub trait Reduction<T: Element>: Copy + Send + Sync {
     /// Joined to anything it changes nothing.
     const NEUTRAL: T;
     /// True where [`finish`](Self::finish) wants 1 over the number of elements.
     const WEIGHTED: bool;
+
+    /// Reduces the windows of a piece.
+    fn reduce(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()>;
 
     fn take<S: Simd<T>>(self, simd: S, x: S::V) -> S::V;
     fn join<S: Simd<T>>(self, simd: S, sum: S::V, x: S::V) -> S::V;
@@ -20,11 +26,15 @@ pub(super) trait Reduction<T: Element>: Copy + Send + Sync {
 
 /// The first NaN, else the maximum.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Maximum;
+pub struct Maximum;
 
 impl<T: Element> Reduction<T> for Maximum {
     const NEUTRAL: T = T::NEG_INFINITY;
     const WEIGHTED: bool = false;
+
+    fn reduce(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()> {
+        T::maxima(isa, piece)
+    }
 
     #[inline(always)]
     fn take<S: Simd<T>>(self, _: S, x: S::V) -> S::V {
@@ -50,11 +60,15 @@ impl<T: Element> Reduction<T> for Maximum {
 
 /// The sum over the number of elements.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Average;
+pub struct Average;
 
 impl<T: Element> Reduction<T> for Average {
     const NEUTRAL: T = T::ZERO;
     const WEIGHTED: bool = true;
+
+    fn reduce(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()> {
+        T::averages(isa, piece)
+    }
 
     #[inline(always)]
     fn take<S: Simd<T>>(self, _: S, x: S::V) -> S::V {
@@ -79,7 +93,7 @@ impl<T: Element> Reduction<T> for Average {
 
 /// (Σ |x|ᵖ)^(1/p).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Norm {
+pub struct Norm {
     p: f64,
 }
 
@@ -92,10 +106,13 @@ impl Norm {
         self.p
     }
 
-    /// xᵖ for x ≥ 0.
+    /// xᵖ for x ≥ 0. Outlined: it is wanted in many places, and seldom.
     #[inline(always)]
     fn power<T: Element, S: Simd<T>>(simd: S, x: S::V, p: f64) -> S::V {
-        T::exp_v(simd, simd.mul(T::log_v(simd, x), simd.splat(T::from_f64(p))))
+        let mut run = [T::ZERO; MOST_LANES];
+        simd.store(x, &mut run);
+        simd.call(Power { run: &mut run[..S::LANES], p: T::from_f64(p) });
+        simd.load(&run)
     }
 
     /// y^(1 − p), by which a gradient is scaled; 0 where y is 0, where the norm has a kink.
@@ -124,9 +141,29 @@ impl Norm {
     }
 }
 
+/// A vector becomes its power.
+struct Power<'r, T> {
+    run: &'r mut [T],
+    p: T,
+}
+
+impl<T: Element> SimdOp<T> for Power<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let logarithm = T::log_v(simd, simd.load(self.run));
+        simd.store(T::exp_v(simd, simd.mul(logarithm, simd.splat(self.p))), self.run);
+    }
+}
+
 impl<T: Element> Reduction<T> for Norm {
     const NEUTRAL: T = T::ZERO;
     const WEIGHTED: bool = false;
+
+    fn reduce(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()> {
+        T::norms(isa, piece)
+    }
 
     #[inline(always)]
     fn take<S: Simd<T>>(self, simd: S, x: S::V) -> S::V {

@@ -11,14 +11,17 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{Scratch, scratch};
 
 /// The derivative of a reduction: dx = received(Σ given(dy, y), x).
-pub(super) trait Share<T: Element>: Copy + Send + Sync {
+pub trait Share<T: Element>: Copy + Send + Sync {
     /// True where what is given is divided by the number of elements.
     const WEIGHTED: bool;
+
+    /// Spreads the gradients of a piece.
+    fn spread(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()>;
 
     fn given<S: Simd<T>>(self, simd: S, dy: S::V, y: S::V) -> S::V;
     fn received<S: Simd<T>>(self, simd: S, sum: S::V, x: S::V) -> S::V;
@@ -26,6 +29,10 @@ pub(super) trait Share<T: Element>: Copy + Send + Sync {
 
 impl<T: Element> Share<T> for Average {
     const WEIGHTED: bool = true;
+
+    fn spread(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()> {
+        T::share_averages(isa, piece)
+    }
 
     #[inline(always)]
     fn given<S: Simd<T>>(self, _: S, dy: S::V, _: S::V) -> S::V {
@@ -41,6 +48,10 @@ impl<T: Element> Share<T> for Average {
 impl<T: Element> Share<T> for Norm {
     const WEIGHTED: bool = false;
 
+    fn spread(isa: Isa, piece: Piece<'_, '_, T, Self>) -> Result<()> {
+        T::share_norms(isa, piece)
+    }
+
     #[inline(always)]
     fn given<S: Simd<T>>(self, simd: S, dy: S::V, y: S::V) -> S::V {
         simd.mul(dy, self.outer(simd, y))
@@ -54,7 +65,7 @@ impl<T: Element> Share<T> for Norm {
 
 /// A checked call.
 #[derive(Clone, Copy)]
-pub(super) struct Call<'a, T, R> {
+pub struct Call<'a, T, R> {
     pub op: &'static str,
     pub isa: Isa,
     /// `[batch, channels, windows…]`.
@@ -80,7 +91,7 @@ impl<T: Element, R: Share<T>> Call<'_, T, R> {
     fn split(&self, dx: TensorViewMut<'_, T, 5>, last: bool, origin: [usize; 5], tasks: usize) -> Result<()> {
         let axes: &[usize] = if last { &[0, 2, 3] } else { &[0, 1, 2, 3] };
         let Some(axis) = cut(dx.shape(), axes).filter(|_| tasks > 1) else {
-            return T::dispatch(self.isa, Piece { call: self, dx, last, origin });
+            return R::spread(self.isa, Piece { call: self, dx, last, origin });
         };
         let (at, half) = (dx.shape()[axis] / 2, tasks / 2);
         let (low, high) = dx.split_at(axis, at)?;
@@ -94,7 +105,22 @@ impl<T: Element, R: Share<T>> Call<'_, T, R> {
     }
 }
 
-struct Piece<'p, 'a, T, R> {
+kernels! {
+    /// Element types with the gradients of sums.
+    pub trait Shares {
+        /// Those of averages.
+        fn share_averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+
+        /// Those of norms.
+        fn share_norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+    }
+}
+
+pub struct Piece<'p, 'a, T, R> {
     call: &'p Call<'a, T, R>,
     dx: TensorViewMut<'p, T, 5>,
     last: bool,

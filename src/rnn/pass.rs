@@ -5,39 +5,29 @@ use super::descriptor::Nonlinearity;
 use super::functions::{Functions, Gates, Role, Usual};
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{self, Dispatch, Simd, SimdOp};
+use crate::simd::{self, Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Element types with their passes compiled in this crate, not again in each crate that uses them.
-pub trait Passes: Sized {
-    /// What follows the product of a step.
-    fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>);
-
-    /// What precedes the product of a step back.
-    fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>);
-}
-
-macro_rules! passes {
-    ($($T:ty)*) => {$(
-        impl Passes for $T {
-            fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>) {
-                match pass.functions {
-                    None => Self::dispatch(isa, With(pass, Usual)),
-                    Some(functions) => Self::dispatch(isa, With(pass, functions)),
-                }
-            }
-
-            fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>) {
-                match pass.functions {
-                    None => Self::dispatch(isa, With(pass, Usual)),
-                    Some(functions) => Self::dispatch(isa, With(pass, functions)),
-                }
+kernels! {
+    /// Element types with their passes.
+    pub trait Passes {
+        /// What follows the product of a step.
+        fn forward_pass(isa: Isa, pass: ForwardPass<'_, Self>) {
+            match pass.functions {
+                None => Self::dispatch(isa, With(pass, Usual)),
+                Some(functions) => Self::dispatch(isa, With(pass, functions)),
             }
         }
-    )*};
-}
 
-passes!(f32 f64);
+        /// What precedes the product of a step back.
+        fn backward_pass(isa: Isa, pass: BackwardPass<'_, Self>) {
+            match pass.functions {
+                None => Self::dispatch(isa, With(pass, Usual)),
+                Some(functions) => Self::dispatch(isa, With(pass, functions)),
+            }
+        }
+    }
+}
 
 /// A pass and how it computes activations.
 struct With<P, G>(P, G);

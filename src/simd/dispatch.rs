@@ -21,6 +21,31 @@ pub trait Dispatch: Copy + 'static {
     fn dispatch<O: SimdOp<Self>>(isa: Isa, op: O) -> O::Output;
 }
 
+/// Declares a trait of the element types. Its functions are compiled in this crate for each of them; what is generic down to
+/// its kernels would be compiled anew in each crate that calls it, and be slow where that crate is built without optimisation.
+macro_rules! kernels {
+    (
+        $(#[$attribute:meta])*
+        pub trait $Kernels:ident {
+            $($(#[$doc:meta])* fn $name:ident($($arg:ident: $Arg:ty),* $(,)?) $(-> $Output:ty)? $body:block)+
+        }
+    ) => {
+        $(#[$attribute])*
+        pub trait $Kernels: Sized {
+            $($(#[$doc])* fn $name($($arg: $Arg),*) $(-> $Output)?;)+
+        }
+
+        impl $Kernels for f32 {
+            $(fn $name($($arg: $Arg),*) $(-> $Output)? $body)+
+        }
+
+        impl $Kernels for f64 {
+            $(fn $name($($arg: $Arg),*) $(-> $Output)? $body)+
+        }
+    };
+}
+pub(crate) use kernels;
+
 /// A function that is compiled with the features of its token. Methods of a trait that are must be unsafe.
 #[cfg(target_arch = "x86_64")]
 macro_rules! shim {

@@ -41,6 +41,7 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 pub use baseline::Baseline;
+pub(crate) use dispatch::kernels;
 pub use dispatch::{Dispatch, SimdOp};
 
 /// Vector operations on elements `T` for one instruction set.

@@ -1,11 +1,11 @@
 //! From tensors of any rank and strides to the kernels: which path, which tasks, which rows.
 
-use super::kernel::{BLOCK, Kernel};
+use super::kernel::{BLOCK, Backward, Forward, Kernel};
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Dispatch, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::scratch;
@@ -14,7 +14,7 @@ use crate::workspace::scratch;
 const GRAIN: usize = 1 << 13;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Path {
+pub enum Path {
     Rows,
     Columns,
 }
@@ -61,7 +61,7 @@ pub(super) fn run<T: Element, const K: usize, const N: usize>(
 }
 
 #[derive(Clone, Copy)]
-struct Call<F> {
+pub struct Call<F> {
     op: &'static str,
     isa: Isa,
     axis: usize,
@@ -111,7 +111,7 @@ fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
         reshaped.map(|reshaped| *view = reshaped).is_ok()
     });
     if viewable && let Ok(dst) = dst.view_mut().reshape(merged) {
-        return T::dispatch(call.isa, Merged { call, srcs: views, dst });
+        return F::run(call.isa, Merged { call, srcs: views, dst });
     }
     let Some(axis) = widest(call.axis, shape) else { return Ok(()) };
     for at in 0..shape[axis] {
@@ -124,8 +124,23 @@ fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
     Ok(())
 }
 
+kernels! {
+    /// Element types with softmax.
+    pub trait Softmaxes {
+        /// Forward.
+        fn softmax_forward(isa: Isa, op: Merged<'_, Self, Forward, 1>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+
+        /// Backward.
+        fn softmax_backward(isa: Isa, op: Merged<'_, Self, Backward, 2>) -> Result<()> {
+            Self::dispatch(isa, op)
+        }
+    }
+}
+
 /// Views of shape \[before, the axis, behind\].
-struct Merged<'a, T, F, const K: usize> {
+pub struct Merged<'a, T, F, const K: usize> {
     call: Call<F>,
     srcs: [TensorView<'a, T, 3>; K],
     dst: TensorViewMut<'a, T, 3>,

@@ -1,11 +1,17 @@
 //! One row, or one block of columns, by vectors.
 
+use super::drive::Merged;
 use crate::element::Element;
+use crate::error::Result;
+use crate::machine::Isa;
 use crate::simd::Simd;
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// A kernel over `K` sources and one output, all of one shape.
-pub(super) trait Kernel<const K: usize>: Copy + Send + Sync {
+pub trait Kernel<const K: usize>: Copy + Send + Sync {
+    /// Over views of three axes.
+    fn run<T: Element>(isa: Isa, merged: Merged<'_, T, Self, K>) -> Result<()>;
+
     /// Along contiguous rows of one length, which is not 0.
     ///
     /// `next` are the sources of the row after this one, of the same length, or `srcs` again if there is none;
@@ -34,13 +40,13 @@ pub(super) trait Kernel<const K: usize>: Copy + Send + Sync {
 
 /// x → y.
 #[derive(Clone, Copy)]
-pub(super) struct Forward {
+pub struct Forward {
     pub logarithm: bool,
 }
 
 /// (y, dy) → dx.
 #[derive(Clone, Copy)]
-pub(super) struct Backward {
+pub struct Backward {
     pub logarithm: bool,
 }
 
@@ -98,6 +104,10 @@ fn largest<T: Element, S: Simd<T>>(s: S, mut most: [S::V; UNROLL], x: &[T]) -> T
 }
 
 impl Kernel<1> for Forward {
+    fn run<T: Element>(isa: Isa, merged: Merged<'_, T, Self, 1>) -> Result<()> {
+        T::softmax_forward(isa, merged)
+    }
+
     #[inline(always)]
     fn row<T: Element, S: Simd<T>>(
         self,
@@ -196,6 +206,10 @@ impl Kernel<1> for Forward {
 }
 
 impl Kernel<2> for Backward {
+    fn run<T: Element>(isa: Isa, merged: Merged<'_, T, Self, 2>) -> Result<()> {
+        T::softmax_backward(isa, merged)
+    }
+
     #[inline(always)]
     fn row<T: Element, S: Simd<T>>(
         self,

@@ -26,6 +26,8 @@ mod kernel;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use drive::Softmaxes;
+
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};

@@ -20,6 +20,7 @@ mod erf;
 mod exp;
 mod exp2;
 mod log;
+mod map;
 mod normal;
 mod pair;
 mod sigmoid;
@@ -32,8 +33,10 @@ mod tests;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::simd::{Dispatch, Simd, SimdOp};
+use crate::simd::{Dispatch, Simd};
 use crate::tensor::{self, TensorView, TensorViewMut};
+pub(crate) use map::Maps;
+use map::{Function, Map};
 pub(crate) use pair::Pair;
 
 /// Functions of vectors, for code that is generic over the element type; see the modules for their bounds.
@@ -183,40 +186,8 @@ macro_rules! map_vectors {
 }
 pub(crate) use map_vectors;
 
-/// Which function; for one dispatch over all of them.
-#[derive(Clone, Copy)]
-enum Function {
-    Exp,
-    Log,
-    Tanh,
-    Sigmoid,
-    Erf,
-}
-
 /// What a run costs more than copying it, for the number of tasks.
 const COST: usize = 4;
-
-struct Map<'a, T> {
-    function: Function,
-    src: &'a [T],
-    dst: &'a mut [T],
-}
-
-impl<T: Element> SimdOp<T> for Map<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, s: S) {
-        let Map { function, src, dst } = self;
-        match function {
-            Function::Exp => map_vectors!(s, dst, |x in src| T::exp_v(s, x)),
-            Function::Log => map_vectors!(s, dst, |x in src| T::log_v(s, x)),
-            Function::Tanh => map_vectors!(s, dst, |x in src| T::tanh_v(s, x)),
-            Function::Sigmoid => map_vectors!(s, dst, |x in src| T::sigmoid_v(s, x)),
-            Function::Erf => map_vectors!(s, dst, |x in src| T::erf_v(s, x)),
-        }
-    }
-}
 
 fn map<T: Element, const N: usize>(
     op: &'static str,
@@ -229,7 +200,7 @@ fn map<T: Element, const N: usize>(
     }
     let isa = machine::isa()?;
     machine::trace(|| format!("{op} {:?} {} {isa}", y.shape(), T::NAME));
-    tensor::map([x], y, COST, &|[src], dst| T::dispatch(isa, Map { function, src, dst }))
+    tensor::map([x], y, COST, &|[src], dst| T::map_run(isa, Map { function, src, dst }))
 }
 
 fn map_slice<T: Element>(op: &'static str, function: Function, x: &[T], y: &mut [T]) -> Result<()> {

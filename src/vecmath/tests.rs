@@ -3,6 +3,7 @@
 use super::*;
 use crate::machine::{Isa, supported, with_isa};
 use crate::reference;
+use crate::simd::SimdOp;
 use rayon::prelude::*;
 
 type Slice32 = fn(&[f32], &mut [f32]) -> Result<()>;
