@@ -7,7 +7,7 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 use super::ahead::Ahead;
-use super::blocking::{NEAR, height};
+use super::blocking::{height, near};
 use super::epilogue::Epilogue;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
@@ -63,8 +63,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         // Row by row neighbouring tiles of C share pages, and the processor sees their lines coming. Column by column a panel of
         // B is used again while it is in L1, and there are longer strips where there are few columns. One row of tiles is the same
         // way in both, but a strip of one tile in a column.
-        let near = tile_columns * depth * size_of::<T>() <= NEAR;
-        let by_column = fetch || right <= down.min(3) || (down > 1 && near);
+        let by_column = fetch || right <= down.min(3) || (down > 1 && near::<T>(tile_columns, depth));
         let contiguous = unit == 1 || columns == 1;
         let [mut row, mut column] = [0; 2];
         while row < rows && column < columns {

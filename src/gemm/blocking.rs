@@ -81,6 +81,15 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
 /// Bytes of a panel that stay in L1 beside what else passes through.
 pub(super) const NEAR: usize = 24 << 10;
 
+/// True where a panel of B stays in L1 while all panels of A that L2 holds pass by, tile below tile. With few steps that
+/// costs more than it saves: each row of a tile of C lies in a page of its own.
+pub(super) fn near<T>(columns: usize, depth: usize) -> bool {
+    (NEAR / 3..=NEAR).contains(&(columns * depth * size_of::<T>()))
+}
+
+/// Panels of A, or rows of C in as many, that L2 holds beside what else passes through.
+const SOME: usize = 24;
+
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
@@ -147,14 +156,20 @@ impl Walk {
         b: Option<Source>,
     ) -> Self {
         let bytes = kc * size_of::<T>();
-        let room = room(caches);
+        let kept = room(caches);
+        // What is read once for many panels of A may come from farther.
+        let room = if near::<T>(tile.columns, kc) { caches.l2.max(1 << 20) } else { kept };
         let most = (room / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
         // The same for B, which is read once for each panel of A.
         let (b_in_place, line) = match b {
             Some(Source { direct: true, neighbours: true, stride }) => {
-                let fits = bytes.saturating_mul(stride) <= room;
-                let few = m <= tile.sums() * if fits { 12 } else { 1 };
+                let times = match bytes.saturating_mul(stride) {
+                    span if span <= kept => 12,
+                    span if span <= room => 5,
+                    _ => 1,
+                };
+                let few = m <= tile.sums() * times;
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
             }
             _ => (0, nc),
@@ -183,10 +198,10 @@ impl Walk {
             (Fetch::Whole, _) => usize::MAX,
             (Fetch::InPlace, _) if across || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
             // Nothing is packed: as many as L1 has room for, while the next are asked for.
-            (Fetch::InPlace, _) => (caches.l1d / 2 / tile.rows.saturating_mul(bytes).max(1)).max(1),
-            // A step of neighbouring rows is a run of memory: a longer one for each page that is looked up.
-            (Fetch::Panels, Some(Source { neighbours: true, .. })) => 24,
-            _ => 1,
+            (Fetch::InPlace, _) if !near::<T>(tile.columns, kc) => {
+                (caches.l1d / 2 / tile.rows.saturating_mul(bytes).max(1)).max(1)
+            }
+            _ => SOME,
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
         // More rows than these hide what a panel in place waits for, and going down its columns costs more.
@@ -281,7 +296,9 @@ mod tests {
             assert!(kc * AVX2.columns * 4 <= CACHES.l1d, "{kc}");
             for m in [100, 3000] {
                 let walk = walk(m, 5000, k, ROWS, COLUMNS);
-                assert!(walk.nc * kc * 4 <= CACHES.l2 / 4 * 3 + kc * 4 * AVX2.columns, "{walk:?}");
+                let room = if near::<f32>(AVX2.columns, kc) { 1 << 20 } else { CACHES.l2 / 4 * 3 };
+                assert!(walk.nc * kc * 4 <= room + kc * 4 * AVX2.columns, "{walk:?}");
+                assert!(walk.panels.saturating_mul(AVX2.rows).min(m) * kc * 4 <= CACHES.l2 / 3, "{walk:?}");
                 assert!(walk.a != Fetch::Whole || m * kc * 4 <= CACHES.l2 / 8, "{walk:?}");
             }
         }
@@ -304,6 +321,10 @@ mod tests {
         let narrow = Some(Source { direct: true, neighbours: true, stride: 200 });
         assert_eq!(walk(144, 200, 500, ROWS, narrow).b_in_place, 200);
         assert_eq!(walk(145, 200, 500, ROWS, narrow).b_in_place, 0);
+        // One that does not, for some.
+        let wide = Some(Source { direct: true, neighbours: true, stride: 1000 });
+        assert_eq!(walk(60, 1000, 500, ROWS, wide).b_in_place, 1000);
+        assert_eq!(walk(61, 1000, 500, ROWS, wide).b_in_place, 0);
         // Columns of B that are no neighbours, or no matrix, cannot be read as vectors.
         assert_eq!(walk(12, 5000, 500, ROWS, ROWS).b_in_place, 0);
         assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
@@ -322,9 +343,9 @@ mod tests {
 
     #[test]
     fn depth_is_grouped_where_b_stays_in_l2() {
-        // kc is 256 for 1024: a block of 48 columns takes 48 of the 384 KiB.
-        assert_eq!(walk(3000, 48, 1024, ROWS, COLUMNS).group, 8);
-        assert_eq!(walk(3000, 49, 1024, ROWS, COLUMNS).group, 7);
+        // kc is 256 for 1024: a block of 128 columns takes 128 of the 1024 KiB.
+        assert_eq!(walk(3000, 128, 1024, ROWS, COLUMNS).group, 8);
+        assert_eq!(walk(3000, 129, 1024, ROWS, COLUMNS).group, 7);
         assert_eq!(walk(3000, 5000, 1024, ROWS, COLUMNS).group, 1);
         // In place, what lies between the columns counts.
         assert_eq!(walk(12, 64, 1024, ROWS, COLUMNS).group, 1);

@@ -3,10 +3,10 @@
 //! ```text
 //! parts of C, rows and columns halved               each a task with its own panels, in its own caches
 //!   for pc in 0..k step kc          depth                                          loop 5
-//!     for jc in 0..n step nc        B[pc, jc] → panels, in L2                      loop 4
-//!       for ic in 0..m step rows    A[ic, pc] → a panel, in L1                     loop 3
-//!         for jr step tile columns  a panel of B, from L2                          loop 2
-//!           a tile of C             micro-kernel over kc                           loop 1
+//!     for jc in 0..n step nc        B[pc, jc] → panels, in L2, or farther          loop 4
+//!       for ic in 0..m step rows    A[ic, pc] → panels, in L1, or in L2            loop 3
+//!         for ir, jr step a tile    the panels that are in L1 with all others      loops 2, 1
+//!           a tile of C             micro-kernel over kc
 //! ```
 //!
 //! Tasks share nothing and wait for nobody: what two of them need, both pack. Each would have to bring it into

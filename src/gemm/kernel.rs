@@ -259,7 +259,12 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let far = const { PACKED && V < S::TILE_VECTORS && V <= 2 };
         let last = b.readable.saturating_sub((V - 1) * S::LANES);
         let mut start = c.as_mut_ptr();
-        let mut begins = (a.ptr, b.ptr);
+        let mut begins = ([a.ptr; 4], b.ptr);
+        if !PACKED {
+            for j in 1..R.div_ceil(3) {
+                begins.0[j] = black_box(a.ptr.wrapping_offset((3 * j as isize).wrapping_mul(line)));
+            }
+        }
         for tile in 0..count {
             // C is needed when the sums are done.
             for i in 0..if beta.is_some() || far { R } else { 0 } {
@@ -268,13 +273,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }
             }
             let mut sums = [[simd.splat(T::ZERO); V]; R];
-            let (a_start, mut bt) = begins;
-            let mut at = [a_start; 4];
-            if !PACKED {
-                for j in 1..R.div_ceil(3) {
-                    at[j] = black_box(a_start.wrapping_offset((3 * j as isize).wrapping_mul(line)));
-                }
-            }
+            let (mut at, mut bt) = begins;
             // Two steps a turn: where two hardware threads share a core, every instruction that is not a
             // multiply-add costs.
             const UNROLL: usize = 2;
@@ -389,7 +388,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }
             }
             if down {
-                begins.0 = begins.0.wrapping_offset(a.next);
+                begins.0 = begins.0.map(|begin| begin.wrapping_offset(a.next));
                 start = start.wrapping_offset(R as isize * row);
             } else {
                 begins.1 = begins.1.wrapping_offset(b.next);

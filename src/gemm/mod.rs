@@ -6,8 +6,10 @@
 //! # How
 //!
 //! The loops are those of K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-//! (ACM TOMS 34(3), 2008), with B and not A resident in L2, so that a row of tiles of C is computed from left to
-//! right: its pages and cache lines come in the order in which memory has them.
+//! (ACM TOMS 34(3), 2008). Where a panel of B stays in L1 (AVX2, baseline) some panels of A stay in L2, and go by for each
+//! panel of B, which comes from farther. With the wide tiles of AVX-512, and for few steps of depth, it is B that is
+//! resident in L2, and a row of tiles of C is computed from left to right: its pages and cache lines come in the order in
+//! which memory has them. The latter:
 //!
 //! ```text
 //!                 n                          B, packed or in place   in L2: kc × nc
@@ -48,9 +50,9 @@
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
 //! | rows of A contiguous with AVX-512; n is at most 8 tiles, of a column-major A with AVX-512 half of one | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
-//! | m is at most 24 (AVX2 12, baseline 8), or 12 times that where a block of B fits in L2 as it lies, rows of B contiguous | blocked, B read in place |
+//! | m is at most 24 (AVX2 12, baseline 8), or 12 times that where a block of B fits in L2 as it lies and 5 times where it is not much larger, rows of B contiguous | blocked, B read in place |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
-//! | anything else | blocked, A packed panel by panel, B block by block |
+//! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
 //! | [`gram`]: A · Aᵀ | halves: a product below the diagonal, copied above it; leaves of tiles on and below it |
 //! | a batch of products of less than 2²⁴ multiplications each | its entries are the tasks |
