@@ -18,7 +18,7 @@ use super::emit::{Emit, channels_last};
 use super::halo::{Fill, Geometry, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, Panels, Tile, balanced, blocks, packed_len, tile};
+use crate::gemm::{Block, Order, Panels, Tile, balanced, blocks, packed_len, tile};
 use crate::machine::{self, Caches};
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
@@ -145,7 +145,7 @@ pub(super) fn run<T: Element>(
                             origin: [0, 0],
                             next: None,
                             stream: false,
-                            fetch: false,
+                            order: Order::Usual,
                             c: c.tile_mut([0, 0], [panel.len(), columns.next_multiple_of(tile.lanes)]),
                         };
                         T::block(cut.isa, &mut block);

@@ -19,7 +19,7 @@ use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
+    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -155,7 +155,7 @@ impl<T: Element> Rows<'_, T> {
                         origin: [pixels.start, columns.start],
                         next: None,
                         stream: false,
-                        fetch: across,
+                        order: if across { Order::Fetch } else { Order::Usual },
                         c: c.tile_mut([pixels.start, columns.start], [count, columns.len()]),
                     };
                     T::block(isa, &mut block);

@@ -21,7 +21,7 @@ use super::halo::{self, Fill, Halo};
 use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Panels, Tile, blocks, packed_len, tile, tile_rows};
+use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -180,7 +180,7 @@ impl<T: Element> Gradient<'_, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
-                    fetch: false,
+                    order: Order::Usual,
                     c: c.tile_mut([0, lines.start], [outputs, lines.len()]),
                 };
                 T::block(self.isa, &mut block);

@@ -7,7 +7,7 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 use super::ahead::Ahead;
-use super::blocking::{height, near};
+use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
@@ -40,8 +40,7 @@ pub struct Block<'b, T> {
     pub(crate) next: Option<TensorView<'b, T, 2>>,
     /// C, which is not read then, goes past the caches.
     pub(crate) stream: bool,
-    /// B may come from memory: column by column each panel is used by all rows while the next is asked for.
-    pub(crate) fetch: bool,
+    pub(crate) order: Order,
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
 
@@ -50,7 +49,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, fetch, .. } = *self;
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, order, .. } = *self;
         let c = &mut self.c;
         let [rows, columns] = c.shape();
         let unit = c.strides()[1];
@@ -63,7 +62,8 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         // Row by row neighbouring tiles of C share pages, and the processor sees their lines coming. Column by column a panel of
         // B is used again while it is in L1, and there are longer strips where there are few columns. One row of tiles is the same
         // way in both, but a strip of one tile in a column.
-        let by_column = fetch || right <= down.min(3) || (down > 1 && near::<T>(tile_columns, depth));
+        let (fetch, near) = (order == Order::Fetch, tile_columns * depth * size_of::<T>() <= NEAR);
+        let by_column = fetch || right <= down.min(3) || (down > 1 && near && order != Order::Rows);
         let contiguous = unit == 1 || columns == 1;
         let [mut row, mut column] = [0; 2];
         while row < rows && column < columns {

@@ -81,20 +81,11 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
 /// Bytes of a panel that stay in L1 beside what else passes through.
 pub(super) const NEAR: usize = 24 << 10;
 
-/// True where a panel of B stays in L1 while all panels of A that L2 holds pass by, tile below tile. With few steps that
-/// costs more than it saves: each row of a tile of C lies in a page of its own.
-pub(super) fn near<T>(columns: usize, depth: usize) -> bool {
-    (NEAR / 3..=NEAR).contains(&(columns * depth * size_of::<T>()))
-}
-
-/// Panels of A, or rows of C in as many, that L2 holds beside what else passes through.
-const SOME: usize = 24;
-
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
 /// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
-/// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave B fewer columns in L2.
+/// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave fewer panels in L2.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     let most = caches.l1d * 4 / 3 / (tile.columns * size_of::<T>());
     balanced(k, most.clamp(LEAST_DEPTH, 256), 8)
@@ -109,9 +100,9 @@ fn room(caches: Caches) -> usize {
 /// How one thread walks through a product, or through its part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Walk {
-    /// Columns of B that are packed at a time, and then read from L2 once for each panel of A.
+    /// Columns of B that are packed at a time, and then read from L2, or from farther, once for some panels of A.
     pub nc: usize,
-    /// Blocks of depth for which a panel of rows is computed before the next: as many as let B stay in L2.
+    /// Blocks of depth for which some rows are computed before the next: as many as let B stay where it is.
     pub group: usize,
     /// Where panels of A come from.
     pub a: Fetch,
@@ -119,9 +110,20 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// The first columns of B that are read in place.
     pub b_in_place: usize,
-    /// B may come from memory, and is used a few times only: column by column, each panel of it is used by all rows while the
+    pub order: Order,
+}
+
+/// In which order the tiles of a block are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Column by column where a panel of B stays in L1 or there are few of them, row by row otherwise.
+    Usual,
+    /// Row by row: for few steps of depth what C costs column by column, where each row lies in a page of its own, is more
+    /// than what is gained.
+    Rows,
+    /// Column by column: B may come from memory, and is used a few times only; each panel of it is used by all rows while the
     /// next is asked for.
-    pub fetch: bool,
+    Fetch,
 }
 
 /// Where the panels of an operand come from.
@@ -131,7 +133,7 @@ pub(crate) enum Fetch {
     InPlace,
     /// All of a block of depth is packed at once, and stays in L2.
     Whole,
-    /// Some are packed when their turn comes, and stay in L1 while they are used.
+    /// Some are packed when their turn comes, and stay in L1 or L2 while they are used.
     Panels,
 }
 
@@ -156,12 +158,14 @@ impl Walk {
         b: Option<Source>,
     ) -> Self {
         let bytes = kc * size_of::<T>();
+        // A panel of B stays in L1 while panels of A go by, so that B may come from farther than L2.
+        let narrow = tile.columns * LEAST_DEPTH * size_of::<T>() <= NEAR;
+        let near = narrow && kc >= LEAST_DEPTH;
         let kept = room(caches);
-        // What is read once for many panels of A may come from farther.
-        let room = if near::<T>(tile.columns, kc) { caches.l2.max(1 << 20) } else { kept };
+        let room = if near { caches.l2.max(1 << 20) } else { kept };
         let most = (room / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
-        // The same for B, which is read once for each panel of A.
+        // For few rows B is not packed.
         let (b_in_place, line) = match b {
             Some(Source { direct: true, neighbours: true, stride }) => {
                 let times = match bytes.saturating_mul(stride) {
@@ -198,16 +202,22 @@ impl Walk {
             (Fetch::Whole, _) => usize::MAX,
             (Fetch::InPlace, _) if across || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
             // Nothing is packed: as many as L1 has room for, while the next are asked for.
-            (Fetch::InPlace, _) if !near::<T>(tile.columns, kc) => {
+            (Fetch::InPlace, _) if !narrow => {
                 (caches.l1d / 2 / tile.rows.saturating_mul(bytes).max(1)).max(1)
             }
-            _ => SOME,
+            (Fetch::Panels, Some(Source { neighbours: false, .. })) if !narrow => 1,
+            // As many as L2 has room for. A step of neighbouring rows is a run of memory: a longer one for each page.
+            _ => (caches.l2 / 3 / tile.rows.saturating_mul(bytes).max(1)).clamp(1, 24),
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
         // More rows than these hide what a panel in place waits for, and going down its columns costs more.
         let few = m <= 4 * tile.sums() && n.saturating_mul(bytes) > 2 * caches.l1d;
-        let fetch = across || (b_in_place == n && few);
-        Self { nc, group, a: a_fetch, panels, b_in_place, fetch }
+        let order = match () {
+            _ if across || (b_in_place == n && few) => Order::Fetch,
+            _ if narrow && !near => Order::Rows,
+            _ => Order::Usual,
+        };
+        Self { nc, group, a: a_fetch, panels, b_in_place, order }
     }
 }
 
@@ -296,7 +306,7 @@ mod tests {
             assert!(kc * AVX2.columns * 4 <= CACHES.l1d, "{kc}");
             for m in [100, 3000] {
                 let walk = walk(m, 5000, k, ROWS, COLUMNS);
-                let room = if near::<f32>(AVX2.columns, kc) { 1 << 20 } else { CACHES.l2 / 4 * 3 };
+                let room = if kc >= LEAST_DEPTH { 1 << 20 } else { CACHES.l2 / 4 * 3 };
                 assert!(walk.nc * kc * 4 <= room + kc * 4 * AVX2.columns, "{walk:?}");
                 assert!(walk.panels.saturating_mul(AVX2.rows).min(m) * kc * 4 <= CACHES.l2 / 3, "{walk:?}");
                 assert!(walk.a != Fetch::Whole || m * kc * 4 <= CACHES.l2 / 8, "{walk:?}");
@@ -334,15 +344,15 @@ mod tests {
 
     #[test]
     fn panels_from_memory_go_through_all_rows() {
-        assert!(walk(60, 5000, 500, ROWS, None).fetch);
-        assert!(!walk(60, 5000, 500, ROWS, ROWS).fetch, "packed here, B is in L2");
-        assert!(!walk(6, 5000, 500, ROWS, None).fetch, "one row of tiles");
-        assert!(!walk(60, 16, 500, ROWS, None).fetch, "B is small");
-        assert!(!walk(3000, 5000, 500, ROWS, None).fetch);
+        assert!(walk(60, 5000, 500, ROWS, None).order == Order::Fetch);
+        assert!(walk(60, 5000, 500, ROWS, ROWS).order != Order::Fetch, "packed here, B is in L2");
+        assert!(walk(6, 5000, 500, ROWS, None).order != Order::Fetch, "one row of tiles");
+        assert!(walk(60, 16, 500, ROWS, None).order != Order::Fetch, "B is small");
+        assert!(walk(3000, 5000, 500, ROWS, None).order != Order::Fetch);
     }
 
     #[test]
-    fn depth_is_grouped_where_b_stays_in_l2() {
+    fn depth_is_grouped_where_b_stays_near() {
         // kc is 256 for 1024: a block of 128 columns takes 128 of the 1024 KiB.
         assert_eq!(walk(3000, 128, 1024, ROWS, COLUMNS).group, 8);
         assert_eq!(walk(3000, 129, 1024, ROWS, COLUMNS).group, 7);

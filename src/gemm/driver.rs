@@ -19,7 +19,7 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::blocking::{Fetch, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
+use super::blocking::{Fetch, Order, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
 use super::epilogue::Epilogue;
 use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
@@ -213,7 +213,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
-        // A packed B comes from memory with the first panel of rows.
+        // A packed B comes from memory with the first rows, if these are few.
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let cold =
             self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
@@ -270,7 +270,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             origin: [lines.start, b_lines.start],
                             next: self.a.direct(&next, &steps).filter(|_| walk.a != Fetch::InPlace),
                             stream: self.stream,
-                            fetch: walk.fetch || (cold && rows.start == 0),
+                            order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
                         T::block(self.isa, &mut block);

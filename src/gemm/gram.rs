@@ -14,7 +14,7 @@
 use std::time::Instant;
 
 use super::block::Block;
-use super::blocking::{Tile, depth_block, tile, tile_rows};
+use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
 use super::descriptor::{trace, views};
 use super::driver::{LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
@@ -174,7 +174,7 @@ impl<T: Element> Gram<'_, T> {
                     origin: [row, 0],
                     next: None,
                     stream: false,
-                    fetch: false,
+                    order: Order::Usual,
                     c: c.tile_mut([row, 0], [height, columns]),
                 };
                 T::block(self.isa, &mut block);

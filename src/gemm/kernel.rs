@@ -160,12 +160,12 @@ impl<'t, T: Element> Strip<'t, T> {
         // Only the kernels for lines anywhere have masks: there are many kernels.
         let masked = S::MASKED && !self.b.readable.is_multiple_of(S::LANES);
         let rows = if self.down { self.c.shape()[0] / self.count } else { self.c.shape()[0] };
-        macro_rules! kernels {
+        macro_rules! tiles {
             ($($rows:literal)*) => {
                 match rows {
                     // Constant where it is false: then the kernel is not compiled.
                     $($rows => if const { $rows <= S::NARROW_ROWS } {
-                        kernels!(@ $rows: 1 2 3 4)
+                        tiles!(@ $rows: 1 2 3 4)
                     } else {
                         no_such_tile()
                     },)*
@@ -188,7 +188,7 @@ impl<'t, T: Element> Strip<'t, T> {
             };
         }
         const { assert!(S::TILE_VECTORS <= 4 && S::TILE_ROWS <= 6 && S::NARROW_ROWS <= 12) };
-        kernels!(1 2 3 4 5 6 8 12);
+        tiles!(1 2 3 4 5 6 8 12);
     }
 }
 

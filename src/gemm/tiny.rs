@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::blocking::{LEAST_DEPTH, Tile, tile_rows};
+use super::blocking::{LEAST_DEPTH, Order, Tile, tile_rows};
 use super::driver::{self, Scale};
 use super::panel::{self, Panels};
 use crate::element::Element;
@@ -54,7 +54,7 @@ pub(crate) fn product<T: Element>(
             origin: [0, columns.start],
             next: None,
             stream: false,
-            fetch: false,
+            order: Order::Usual,
             c: c.tile_mut([0, columns.start], [m, columns.len()]),
         };
         T::block(isa, &mut block);

@@ -20,7 +20,7 @@ use crate::conv::halo::{self, Fill, Halo};
 use crate::conv::lanes::{self, Panel};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, Panels, Tile, balanced, blocks, pack, packed_len, tile, tile_rows};
+use crate::gemm::{Block, GRAIN, Order, Panels, Tile, balanced, blocks, pack, packed_len, tile, tile_rows};
 use crate::machine;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -289,7 +289,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                     origin: [0, 0],
                     next: None,
                     stream: false,
-                    fetch: false,
+                    order: Order::Usual,
                     c: sums.tile_mut([0, 0], [channels, columns]),
                 };
                 T::block(self.scatter.isa, &mut block);
