@@ -4,26 +4,20 @@ use super::Activation;
 use super::lane::{Lane, with_lane};
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::vecmath::map_vectors;
 
 kernels! {
     /// Element types with their activations.
     pub trait Activations {
         /// f of a run.
-        fn values(isa: Isa, op: Forward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn values(isa: Isa, op: Forward<'_, Self>);
 
         /// The chain rule through it.
-        fn chains(isa: Isa, op: Backward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn chains(isa: Isa, op: Backward<'_, Self>);
 
         /// f of a run in its place.
-        fn values_in_place(isa: Isa, op: InPlace<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn values_in_place(isa: Isa, op: InPlace<'_, Self>);
     }
 }
 

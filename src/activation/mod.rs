@@ -53,7 +53,7 @@ use self::lane::Lane;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
-use crate::simd::Simd;
+use crate::simd::{MOST_LANES, Simd};
 use crate::tensor::{self, TensorView, TensorViewMut};
 use crate::vecmath::map_vectors;
 
@@ -359,7 +359,7 @@ pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &
 /// f of a vector, outlined: for code in which the choice of functions is free.
 #[inline(always)]
 pub(crate) fn value<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::V) -> S::V {
-    let mut run = [T::ZERO; LANES];
+    let mut run = [T::ZERO; MOST_LANES];
     s.store(x, &mut run);
     s.call(InPlace { activation, run: &mut run[..S::LANES] });
     s.load(&run)
@@ -368,12 +368,9 @@ pub(crate) fn value<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::
 /// f′ of a vector, likewise.
 #[inline(always)]
 pub(crate) fn derivative<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::V) -> S::V {
-    let (mut at, mut dx) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+    let (mut at, mut dx) = ([T::ZERO; MOST_LANES], [T::ZERO; MOST_LANES]);
     s.store(x, &mut at);
-    let (x, dy, dx_run) = (&at[..S::LANES], &[T::ONE; LANES][..S::LANES], &mut dx[..S::LANES]);
+    let (x, dy, dx_run) = (&at[..S::LANES], &[T::ONE; MOST_LANES][..S::LANES], &mut dx[..S::LANES]);
     s.call(Backward { activation, x, dy, dx: dx_run });
     s.load(&dx)
 }
-
-/// Elements of the longest vector of any instruction set.
-const LANES: usize = 16;

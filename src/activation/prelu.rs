@@ -4,7 +4,7 @@ use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::{self, TensorView, TensorViewMut};
 use crate::vecmath::map_vectors;
 
@@ -134,14 +134,10 @@ kernels! {
     /// Element types with their parametric rectified linear units.
     pub trait Prelus {
         /// f of a run.
-        fn slopes(isa: Isa, op: Forward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn slopes(isa: Isa, op: Forward<'_, Self>);
 
         /// The chain rule through it.
-        fn slope_chains(isa: Isa, op: Backward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn slope_chains(isa: Isa, op: Backward<'_, Self>);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{self, Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{self, Simd, SimdOp, kernels};
 use crate::tensor::TensorView;
 use crate::workspace::scratch;
 
@@ -240,19 +240,13 @@ kernels! {
     /// Element types with the kernels of a few queries.
     pub trait Decode {
         /// [`Dots`].
-        fn dots(isa: Isa, op: Dots<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn dots(isa: Isa, op: Dots<'_, Self>);
 
         /// [`Softmax`].
-        fn softmax(isa: Isa, op: Softmax<'_, Self>) -> (Self, Self) {
-            Self::dispatch(isa, op)
-        }
+        fn softmax(isa: Isa, op: Softmax<'_, Self>) -> (Self, Self);
 
         /// [`Mix`].
-        fn mix(isa: Isa, op: Mix<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn mix(isa: Isa, op: Mix<'_, Self>);
     }
 }
 

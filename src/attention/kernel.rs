@@ -6,41 +6,29 @@
 use super::dropout::Row;
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::vecmath::Pair;
 
 kernels! {
     /// Element types with what happens to scores.
     pub trait Scores {
         /// [`Adjust`].
-        fn adjust(isa: Isa, op: Adjust<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn adjust(isa: Isa, op: Adjust<'_, Self>);
 
         /// [`Weigh`].
-        fn weigh(isa: Isa, op: Weigh<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn weigh(isa: Isa, op: Weigh<'_, Self>);
 
         /// [`Drop`].
-        fn drop_out(isa: Isa, op: Drop<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn drop_out(isa: Isa, op: Drop<'_, Self>);
 
         /// [`Differentiate`].
-        fn differentiate(isa: Isa, op: Differentiate<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn differentiate(isa: Isa, op: Differentiate<'_, Self>);
 
         /// [`Dot`].
-        fn dot(isa: Isa, op: Dot<'_, Self>) -> Self {
-            Self::dispatch(isa, op)
-        }
+        fn dot(isa: Isa, op: Dot<'_, Self>) -> Self;
 
         /// [`Finish`].
-        fn finish(isa: Isa, op: Finish<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn finish(isa: Isa, op: Finish<'_, Self>);
     }
 }
 

@@ -198,24 +198,25 @@ impl Walk {
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
             _ => Fetch::Panels,
         };
+        let panel = tile.rows.saturating_mul(bytes).max(1);
         let panels = match (a_fetch, a) {
             (Fetch::Whole, _) => usize::MAX,
             (Fetch::InPlace, _) if across || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
             // Nothing is packed: as many as L1 has room for, while the next are asked for.
-            (Fetch::InPlace, _) if !narrow => {
-                (caches.l1d / 2 / tile.rows.saturating_mul(bytes).max(1)).max(1)
-            }
+            (Fetch::InPlace, _) if !narrow => (caches.l1d / 2 / panel).max(1),
             (Fetch::Panels, Some(Source { neighbours: false, .. })) if !narrow => 1,
             // As many as L2 has room for. A step of neighbouring rows is a run of memory: a longer one for each page.
-            _ => (caches.l2 / 3 / tile.rows.saturating_mul(bytes).max(1)).clamp(1, 24),
+            _ => (caches.l2 / 3 / panel).clamp(1, 24),
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
         // More rows than these hide what a panel in place waits for, and going down its columns costs more.
         let few = m <= 4 * tile.sums() && n.saturating_mul(bytes) > 2 * caches.l1d;
-        let order = match () {
-            _ if across || (b_in_place == n && few) => Order::Fetch,
-            _ if narrow && !near => Order::Rows,
-            _ => Order::Usual,
+        let order = if across || (b_in_place == n && few) {
+            Order::Fetch
+        } else if narrow && !near {
+            Order::Rows
+        } else {
+            Order::Usual
         };
         Self { nc, group, a: a_fetch, panels, b_in_place, order }
     }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{self, Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{self, Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
@@ -19,29 +19,19 @@ kernels! {
     /// Element types with their kernels.
     pub trait Kernels {
         /// Computes a block with the kernels of `isa`.
-        fn block(isa: Isa, block: &mut Block<'_, Self>) {
-            Self::dispatch(isa, block);
-        }
+        fn block(isa: Isa, block: &mut Block<'_, Self>);
 
         /// Computes a series of tiles with the kernels of `isa`.
-        fn series(isa: Isa, series: &mut Series<'_, Self>) {
-            Self::dispatch(isa, series);
-        }
+        fn series(isa: Isa, series: &mut Series<'_, Self>);
 
         /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
-        fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>) {
-            Self::dispatch(isa, sweep);
-        }
+        fn sweep(isa: Isa, sweep: &mut Sweep<'_, Self>);
 
         /// Takes sums over to C with the kernels of `isa`.
-        fn merge(isa: Isa, merge: &mut Merge<'_, Self>) {
-            Self::dispatch(isa, merge);
-        }
+        fn merge(isa: Isa, merge: &mut Merge<'_, Self>);
 
         /// Computes a piece of a row with the kernels of `isa`.
-        fn piece(isa: Isa, piece: Piece<'_, Self>) {
-            Self::dispatch(isa, piece);
-        }
+        fn piece(isa: Isa, piece: Piece<'_, Self>);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{Caches, Isa};
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 /// Elements of partial products that are kept at a time; more blocks than fit are taken in rounds.
@@ -121,14 +121,10 @@ kernels! {
     /// Element types with what a split depth wants beside the product.
     pub trait Sums {
         /// [`Add`].
-        fn add_partials(isa: Isa, op: Add<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn add_partials(isa: Isa, op: Add<'_, Self>);
 
         /// [`Finish`].
-        fn finish_sums(isa: Isa, op: Finish<'_, '_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn finish_sums(isa: Isa, op: Finish<'_, '_, Self>);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::{Layout, TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
@@ -183,14 +183,10 @@ kernels! {
     /// Element types with the normalisation of channels.
     pub trait ChannelKernels {
         /// [`MeasurePart`].
-        fn measure_part(isa: Isa, op: MeasurePart<'_, '_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn measure_part(isa: Isa, op: MeasurePart<'_, '_, Self>);
 
         /// [`ApplyPart`].
-        fn apply_part(isa: Isa, op: ApplyPart<'_, '_, Self>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn apply_part(isa: Isa, op: ApplyPart<'_, '_, Self>) -> Result<()>;
     }
 }
 

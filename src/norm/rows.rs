@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
@@ -196,19 +196,13 @@ kernels! {
     /// Element types with the normalisation of rows.
     pub trait RowKernels {
         /// [`Statistics`].
-        fn row_statistics(isa: Isa, op: Statistics<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn row_statistics(isa: Isa, op: Statistics<'_, Self>);
 
         /// [`Forward`].
-        fn normalize_rows(isa: Isa, op: Forward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn normalize_rows(isa: Isa, op: Forward<'_, Self>);
 
         /// [`Backward`].
-        fn row_gradients(isa: Isa, op: Backward<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn row_gradients(isa: Isa, op: Backward<'_, Self>);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Outcome, Rule};
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::TensorView;
 
 /// Sums of a dot product that are kept apart: enough to hide the latency of an addition.
@@ -71,19 +71,13 @@ kernels! {
     /// Element types with perceptrons.
     pub trait Sweeps {
         /// [`Train`].
-        fn train(isa: Isa, op: Train<'_, '_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn train(isa: Isa, op: Train<'_, '_, Self>);
 
         /// [`TrainDual`].
-        fn train_dual(isa: Isa, op: TrainDual<'_, Self>) -> Outcome {
-            Self::dispatch(isa, op)
-        }
+        fn train_dual(isa: Isa, op: TrainDual<'_, Self>) -> Outcome;
 
         /// [`Scores`].
-        fn perceptron_scores(isa: Isa, op: Scores<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn perceptron_scores(isa: Isa, op: Scores<'_, Self>);
     }
 }
 

@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{MOST_LANES, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
 
@@ -22,8 +22,6 @@ const GRAIN: usize = 1 << 15;
 const BLOCK: usize = 4096;
 /// The most rows of windows that are reduced together.
 const GROUP: usize = 32;
-/// The widest vector.
-pub(super) const MOST_LANES: usize = 16;
 
 /// A checked call.
 #[derive(Clone, Copy)]
@@ -109,19 +107,13 @@ kernels! {
     /// Element types with the reductions of windows.
     pub trait Reductions {
         /// Maxima.
-        fn maxima(isa: Isa, op: Piece<'_, '_, Self, Maximum>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn maxima(isa: Isa, op: Piece<'_, '_, Self, Maximum>) -> Result<()>;
 
         /// Averages.
-        fn averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()>;
 
         /// Norms.
-        fn norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()>;
     }
 }
 

@@ -7,14 +7,14 @@
 use std::ops::Range;
 
 use super::NO_ELEMENT;
-use super::forward::{Along, MOST_LANES, Rows, along, block, channels_last, cut, gather, scatter, tasks};
+use super::forward::{Along, Rows, along, block, channels_last, cut, gather, scatter, tasks};
 use super::geometry::{Axis, Slide, Taps};
 use super::reduce::Maximum;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{MOST_LANES, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
 
@@ -75,9 +75,7 @@ kernels! {
     /// Element types with the places of maxima.
     pub trait Places {
         /// [`Piece`].
-        fn maxima_with_indices(isa: Isa, op: Piece<'_, '_, Self>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn maxima_with_indices(isa: Isa, op: Piece<'_, '_, Self>) -> Result<()>;
     }
 }
 

@@ -1,11 +1,11 @@
 //! What a window becomes: its maximum, its average, its p-norm.
 #![forbid(unsafe_code)]
 
-use super::forward::{MOST_LANES, Piece};
+use super::forward::Piece;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 
 /// How the elements of a window are brought together: y = finish(join of take(x)).
 pub trait Reduction<T: Element>: Copy + Send + Sync {

@@ -4,14 +4,14 @@
 //! it. With a stride s, elements of one residue mod s see the same taps: each residue is a sum of shifted rows.
 #![forbid(unsafe_code)]
 
-use super::forward::{Along, MOST_LANES, along, channels_last, cut, gather, scatter, tasks};
+use super::forward::{Along, along, channels_last, cut, gather, scatter, tasks};
 use super::geometry::{Axis, Slide};
 use super::reduce::{Average, Norm};
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{MOST_LANES, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{Scratch, scratch};
 
@@ -109,14 +109,10 @@ kernels! {
     /// Element types with the gradients of sums.
     pub trait Shares {
         /// Those of averages.
-        fn share_averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn share_averages(isa: Isa, op: Piece<'_, '_, Self, Average>) -> Result<()>;
 
         /// Those of norms.
-        fn share_norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn share_norms(isa: Isa, op: Piece<'_, '_, Self, Norm>) -> Result<()>;
     }
 }
 

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use super::forward::{MOST_LANES, Rows};
+use super::forward::Rows;
 use super::geometry::Taps;
 use super::reduce::Reduction;
 use crate::element::Element;
-use crate::simd::Simd;
+use crate::simd::{MOST_LANES, Simd};
 
 /// From reduced rows with their margins to a row of outputs.
 pub(super) trait Walk<T> {

@@ -23,7 +23,23 @@ pub trait Dispatch: Copy + 'static {
 
 /// Declares a trait of the element types. Its functions are compiled in this crate for each of them; what is generic down to
 /// its kernels would be compiled anew in each crate that calls it, and be slow where that crate is built without optimisation.
+/// One without a body dispatches its operation.
 macro_rules! kernels {
+    (
+        $(#[$attribute:meta])*
+        pub trait $Kernels:ident {
+            $($(#[$doc:meta])* fn $name:ident($isa:ident: Isa, $op:ident: $Op:ty) $(-> $Output:ty)?;)+
+        }
+    ) => {
+        kernels! {
+            $(#[$attribute])*
+            pub trait $Kernels {
+                $($(#[$doc])* fn $name($isa: Isa, $op: $Op) $(-> $Output)? {
+                    <Self as $crate::simd::Dispatch>::dispatch($isa, $op)
+                })+
+            }
+        }
+    };
     (
         $(#[$attribute:meta])*
         pub trait $Kernels:ident {

@@ -44,6 +44,9 @@ pub use baseline::Baseline;
 pub(crate) use dispatch::kernels;
 pub use dispatch::{Dispatch, SimdOp};
 
+/// Elements of the longest vector of any instruction set.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// Vector operations on elements `T` for one instruction set.
 ///
 /// Comparisons are false where a lane is NaN, except [`ne`](Simd::ne). Bit operations and integer

@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::scratch;
@@ -128,14 +128,10 @@ kernels! {
     /// Element types with softmax.
     pub trait Softmaxes {
         /// Forward.
-        fn softmax_forward(isa: Isa, op: Merged<'_, Self, Forward, 1>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn softmax_forward(isa: Isa, op: Merged<'_, Self, Forward, 1>) -> Result<()>;
 
         /// Backward.
-        fn softmax_backward(isa: Isa, op: Merged<'_, Self, Backward, 2>) -> Result<()> {
-            Self::dispatch(isa, op)
-        }
+        fn softmax_backward(isa: Isa, op: Merged<'_, Self, Backward, 2>) -> Result<()>;
     }
 }
 

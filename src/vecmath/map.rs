@@ -4,7 +4,7 @@
 use super::map_vectors;
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{Dispatch, Simd, SimdOp, kernels};
+use crate::simd::{Simd, SimdOp, kernels};
 
 /// Which function; for one dispatch over all of them.
 #[derive(Clone, Copy)]
@@ -20,9 +20,7 @@ kernels! {
     /// Element types with the functions of runs.
     pub trait Maps {
         /// [`Map`].
-        fn map_run(isa: Isa, op: Map<'_, Self>) {
-            Self::dispatch(isa, op);
-        }
+        fn map_run(isa: Isa, op: Map<'_, Self>);
     }
 }
 

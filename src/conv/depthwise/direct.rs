@@ -8,14 +8,14 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::{Forward, MOST_LANES};
+use super::Forward;
 use crate::activation;
 use crate::conv::emit::channels_last;
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine;
-use crate::simd::{self, Simd, SimdOp};
+use crate::simd::{self, MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 

@@ -34,7 +34,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Aligned, scratch};
@@ -43,8 +43,6 @@ use crate::workspace::{self, Aligned, scratch};
 const COLUMNS: usize = 512;
 /// Bytes of sums that are kept before they go to the output.
 const KEPT: usize = 48 << 10;
-/// The widest vector.
-const MOST_LANES: usize = 16;
 /// Multiply-adds a task is worth.
 const GRAIN: usize = 1 << 17;
 

@@ -1,9 +1,9 @@
 //! The input of a box of outputs as pixels of a block of channels, zeros around it.
 #![forbid(unsafe_code)]
 
-use super::{MOST_LANES, Reach};
+use super::Reach;
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorView;
 
 /// Pixels of a block of channels: `[vectors, depth, rows, columns, lanes]`.

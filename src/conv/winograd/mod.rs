@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::gemm::{Series, balanced, blocks, tile};
 use crate::machine;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 use crate::workspace;
 
@@ -96,9 +96,6 @@ impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
         }
     }
 }
-
-/// Lanes of the widest vector.
-const LANES: usize = 16;
 
 /// Sizes of a box of tiles: images, rows, columns.
 fn sizes<T: Element>(tile_columns: usize, channels: usize, points: usize, output: [usize; 3]) -> [usize; 3] {
@@ -339,12 +336,12 @@ impl<T: Element, const O: usize> SimdOp<T> for Outputs<'_, T, O> {
                 transform::output::<T, S, O>(simd, &mut square);
                 for i in 0..O {
                     // Lane by lane the O outputs of a row of each tile.
-                    let mut pixels = [T::ZERO; LANES * 4];
+                    let mut pixels = [T::ZERO; MOST_LANES * 4];
                     let four = square[i];
                     if O == 4 {
                         simd.store_transposed([four[0], four[1], four[2], four[3]], &mut pixels, 4);
                     } else {
-                        let mut pairs = [[T::ZERO; LANES]; 2];
+                        let mut pairs = [[T::ZERO; MOST_LANES]; 2];
                         simd.store(four[0], &mut pairs[0]);
                         simd.store(four[1], &mut pairs[1]);
                         for lane in 0..S::LANES {
