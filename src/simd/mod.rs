@@ -31,6 +31,7 @@ mod baseline;
 mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod interleave;
+mod streams;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +44,7 @@ pub use avx512::Avx512;
 pub use baseline::Baseline;
 pub(crate) use dispatch::kernels;
 pub use dispatch::{Dispatch, SimdOp};
+pub use streams::Streams;
 
 /// Elements of the longest vector of any instruction set.
 pub(crate) const MOST_LANES: usize = 16;
@@ -77,6 +79,17 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn splat_bits(self, bits: u64) -> Self::V;
     /// The first [`LANES`](Simd::LANES) elements of `src`, which has at least as many.
     fn load(self, src: &[T]) -> Self::V;
+    /// Vectors whose first elements lie `step` apart, the first of them at the front of `src`, which holds them all.
+    #[inline(always)]
+    fn load_apart<const N: usize>(self, src: &[T], step: usize) -> [Self::V; N] {
+        assert!(fit::<N>(src.len(), step, Self::LANES));
+        let mut vectors = [self.splat_bits(0); N];
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: `fit` has found that the last of them, the farthest, ends inside `src`.
+            *vector = self.load(unsafe { src.get_unchecked(i * step..i * step + Self::LANES) });
+        }
+        vectors
+    }
     /// Writes all lanes to the front of `dst`, which has room for them.
     fn store(self, v: Self::V, dst: &mut [T]);
     /// The elements of `src`, at most [`LANES`](Simd::LANES), the remaining lanes 0.
@@ -203,6 +216,13 @@ fn front<T, const N: usize>(slice: &[T]) -> &[T; N] {
         Some(front) => front,
         None => short(slice.len(), N),
     }
+}
+
+/// Whether `N` vectors that lie `step` apart end within `len` elements.
+#[inline(always)]
+fn fit<const N: usize>(len: usize, step: usize, lanes: usize) -> bool {
+    const { assert!(N > 0) };
+    (N - 1).checked_mul(step).and_then(|last| last.checked_add(lanes)).is_some_and(|end| end <= len)
 }
 
 /// As [`front`], to write to.

@@ -1,7 +1,7 @@
 //! Every operation of every token this machine has, lane by lane against scalar code, through
 //! [`Dispatch`] so that it is compiled as kernels are.
 
-use super::{Dispatch, Simd, SimdOp};
+use super::{Dispatch, Simd, SimdOp, Streams};
 use crate::Element;
 use crate::machine::{Isa, isa, supported};
 use std::marker::PhantomData;
@@ -335,6 +335,38 @@ token_test!(loads_and_stores, LoadsAndStores, |s, _isa, T, S| {
     assert_eq!(s.reduce_add(s.load_partial(&[])), T::ZERO);
 });
 
+token_test!(side_by_side, SideBySide, |s, _isa, T, S| {
+    let values: Vec<T> = (1..=8 * S::LANES).map(T::from_usize).collect();
+    let flat = |vectors: [S::V; 3]| {
+        let mut out = vec![T::NAN; 3 * S::LANES];
+        out.chunks_exact_mut(S::LANES).zip(vectors).for_each(|(to, v)| s.store(v, to));
+        out
+    };
+    let expected = |starts: [usize; 3], len: usize| -> Vec<T> {
+        let lane = |start: usize, i: usize| if i < len { values[start + i] } else { T::ZERO };
+        starts.iter().flat_map(|&start| (0..S::LANES).map(move |i| lane(start, i))).collect()
+    };
+    for step in [0, 1, S::LANES, S::LANES + 3] {
+        let starts = [0, step, 2 * step];
+        let tight = &values[..2 * step + S::LANES];
+        assert_eq!(flat(s.load_apart(tight, step)), expected(starts, S::LANES));
+        for len in [0, 1, S::LANES, 2 * S::LANES + 1] {
+            let [mut apart, mut each] = [Streams::<T, 3>::none(); 2];
+            apart.apart(&values[..2 * step + len], step, len);
+            each.each(len, |i| &values[starts[i]..]);
+            for streams in [apart, each] {
+                for at in 0..=len {
+                    let (from, left) = (starts.map(|start| start + at), len - at);
+                    if left >= S::LANES {
+                        assert_eq!(flat(streams.load(s, at)), expected(from, S::LANES), "{step} {len} {at}");
+                    }
+                    assert_eq!(flat(streams.load_partial(s, at)), expected(from, left), "{step} {len} {at}");
+                }
+            }
+        }
+    }
+});
+
 token_test!(interleaving, Interleaving, |s, _isa, T, S| {
     let values: Vec<T> = (1..=2 * S::LANES).map(T::from_usize).collect();
     let (a, b) = (s.load(&values), s.load(&values[S::LANES..]));
@@ -410,6 +442,41 @@ fn a_short_slice_is_caught() {
             let caught = std::panic::catch_unwind(|| f32::dispatch(isa, Short(load)));
             let message = *caught.unwrap_err().downcast::<String>().unwrap();
             assert!(message.starts_with("internal error"), "{isa}: {message}");
+        }
+    }
+}
+
+/// Reads three slices beyond their end, in one of the ways there are.
+struct Beyond(usize);
+
+impl SimdOp<f32> for Beyond {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<f32>>(self, s: S) {
+        let values = vec![0.0; 2 * S::LANES + 2];
+        let mut streams = Streams::<f32, 3>::none();
+        match self.0 {
+            0 => _ = s.load_apart::<3>(&values[1..], S::LANES / 2 + 1),
+            1 => _ = s.load_apart::<3>(&values, usize::MAX / 2 + 1),
+            2 => streams.apart(&values[1..], S::LANES / 2 + 1, S::LANES),
+            3 => streams.each(S::LANES, |i| &values[..S::LANES - i]),
+            4 => _ = streams.load(s, 0),
+            5 => _ = streams.load_partial(s, 1),
+            _ => {
+                streams.each(S::LANES, |_| &values);
+                _ = streams.load(s, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_read_beyond_is_caught() {
+    for &isa in supported() {
+        for way in 0..7 {
+            let caught = std::panic::catch_unwind(|| f32::dispatch(isa, Beyond(way)));
+            assert!(caught.is_err(), "{isa}: {way}");
         }
     }
 }

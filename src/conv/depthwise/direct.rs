@@ -1,12 +1,13 @@
 //! 3 × 3 windows over images with channels last, read as they lie: lanes are channels, nothing is copied.
 //!
 //! ```text
-//! for each block of channels                           the rows that windows share stay in L1
-//!     for each row of outputs
-//!         for each vector of channels                  its weights in registers
-//!             for each four columns: Σ over taps of weights · pixel, a pixel loaded once for the four
+//! for each row of outputs
+//!     for each four columns                 their pixels: 18 streams of channels, or zeros where padding is
+//!         for each vector of channels: Σ over taps of weights · pixel, a pixel loaded once for the four
 //! ```
 #![forbid(unsafe_code)]
+
+use std::ops::Range;
 
 use super::Forward;
 use crate::activation;
@@ -15,14 +16,12 @@ use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine;
-use crate::simd::{self, MOST_LANES, Simd, SimdOp};
+use crate::simd::{self, MOST_LANES, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
 /// Outputs side by side.
 const SIDE: usize = 4;
-/// Pixels of a row under so many windows, with the largest stride, 2.
-const SPAN: usize = 2 * (SIDE - 1) + 3;
 
 /// Whether outputs of these strides are computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T: Element>(forward: &Forward<'_, T>, shape: [usize; 5], strides: [isize; 5]) -> bool {
@@ -51,20 +50,26 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        if self.forward.reach.stride[2] == 1 { self.rows::<S, 1>(simd) } else { self.rows::<S, 2>(simd) }
+        if self.forward.reach.stride[2] == 1 {
+            self.rows::<S, 1, 6>(simd)
+        } else {
+            self.rows::<S, 2, 9>(simd)
+        }
     }
 }
 
 impl<T: Element> Direct<'_, T> {
     #[inline(always)]
-    fn rows<S: Simd<T>, const STRIDE: usize>(self, simd: S) -> Result<()> {
+    fn rows<S: Simd<T>, const STRIDE: usize, const SPAN: usize>(self, simd: S) -> Result<()> {
         let Self { forward, mut y, origin } = self;
         let (call, reach) = (forward.call, &forward.reach);
         let finish = &call.finish;
-        let [images, channels, depths, height, width] = y.shape();
+        let [images, channels, depths, height, _] = y.shape();
         let [_, _, _, rows, columns] = call.x.shape();
-        let pitch = pitch(channels);
+        let pitch = channels.next_multiple_of(MOST_LANES);
         let mut packed = scratch::<T>(call.op, if forward.packed.is_some() { 0 } else { 9 * pitch })?;
+        let mut zeros = scratch::<T>(call.op, channels)?;
+        zeros.fill(T::ZERO);
         let weights = match forward.packed {
             Some(weights) => weights,
             None => {
@@ -78,7 +83,7 @@ impl<T: Element> Direct<'_, T> {
             biases.iter_mut().zip(bias).for_each(|(to, &from)| *to = from);
         }
         let [low, high] = finish.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
-        let [low, high] = [simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high))];
+        let bounds = [low, high].map(T::from_f64);
         let pixels = [0, 2, 3, 4, 1];
         let x = call.x.permute(pixels)?;
         let residual = match finish.residual {
@@ -87,11 +92,9 @@ impl<T: Element> Direct<'_, T> {
         };
         let mut y = y.view_mut().permute(pixels)?;
         let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
-        let step = block::<T>(S::LANES, [rows, columns, channels], width);
-        for (block, at) in (0..channels)
-            .step_by(step)
-            .flat_map(|first| (0..images * depths * height).map(move |at| (first, at)))
-        {
+        // Writes that go beyond the caches wait for their lines, unless these are asked for.
+        let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().l3 / 8;
+        for at in 0..images * depths * height {
             let (image, d, h) = (at / height / depths, at / height % depths, at % height);
             let x = x.select::<4>(0, origin[0] + image)?;
             let residual = match residual {
@@ -110,109 +113,148 @@ impl<T: Element> Direct<'_, T> {
             let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
-            for first in (block..channels.min(block + step)).step_by(S::LANES) {
-                let lanes = S::LANES.min(channels - first);
-                let mut taps = [simd.splat(T::ZERO); 9];
-                for (tap, from) in taps.iter_mut().zip(weights.chunks_exact(pitch)) {
-                    *tap = simd.load(&from[first..]);
-                }
-                let bias = simd.load(&biases[first..]);
-                for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
-                    let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
-                    let span = const { STRIDE * (SIDE - 1) + 3 };
-                    let start =
-                        within(left, (columns + 1).saturating_sub(span)).filter(|_| lanes == S::LANES);
-                    for (next, start) in next.iter().flatten().filter_map(|next| Some((next, start?))) {
-                        for i in start..start + SIDE * STRIDE {
-                            simd::prefetch_l2(next.as_ptr().wrapping_add(i * channels + first));
+            let mut windows = Windows::<T, STRIDE, SPAN> {
+                lines: [Streams::none(); 3],
+                next,
+                weights,
+                biases: &biases,
+                bounds,
+                residual,
+                channels,
+                column: 0,
+                far,
+            };
+            for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
+                let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
+                let inside = within(left, (columns + 1).saturating_sub(SPAN));
+                for (to, line) in windows.lines.iter_mut().zip(lines) {
+                    match (line, inside) {
+                        (Some(line), Some(column)) => {
+                            to.apart(&line[column * channels..], channels, channels);
                         }
-                    }
-                    let mut sums = match (start, lines) {
-                        (Some(start), [Some(a), Some(b), Some(c)]) => {
-                            let lines = [a, b, c].map(|line| &line[start * channels + first..]);
-                            outputs::<T, S, STRIDE>(simd, &taps, bias, |row, i| {
-                                simd.load(&lines[row][i * channels..])
+                        // Padding is multiplied as well: 0 times an infinite weight is not a number.
+                        (None, _) => to.apart(&zeros, 0, channels),
+                        (Some(line), None) => {
+                            to.each(channels, |i| match within(left + i as isize, columns) {
+                                Some(column) => &line[column * channels..],
+                                None => &zeros,
                             })
                         }
-                        _ => outputs::<T, S, STRIDE>(simd, &taps, bias, |row, i| {
-                            // Padding is multiplied as well: 0 times an infinite weight is not a number.
-                            match (lines[row], within(left + i as isize, columns)) {
-                                (Some(line), Some(column)) => {
-                                    simd.load_partial(&line[column * channels + first..][..lanes])
-                                }
-                                _ => simd.splat(T::ZERO),
-                            }
-                        }),
-                    };
-                    if let Some(residual) = residual {
-                        let residual = residual[at * SIDE * channels..].chunks_exact(channels);
-                        for (sum, residual) in sums.iter_mut().zip(residual) {
-                            *sum = simd.add(*sum, simd.load_partial(&residual[first..][..lanes]));
-                        }
-                    }
-                    for (sum, y) in sums.into_iter().zip(to.chunks_exact_mut(channels)) {
-                        // The order of the operands lets NaN through.
-                        let sum = simd.max(low, simd.min(high, sum));
-                        if lanes == S::LANES {
-                            simd.store(sum, &mut y[first..]);
-                        } else {
-                            simd.store_partial(sum, &mut y[first..][..lanes]);
-                        }
                     }
                 }
+                windows.column = at * SIDE;
+                windows.run(simd, to);
             }
             if finish.activation.bounds().is_none() {
-                for y in to.chunks_exact_mut(channels) {
-                    activation::apply(simd, finish.activation, &mut y[block..channels.min(block + step)]);
-                }
+                activation::apply(simd, finish.activation, to);
             }
         }
         Ok(())
     }
 }
 
-/// Elements between the taps of packed weights.
-pub(super) fn pitch(channels: usize) -> usize {
-    channels.next_multiple_of(MOST_LANES)
+/// Windows side by side, at most [`SIDE`] of them.
+struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
+    /// Pixels: all channels of each.
+    lines: [Streams<'w, T, SPAN>; 3],
+    /// Rows that only the next row of outputs reads.
+    next: [Option<&'w [T]>; STRIDE],
+    /// As [`taps_first`] makes them.
+    weights: &'w [T],
+    /// In whole vectors.
+    biases: &'w [T],
+    /// Of the outputs.
+    bounds: [T; 2],
+    residual: Option<&'w [T]>,
+    channels: usize,
+    /// Of the first output.
+    column: usize,
+    /// No cache holds the outputs.
+    far: bool,
 }
 
-/// Weights of so many channels as vectors, `[taps, pitch]`.
-pub(super) fn taps_first<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
-    to.fill(T::ZERO);
-    filter.spread(1, 0..channels, |channel| channel, pitch(channels), to)
-}
-
-/// Channels that are taken at a time: as many as L1 has room for in the rows that windows share, or all where an image comes
-/// from beyond L2, in runs as long as can be.
-fn block<T>(lanes: usize, [rows, columns, channels]: [usize; 3], width: usize) -> usize {
-    let caches = machine::caches();
-    let line = columns.saturating_mul(size_of::<T>());
-    if rows.saturating_mul(line).saturating_mul(channels) > caches.l2 / 2 {
-        return channels.max(1);
-    }
-    let vector = (3 * line + width * size_of::<T>()) * lanes;
-    (caches.l1d * 3 / 4 / vector).max(4) * lanes
-}
-
-/// [`SIDE`] outputs side by side, of pixels by row and column of their windows.
-#[inline(always)]
-fn outputs<T: Element, S: Simd<T>, const STRIDE: usize>(
-    simd: S,
-    taps: &[S::V; 9],
-    bias: S::V,
-    pixel: impl Fn(usize, usize) -> S::V,
-) -> [S::V; SIDE] {
-    let mut sums = [bias; SIDE];
-    for row in 0..3 {
-        let mut x = [simd.splat(T::ZERO); SPAN];
-        for (i, x) in x.iter_mut().enumerate().take(STRIDE * (SIDE - 1) + 3) {
-            *x = pixel(row, i);
+impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, SPAN> {
+    /// Outputs, pixel after pixel.
+    #[inline(always)]
+    fn run<S: Simd<T>>(&self, simd: S, to: &mut [T]) {
+        let whole = self.channels / S::LANES * S::LANES;
+        for first in (0..whole).step_by(S::LANES) {
+            self.ahead(first, to);
+            let mut sums = [simd.load(&self.biases[first..]); SIDE];
+            for (row, line) in self.lines.iter().enumerate() {
+                self.add(simd, row, first, line.load(simd, first), &mut sums);
+            }
+            self.finish(simd, first..first + S::LANES, sums, to);
         }
-        for tap in 0..3 {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add(taps[3 * row + tap], x[i * STRIDE + tap], *sum);
+        if whole < self.channels {
+            let mut sums = [simd.load(&self.biases[whole..]); SIDE];
+            for (row, line) in self.lines.iter().enumerate() {
+                self.add(simd, row, whole, line.load_partial(simd, whole), &mut sums);
+            }
+            self.finish(simd, whole..self.channels, sums, to);
+        }
+    }
+
+    /// Asks for what is read below these windows, and for what is written beside them.
+    #[inline(always)]
+    fn ahead(&self, first: usize, to: &[T]) {
+        let below = self.column * STRIDE * self.channels + first;
+        for next in self.next.iter().flatten() {
+            for i in 0..SIDE * STRIDE {
+                simd::prefetch_l2(next.as_ptr().wrapping_add(below + i * self.channels));
+            }
+        }
+        if self.far {
+            for i in SIDE..2 * SIDE {
+                simd::prefetch_l2(to.as_ptr().wrapping_add(i * self.channels + first));
             }
         }
     }
-    sums
+
+    /// What a row of pixels adds to sums side by side.
+    #[inline(always)]
+    fn add<S: Simd<T>>(&self, simd: S, row: usize, first: usize, x: [S::V; SPAN], sums: &mut [S::V; SIDE]) {
+        let at = first / MOST_LANES * (9 * MOST_LANES) + row * (3 * MOST_LANES) + first % MOST_LANES;
+        let taps: [_; 3] = simd.load_apart(&self.weights[at..], MOST_LANES);
+        for (t, tap) in taps.into_iter().enumerate() {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = simd.mul_add(tap, x[i * STRIDE + t], *sum);
+            }
+        }
+    }
+
+    /// Adds the residual, applies the bounds and stores.
+    #[inline(always)]
+    fn finish<S: Simd<T>>(&self, simd: S, run: Range<usize>, mut sums: [S::V; SIDE], to: &mut [T]) {
+        let [low, high] = self.bounds.map(|bound| simd.splat(bound));
+        if let Some(residual) = self.residual {
+            for (sum, residual) in
+                sums.iter_mut().zip(residual[self.column * self.channels..].chunks_exact(self.channels))
+            {
+                *sum = simd.add(*sum, simd.load_partial(&residual[run.clone()]));
+            }
+        }
+        for (sum, y) in sums.into_iter().zip(to.chunks_exact_mut(self.channels)) {
+            // The order of the operands lets NaN through.
+            let sum = simd.max(low, simd.min(high, sum));
+            let y = &mut y[run.clone()];
+            if y.len() == S::LANES {
+                simd.store(sum, y);
+            } else {
+                simd.store_partial(sum, y);
+            }
+        }
+    }
+}
+
+/// Elements of packed weights of so many channels.
+pub(super) fn packed_len(channels: usize) -> Option<usize> {
+    channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)
+}
+
+/// Weights as vectors: of each [`MOST_LANES`] channels the taps, one after the other.
+pub(super) fn taps_first<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
+    to.fill(T::ZERO);
+    let place = |channel: usize| channel / MOST_LANES * (9 * MOST_LANES) + channel % MOST_LANES;
+    filter.spread(1, 0..channels, place, MOST_LANES, to)
 }

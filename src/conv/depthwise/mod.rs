@@ -113,7 +113,7 @@ pub(super) fn pack<T: Element>(
     filter: &Filter<'_, T>,
     [channels, _, kernel @ ..]: [usize; 5],
 ) -> Result<Aligned<T>> {
-    let len = if kernel == [1, 3, 3] { direct::pitch(channels).checked_mul(9) } else { Some(0) };
+    let len = if kernel == [1, 3, 3] { direct::packed_len(channels) } else { Some(0) };
     let len = len.ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let mut data = workspace::try_vec(op, len)?;
     data.resize(len, T::ZERO);
