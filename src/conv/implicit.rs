@@ -5,7 +5,7 @@
 //!     input → planes with zeros around (halo.rs)
 //!     for each group of blocks of depth                     one, unless depth is large
 //!         planes → panels of patches                        runs of whole vectors
-//!         for each panel of output channels
+//!         for each panel of output channels                 some of them, where panels of patches stay in L1 meanwhile
 //!             for each block of depth: sums += weights · patches
 //!             finished sums → output (emit.rs)
 //! ```
@@ -18,11 +18,16 @@ use super::emit::{Emit, channels_last};
 use super::halo::{Fill, Geometry, Halo};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, Order, Panels, Tile, balanced, blocks, packed_len, tile};
+use crate::gemm::{Block, NEAR, Order, Panels, Tile, balanced, blocks, packed_len, tile};
 use crate::machine::{self, Caches};
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
 use crate::workspace;
+
+/// Bytes of a step of depth that are worth reading all weights of it.
+const LEAST: usize = 1 << 10;
+/// Panels of weights that pass by a panel of patches while it is in L1.
+const SOME: usize = 8;
 
 /// How a part of the output is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +42,10 @@ impl Plan {
     /// For an output of these images, depth, height and width, and a sum of `depth` steps in blocks of `kc`.
     fn new<T>(tile: Tile, caches: Caches, output: [usize; 4], depth: usize, kc: usize) -> Self {
         let room = caches.l2 / 2 / size_of::<T>();
-        let least = 4 * tile.columns;
+        let least = LEAST / size_of::<T>();
         // All of the depth, where a few tiles of it nearly fit: then sums never wait in memory.
         let (columns, group) = if depth.saturating_mul(least) <= room / 2 * 3 {
-            ((room / depth.max(1)).clamp(least, 32 * tile.columns), depth)
+            ((room / depth.max(1)).clamp(least, (32 * tile.columns).max(least)), depth)
         } else {
             (2 * least, (room / (2 * least * kc)).max(1) * kc)
         };
@@ -96,7 +101,9 @@ pub(super) fn run<T: Element>(
         workspace::scratch(problem.op, largest.len().ok_or_else(none)?.saturating_add(tile.lanes))?;
     let panels = packed_len(columns, tile.columns, plan.group.min(cut.depth)).ok_or_else(none)?;
     let mut patches = workspace::scratch(problem.op, panels.saturating_add(tile.lanes))?;
-    let sums = (if whole { rows } else { cut.width }).checked_mul(pitch).ok_or_else(none)?;
+    let near = tile.columns * cut.kc * size_of::<T>() <= NEAR;
+    let some = if near { SOME * cut.width } else { cut.width };
+    let sums = (if whole { rows } else { some.min(rows) }).checked_mul(pitch).ok_or_else(none)?;
     let mut sums = workspace::scratch(problem.op, sums.saturating_add(tile.lanes))?;
     let turned = if last { rows * tile.lanes + 4 } else { 0 };
     let mut turned = workspace::scratch(problem.op, turned)?;
@@ -124,7 +131,7 @@ pub(super) fn run<T: Element>(
                     T::dispatch(cut.isa, pack);
                 }
                 steps_done = group_steps.end;
-                for panel in blocks(0..rows, cut.width) {
+                for panel in blocks(0..rows, some) {
                     let from = if whole { panel.start } else { 0 };
                     let sums = &mut sums[from * pitch..];
                     for steps in blocks(group_steps.clone(), cut.kc) {
@@ -166,7 +173,7 @@ pub(super) fn run<T: Element>(
                 sums.fill(T::ZERO);
             }
             if whole || steps_done == 0 {
-                let step = if whole { rows } else { cut.width };
+                let step = if whole { rows } else { some };
                 for rows in blocks(first..first + rows, step) {
                     problem.emit(
                         (&sums[..], pitch),

@@ -79,7 +79,7 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
 }
 
 /// Bytes of a panel that stay in L1 beside what else passes through.
-pub(super) const NEAR: usize = 24 << 10;
+pub(crate) const NEAR: usize = 24 << 10;
 
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
