@@ -94,6 +94,35 @@ fn channels_last_give_the_bits_of_planes() {
     }
 }
 
+/// Parts of an output have their part of the residual, whichever axis they are cut along.
+#[test]
+fn channels_last_are_cut_into_parts_of_the_same_bits() {
+    for (images, dilation) in [(3, [1, 1, 1]), (1, [1, 2, 1])] {
+        let (channels, size) = (37, [2, 40, 43]);
+        let conv = Convolution::<3>::new().groups(channels).padding([0, 1, 1]).dilation(dilation);
+        let conv = conv.activation(Activation::relu6());
+        let x = wave([images, channels, size[0], size[1], size[2]], 0.1);
+        let (w, bias) = (wave([channels, 1, 1, 3, 3], 0.2), wave([channels], 0.3));
+        let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
+        let residual = wave(shape, 0.4);
+        let mut planes = Tensor::zeros(shape).unwrap();
+        let (x, residual, bias) = (x.view(), residual.view(), Some(bias.view()));
+        conv.forward_add_into(x, w.view(), bias, residual, planes.view_mut()).unwrap();
+
+        let (last, back) = ([0, 2, 3, 4, 1], [0, 4, 1, 2, 3]);
+        let [x, residual] = [x, residual].map(|view| view.permute(last).unwrap().to_tensor().unwrap());
+        let [n, c, d, h, w_out] = shape;
+        let results = in_pools(|| {
+            let mut y = Tensor::full([n, d, h, w_out, c], f32::NAN).unwrap();
+            let to = y.view_mut().permute(back).unwrap();
+            let [x, residual] = [&x, &residual].map(|held| held.view().permute(back).unwrap());
+            conv.forward_add_into(x, w.view(), bias, residual, to).unwrap();
+            bits(y.view().permute(back).unwrap().to_tensor().unwrap().as_slice())
+        });
+        assert!(results.iter().all(|result| *result == bits(planes.as_slice())), "{dilation:?}");
+    }
+}
+
 #[test]
 fn layers_of_networks_equal_the_reference() {
     for (channels, size, stride, kernel) in [(70, 28, 1, 3), (150, 7, 1, 3), (40, 29, 2, 3), (33, 14, 1, 5)] {

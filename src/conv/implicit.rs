@@ -1,7 +1,7 @@
 //! The implicit GEMM: patches go from a copy of a box's input straight into panels.
 //!
 //! ```text
-//! for each box of outputs, some hundred positions           its columns; in L2 with all below
+//! for each box of outputs, some hundred positions           its columns; in L2, if it is not small, with all below
 //!     input → planes with zeros around (halo.rs)
 //!     for each group of blocks of depth                     one, unless depth is large
 //!         planes → panels of patches                        runs of whole vectors
@@ -337,6 +337,9 @@ mod tests {
     const TILE: Tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
     const CACHES: Caches = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 32 << 20 };
 
+    const SMALL_TILE: Tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: true };
+    const SMALL_CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
+
     fn plan(output: [usize; 4], depth: usize) -> Plan {
         Plan::new::<f32>(TILE, CACHES, output, depth, 256)
     }
@@ -352,6 +355,20 @@ mod tests {
                 let columns: usize = sizes.iter().product();
                 assert!(columns * group.min(depth) * 4 <= CACHES.l2 / 4 * 3, "{output:?} {depth} {sizes:?}");
                 assert!((0..4).all(|axis| (1..=output[axis]).contains(&sizes[axis])));
+            }
+        }
+    }
+
+    /// Panels of patches that are read but once for some panels of weights may lie behind a small L2.
+    #[test]
+    fn boxes_are_wide_where_l2_is_small() {
+        for depth in [1, 27, 147, 576, 1152, 2304, 4608, 100_000] {
+            for output in [[8, 1, 56, 56], [8, 1, 14, 14], [1, 1, 1, 30_000], [3, 5, 9, 1], [100, 1, 1, 1]] {
+                let Plan { sizes, group } = Plan::new::<f32>(SMALL_TILE, SMALL_CACHES, output, depth, 256);
+                let columns: usize = sizes.iter().product();
+                let all: usize = output.iter().product();
+                assert!(columns * group.min(depth) * 4 <= SMALL_CACHES.l2, "{output:?} {depth} {sizes:?}");
+                assert!(columns >= all.min(128), "{output:?} {depth} {sizes:?}");
             }
         }
     }

@@ -25,7 +25,7 @@ pub struct PackedConvolution<T> {
 enum Form<T> {
     /// Panels of a left operand, group after group.
     Panels(Aligned<T>),
-    /// Depthwise weights as they are, row-major, and tap by tap.
+    /// Depthwise weights as they are, row-major, and as `depthwise` packs them.
     Depthwise(Aligned<T>, Aligned<T>),
     /// The same of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
@@ -73,9 +73,9 @@ impl<T: Element> PackedConvolution<T> {
 
     /// Depthwise weights as a view, and as [`depthwise::pack`] has them.
     pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, Option<&[T]>)>> {
-        let Form::Depthwise(data, taps_first) = &self.form else { return Ok(None) };
+        let Form::Depthwise(data, vectors) = &self.form else { return Ok(None) };
         let view = TensorView::from_slice(data, self.shape)?;
-        Ok(Some((Filter::new(view), (!taps_first.is_empty()).then_some(&taps_first[..]))))
+        Ok(Some((Filter::new(view), (!vectors.is_empty()).then_some(&vectors[..]))))
     }
 
     /// The panels of a left operand, where they are that.
@@ -122,7 +122,7 @@ impl<T: Element> PackedConvolution<T> {
     pub fn bytes(&self) -> usize {
         let len = match &self.form {
             Form::Panels(data) => data.len(),
-            Form::Depthwise(data, taps_first) => data.len() + taps_first.len(),
+            Form::Depthwise(data, vectors) => data.len() + vectors.len(),
             Form::Rows(packed) | Form::Columns(packed) => packed.panels().len(),
         };
         len * size_of::<T>()

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each row of outputs
-//!     for each four columns                 their pixels: 18 streams of channels, or zeros where padding is
+//!     for each four columns                 their pixels: streams of channels, zeros where padding is
 //!         for each vector of channels: Σ over taps of weights · pixel, a pixel loaded once for the four
 //! ```
 #![forbid(unsafe_code)]
@@ -73,7 +73,7 @@ impl<T: Element> Direct<'_, T> {
         let weights = match forward.packed {
             Some(weights) => weights,
             None => {
-                taps_first(&forward.filter, channels, &mut packed)?;
+                vectors_of(&forward.filter, channels, &mut packed)?;
                 &packed
             }
         };
@@ -92,7 +92,7 @@ impl<T: Element> Direct<'_, T> {
         };
         let mut y = y.view_mut().permute(pixels)?;
         let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
-        // Writes that go beyond the caches wait for their lines, unless these are asked for.
+        // So many writes go beyond the caches, of which others have a share, and wait for lines that are not asked for.
         let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().l3 / 8;
         for at in 0..images * depths * height {
             let (image, d, h) = (at / height / depths, at / height % depths, at % height);
@@ -109,7 +109,7 @@ impl<T: Element> Direct<'_, T> {
                 x.line([origin[2] + d, row])
             };
             let lines = [line(0), line(1), line(2)];
-            // What only the next row of outputs reads.
+            // What the next row of outputs reads besides, where the height has no dilation.
             let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
@@ -157,9 +157,9 @@ impl<T: Element> Direct<'_, T> {
 struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
     /// Pixels: all channels of each.
     lines: [Streams<'w, T, SPAN>; 3],
-    /// Rows that only the next row of outputs reads.
+    /// Rows below them, to ask for.
     next: [Option<&'w [T]>; STRIDE],
-    /// As [`taps_first`] makes them.
+    /// As [`vectors_of`] makes them.
     weights: &'w [T],
     /// In whole vectors.
     biases: &'w [T],
@@ -169,7 +169,7 @@ struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
     channels: usize,
     /// Of the first output.
     column: usize,
-    /// No cache holds the outputs.
+    /// The caches do not hold the outputs.
     far: bool,
 }
 
@@ -253,7 +253,7 @@ pub(super) fn packed_len(channels: usize) -> Option<usize> {
 }
 
 /// Weights as vectors: of each [`MOST_LANES`] channels the taps, one after the other.
-pub(super) fn taps_first<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
+pub(super) fn vectors_of<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
     to.fill(T::ZERO);
     let place = |channel: usize| channel / MOST_LANES * (9 * MOST_LANES) + channel % MOST_LANES;
     filter.spread(1, 0..channels, place, MOST_LANES, to)

@@ -103,7 +103,7 @@ struct Forward<'a, T> {
     filter: Filter<'a, T>,
     /// Output channels of a group.
     multiplier: usize,
-    /// What [`direct::taps_first`] makes of the filter, where that has been done before.
+    /// What [`direct::vectors_of`] makes of the filter, where that has been done before.
     packed: Option<&'a [T]>,
 }
 
@@ -118,7 +118,7 @@ pub(super) fn pack<T: Element>(
     let mut data = workspace::try_vec(op, len)?;
     data.resize(len, T::ZERO);
     if len > 0 {
-        direct::taps_first(filter, channels, &mut data)?;
+        direct::vectors_of(filter, channels, &mut data)?;
     }
     Ok(data)
 }
