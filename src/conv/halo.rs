@@ -14,7 +14,7 @@
 
 use super::geometry::gcd;
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorView;
 
 /// One axis of the copy.
@@ -107,9 +107,6 @@ pub(super) struct Halo {
     volume: usize,
 }
 
-/// Elements of the widest vector.
-const GAP: usize = 16;
-
 impl Halo {
     pub(super) fn new(geometry: &Geometry, channels: usize, images: usize) -> Self {
         let Geometry { kernel, stride, dilation, start, outputs, image, apart } = *geometry;
@@ -117,7 +114,7 @@ impl Halo {
             Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a], apart && a == 2)
         });
         let places = axes.iter().fold(1usize, |places, axis| places.saturating_mul(axis.size));
-        let volume = places.saturating_add(GAP);
+        let volume = places.saturating_add(MOST_LANES);
         Self { axes, channels, images, volume }
     }
 

@@ -66,8 +66,8 @@ impl<T: Element> Direct<'_, T> {
         let finish = &call.finish;
         let [images, channels, depths, height, _] = y.shape();
         let [_, _, _, rows, columns] = call.x.shape();
-        let pitch = channels.next_multiple_of(MOST_LANES);
-        let mut packed = scratch::<T>(call.op, if forward.packed.is_some() { 0 } else { 9 * pitch })?;
+        let len = if forward.packed.is_some() { Some(0) } else { packed_len(channels) };
+        let mut packed = scratch::<T>(call.op, len.unwrap_or(usize::MAX))?;
         let mut zeros = scratch::<T>(call.op, channels)?;
         zeros.fill(T::ZERO);
         let weights = match forward.packed {
@@ -77,7 +77,7 @@ impl<T: Element> Direct<'_, T> {
                 &packed
             }
         };
-        let mut biases = scratch::<T>(call.op, pitch)?;
+        let mut biases = scratch::<T>(call.op, channels.next_multiple_of(MOST_LANES))?;
         biases.fill(T::ZERO);
         if let Some(bias) = finish.bias {
             biases.iter_mut().zip(bias).for_each(|(to, &from)| *to = from);
