@@ -60,13 +60,13 @@ impl<T: Element> Call<'_, T> {
             return Ok(());
         }
         let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
-        let (w, taps_first) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), same));
+        let (w, vectors) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), same));
         let call = Call { w, ..*self };
         match (call.path(y.shape(), y.strides()), w) {
             (Path::PointwiseRows, _) => call.pixels(y),
             (Path::PointwiseImages, _) => call.images(y),
             (Path::Patches, Operand::Packed(packed)) => call.patches(packed, y),
-            (Path::Depthwise, Operand::View(w)) => call.depthwise(w, taps_first, y),
+            (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
             _ => call.implicit(y),
         }
     }

@@ -340,6 +340,10 @@ mod tests {
     const SMALL_TILE: Tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: true };
     const SMALL_CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
+    const DEPTHS: [usize; 8] = [1, 27, 147, 576, 1152, 2304, 4608, 100_000];
+    const OUTPUTS: [[usize; 4]; 5] =
+        [[8, 1, 56, 56], [8, 1, 14, 14], [1, 1, 1, 30_000], [3, 5, 9, 1], [100, 1, 1, 1]];
+
     fn plan(output: [usize; 4], depth: usize) -> Plan {
         Plan::new::<f32>(TILE, CACHES, output, depth, 256)
     }
@@ -349,8 +353,8 @@ mod tests {
         // ResNet-50: eight rows of 56, all of 14 × 14 twice over, several images of 7 × 7.
         assert_eq!(plan([1, 1, 56, 56], 576), Plan { sizes: [1, 1, 8, 56], group: 576 });
         assert_eq!(plan([8, 1, 7, 7], 512 * 9).sizes[1..], [1, 7, 7]);
-        for depth in [1, 27, 147, 576, 1152, 2304, 4608, 100_000] {
-            for output in [[8, 1, 56, 56], [8, 1, 14, 14], [1, 1, 1, 30_000], [3, 5, 9, 1], [100, 1, 1, 1]] {
+        for depth in DEPTHS {
+            for output in OUTPUTS {
                 let Plan { sizes, group } = plan(output, depth);
                 let columns: usize = sizes.iter().product();
                 assert!(columns * group.min(depth) * 4 <= CACHES.l2 / 4 * 3, "{output:?} {depth} {sizes:?}");
@@ -362,8 +366,8 @@ mod tests {
     /// Panels of patches that are read but once for some panels of weights may lie behind a small L2.
     #[test]
     fn boxes_are_wide_where_l2_is_small() {
-        for depth in [1, 27, 147, 576, 1152, 2304, 4608, 100_000] {
-            for output in [[8, 1, 56, 56], [8, 1, 14, 14], [1, 1, 1, 30_000], [3, 5, 9, 1], [100, 1, 1, 1]] {
+        for depth in DEPTHS {
+            for output in OUTPUTS {
                 let Plan { sizes, group } = Plan::new::<f32>(SMALL_TILE, SMALL_CACHES, output, depth, 256);
                 let columns: usize = sizes.iter().product();
                 let all: usize = output.iter().product();
