@@ -210,6 +210,12 @@ macro_rules! each {
 
 pub(crate) use each;
 
+/// All of `at`, `by` elements on. Not `map`, which is not always inlined: the addresses would be in memory.
+#[inline(always)]
+fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
+    [a.wrapping_offset(by), b.wrapping_offset(by), c.wrapping_offset(by), d.wrapping_offset(by)]
+}
+
 /// Bytes from what is read to what is asked for.
 const AHEAD: usize = 8192;
 
@@ -281,7 +287,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                             simd::prefetch(at[0].wrapping_add(AHEAD / size_of::<T>()));
                         }
                     }
-                    at = at.map(|at| at.wrapping_offset(a.step));
+                    at = moved(at, a.step);
                     bt = bt.wrapping_offset(b.step);
                 })*};
             }
@@ -378,7 +384,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }
             }
             if down {
-                begins.0 = begins.0.map(|begin| begin.wrapping_offset(a.next));
+                begins.0 = moved(begins.0, a.next);
                 start = start.wrapping_offset(R as isize * row);
             } else {
                 begins.1 = begins.1.wrapping_offset(b.next);

@@ -31,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::tensor::TensorView;
 
 /// The element at an index, as an `f64`. The callers have checked the shapes; NaN would show that they had not.
+#[inline]
 fn at<T: Element, const N: usize>(view: TensorView<'_, T, N>, index: [usize; N]) -> f64 {
     view.get(index).map_or(f64::NAN, |value| value.to_f64())
 }

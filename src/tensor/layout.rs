@@ -103,9 +103,17 @@ impl<const N: usize> Layout<N> {
     }
 
     /// Distance of an element from the one with index 0, or `None` where the index is outside the shape.
+    #[inline]
     pub fn offset(&self, index: [usize; N]) -> Option<isize> {
-        let inside = index.iter().zip(&self.shape).all(|(at, size)| at < size);
-        inside.then(|| index.iter().zip(&self.strides).map(|(&at, stride)| at as isize * stride).sum())
+        let mut offset = 0isize;
+        for axis in 0..N {
+            if index[axis] >= self.shape[axis] {
+                return None;
+            }
+            // Wraps only where an axis that follows has size 0.
+            offset = offset.wrapping_add((index[axis] as isize).wrapping_mul(self.strides[axis]));
+        }
+        Some(offset)
     }
 
     /// Lowest and highest distance of any element from the one with index 0. (0, 0) for an empty layout.

@@ -142,11 +142,13 @@ impl<T, const N: usize> Tensor<T, N> {
     }
 
     /// The element at an index, `None` outside the shape.
+    #[inline]
     pub fn get(&self, index: [usize; N]) -> Option<&T> {
         self.data.get(self.layout.offset(index)? as usize)
     }
 
     /// The element at an index, `None` outside the shape.
+    #[inline]
     pub fn get_mut(&mut self, index: [usize; N]) -> Option<&mut T> {
         self.data.get_mut(self.layout.offset(index)? as usize)
     }

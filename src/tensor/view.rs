@@ -295,6 +295,7 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
     }
 
     /// The element at an index, `None` outside the shape.
+    #[inline]
     pub fn get(&self, index: [usize; N]) -> Option<&'a T> {
         let offset = self.layout.offset(index)?;
         // SAFETY: the index is inside the shape, so the invariant gives an element borrowed for `'a`.
@@ -429,6 +430,7 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     }
 
     /// The element at an index, `None` outside the shape.
+    #[inline]
     pub fn get(&self, index: [usize; N]) -> Option<&T> {
         let offset = self.layout.offset(index)?;
         // SAFETY: the index is inside the shape, so the invariant gives a borrowed element.
@@ -436,6 +438,7 @@ impl<'a, T, const N: usize> TensorViewMut<'a, T, N> {
     }
 
     /// The element at an index, `None` outside the shape.
+    #[inline]
     pub fn get_mut(&mut self, index: [usize; N]) -> Option<&mut T> {
         let offset = self.layout.offset(index)?;
         // SAFETY: the index is inside the shape, so the invariant gives an exclusively borrowed element.
