@@ -21,10 +21,12 @@ pub trait Element:
     + crate::vecmath::Maps
     + crate::activation::Activations
     + crate::activation::Prelus
+    + crate::attention::Attends
     + crate::attention::Scores
     + crate::attention::Decode
     + crate::conv::Convolve
     + crate::gemm::Kernels
+    + crate::gemm::Products
     + crate::gemm::Sums
     + crate::norm::ChannelKernels
     + crate::norm::RowKernels
@@ -33,6 +35,7 @@ pub trait Element:
     + crate::pool::Reductions
     + crate::pool::Shares
     + crate::rnn::Passes
+    + crate::rnn::Recur
     + crate::softmax::Softmaxes
     + Copy
     + Debug

@@ -23,51 +23,64 @@ use crate::tensor::TensorViewMut;
 pub(crate) const TASKS_PER_THREAD: usize = 4;
 
 /// Runs both, possibly at the same time, and waits for them.
-///
+pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let (mut a, mut b, mut first, mut second) = (Some(a), Some(b), None, None);
+    both(&mut || first = a.take().map(|a| a()), &mut || second = b.take().map(|b| b()));
+    let (Some(first), Some(second)) = (first, second) else {
+        unreachable!("internal error: a task that did not run")
+    };
+    (first, second)
+}
+
+/// What [`join`] hands on: a task of any kind. So that what rayon does is compiled once, and not for each of them in each crate
+/// that uses this one.
+type Task<'t> = &'t mut (dyn FnMut() + Send + 't);
+
 /// While a thread waits, rayon may run a job on it that has nothing to do with this call: such a job must
 /// not find the instruction set that [`machine::with_isa`] forces here. Tasks of ours get theirs handed down.
-pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+fn both(a: Task<'_>, b: Task<'_>) {
     let before = machine::force(None);
     let forced = before.forced();
     let a = move || {
         let _forced = machine::force(forced);
-        a()
+        a();
     };
     let b = move || {
         let _forced = machine::force(forced);
-        b()
+        b();
     };
-    if rayon::current_thread_index().is_some() { rayon::join(a, b) } else { join_from_outside(a, b) }
+    if rayon::current_thread_index().is_some() {
+        rayon::join(a, b);
+    } else {
+        join_from_outside(a, b);
+    }
 }
 
 /// [`rayon::join`] from a thread that is not of the pool hands both to it, and waits: for a thread to wake up, for that to
 /// wake another, and to be woken itself. Here it takes the first, and looks for the end of the second for a while before it
 /// sleeps. What it takes it cuts further until it is one thread's share.
-fn join_from_outside<A, B: Send>(a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
+fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     /// About what it takes to wake a thread.
     const PATIENCE: Duration = Duration::from_micros(100);
     let share = SHARE.get().min(threads());
     if share <= 1 {
-        return (a(), b());
+        a();
+        return b();
     }
     let _share = Share(SHARE.replace(share.div_ceil(2)));
     let over = AtomicBool::new(false);
-    let mut second = None;
-    let first = rayon::in_place_scope(|scope| {
-        let (second, over) = (&mut second, &over);
+    rayon::in_place_scope(|scope| {
+        let over = &over;
         scope.spawn(move |_| {
-            *second = Some(b());
+            b();
             over.store(true, Ordering::Release);
         });
-        let first = a();
+        a();
         let start = Instant::now();
         while !over.load(Ordering::Acquire) && start.elapsed() < PATIENCE {
             std::hint::spin_loop();
         }
-        first
     });
-    let Some(second) = second else { unreachable!("internal error: a scope that ended before its task") };
-    (first, second)
 }
 
 thread_local! {

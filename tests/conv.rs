@@ -34,6 +34,12 @@ struct Case<T, const S: usize, const N: usize> {
 impl<T: Element, const S: usize, const N: usize> Arbitrary for Case<T, S, N> {
     fn arbitrary(g: &mut Gen) -> Self {
         let problem = Problem::<S, N>::arbitrary(g);
+        Self::of(g, problem)
+    }
+}
+
+impl<T: Element, const S: usize, const N: usize> Case<T, S, N> {
+    fn of(g: &mut Gen, problem: Problem<S, N>) -> Self {
         Case {
             isa: *g.choose(machine::supported()).expect("there is a baseline"),
             algorithm: *g.choose(&ALGORITHMS).expect("there are some"),
@@ -49,6 +55,17 @@ impl<T: Element, const S: usize, const N: usize> Arbitrary for Case<T, S, N> {
             dw: Strided::random(g, problem.weight()),
             db: Strided::random(g, [problem.c_out]),
         }
+    }
+}
+
+/// A case with many output channels for few positions.
+#[derive(Clone, Debug)]
+struct Few<T, const S: usize, const N: usize>(Case<T, S, N>);
+
+impl<T: Element, const S: usize, const N: usize> Arbitrary for Few<T, S, N> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let problem = Problem::few(g);
+        Few(Case::of(g, problem))
     }
 }
 
@@ -262,4 +279,18 @@ fn equals_the_reference_in_two_dimensions_in_f64() {
 fn equals_the_reference_in_three_dimensions() {
     quickcheck(80, check::<f32, 3, 5> as fn(Case<f32, 3, 5>) -> bool);
     quickcheck(40, check::<f64, 3, 5> as fn(Case<f64, 3, 5>) -> bool);
+}
+
+#[test]
+fn few_positions_equal_the_reference() {
+    fn few<T: Element, const S: usize, const N: usize>(case: Few<T, S, N>) -> bool
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        check(case.0)
+    }
+    quickcheck(150, few::<f32, 2, 4> as fn(Few<f32, 2, 4>) -> bool);
+    quickcheck(50, few::<f64, 2, 4> as fn(Few<f64, 2, 4>) -> bool);
+    quickcheck(50, few::<f32, 1, 3> as fn(Few<f32, 1, 3>) -> bool);
+    quickcheck(25, few::<f32, 3, 5> as fn(Few<f32, 3, 5>) -> bool);
 }

@@ -29,7 +29,7 @@ use crate::workspace::scratch;
 const PANELS: usize = 4;
 
 /// One call.
-pub(super) struct Backward<'c, 'e, T> {
+pub struct Backward<'c, 'e, T> {
     pub plan: &'c Plan<'e, T>,
     pub q: TensorView<'c, T, 4>,
     pub k: TensorView<'c, T, 4>,
@@ -93,7 +93,11 @@ struct Tile<'t, T> {
 }
 
 impl<'c, T: Element> Backward<'c, '_, T> {
-    pub fn run(&self, outputs: Outputs<'_, T>, bias: Option<TensorViewMut<'_, T, 4>>) -> Result<usize> {
+    pub(super) fn run(
+        &self,
+        outputs: Outputs<'_, T>,
+        bias: Option<TensorViewMut<'_, T, 4>>,
+    ) -> Result<usize> {
         let tasks = parallel::tasks(self.plan.work().saturating_mul(3), GRAIN);
         let kv_heads = self.k.shape()[1];
         if outputs.query.is_some() || outputs.key.is_some() || outputs.value.is_some() {

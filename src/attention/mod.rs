@@ -66,6 +66,7 @@ use self::plan::Plan;
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::machine;
+use crate::simd::kernels;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Where the positions of queries and keys meet, if there are more of one than of the other.
@@ -264,7 +265,7 @@ impl<'e, T: Element> Attention<'e, T> {
     ) -> Result<Tensor<T, 4>> {
         let plan = Plan::new("Attention::forward", self, q, k, v)?;
         let mut y = Tensor::zeros([plan.batch, plan.heads, plan.queries, plan.value_dim])?;
-        run(&plan, q, k, v, y.view_mut(), None)?;
+        T::attend(&plan, [q, k, v], y.view_mut(), None)?;
         Ok(y)
     }
 
@@ -281,7 +282,7 @@ impl<'e, T: Element> Attention<'e, T> {
     ) -> Result<()> {
         let plan = Plan::new("Attention::forward_into", self, q, k, v)?;
         expect(plan.op, "y", &y.shape(), &[plan.batch, plan.heads, plan.queries, plan.value_dim])?;
-        run(&plan, q, k, v, y, None)
+        T::attend(&plan, [q, k, v], y, None)
     }
 
     /// [`forward`](Self::forward) with what backward needs.
@@ -298,7 +299,7 @@ impl<'e, T: Element> Attention<'e, T> {
         let rows = [plan.batch, plan.heads, plan.queries];
         let mut output = Tensor::zeros([plan.batch, plan.heads, plan.queries, plan.value_dim])?;
         let mut normalizer = Tensor::zeros(rows)?;
-        run(&plan, q, k, v, output.view_mut(), Some(normalizer.view_mut()))?;
+        T::attend(&plan, [q, k, v], output.view_mut(), Some(normalizer.view_mut()))?;
         Ok(Attended { output, normalizer })
     }
 
@@ -318,7 +319,7 @@ impl<'e, T: Element> Attention<'e, T> {
         let rows = [plan.batch, plan.heads, plan.queries];
         expect(plan.op, "y", &y.shape(), &[plan.batch, plan.heads, plan.queries, plan.value_dim])?;
         expect(plan.op, "normalizer", &normalizer.shape(), &rows)?;
-        run(&plan, q, k, v, y, Some(normalizer))
+        T::attend(&plan, [q, k, v], y, Some(normalizer))
     }
 
     /// dQ, dK and dV from what [`forward_saving`](Self::forward_saving) gave for the same arguments, and dY.
@@ -358,7 +359,7 @@ impl<'e, T: Element> Attention<'e, T> {
             value: Some(value.view_mut()),
             bias: None,
         };
-        run_backward(Backward { plan: &plan, q, k, v, y, normalizer, dy }, gradients)?;
+        T::attend_backward(Backward { plan: &plan, q, k, v, y, normalizer, dy }, gradients)?;
         Ok(AttentionGradients { query, key, value })
     }
 
@@ -399,7 +400,7 @@ impl<'e, T: Element> Attention<'e, T> {
             }
             (None, _) => {}
         }
-        run_backward(Backward { plan: &plan, q, k, v, y, normalizer, dy }, gradients)
+        T::attend_backward(Backward { plan: &plan, q, k, v, y, normalizer, dy }, gradients)
     }
 }
 
@@ -413,6 +414,26 @@ fn check_backward<T: Element>(
     expect(plan.op, "y", &y.shape(), &shape)?;
     expect(plan.op, "normalizer", &normalizer.shape(), &shape[..3])?;
     expect(plan.op, "dy", &dy.shape(), &shape)
+}
+
+kernels! {
+    /// Element types with attention.
+    pub trait Attends {
+        /// Y, and the logarithms of the sums, from Q, K and V.
+        fn attend(
+            plan: &Plan<'_, Self>,
+            operands: [TensorView<'_, Self, 4>; 3],
+            y: TensorViewMut<'_, Self, 4>,
+            normalizer: Option<TensorViewMut<'_, Self, 3>>,
+        ) -> Result<()> {
+            run(plan, operands, y, normalizer)
+        }
+
+        /// The gradients.
+        fn attend_backward(call: Backward<'_, '_, Self>, gradients: AttentionGradientsMut<'_, Self>) -> Result<()> {
+            run_backward(call, gradients)
+        }
+    }
 }
 
 fn run_backward<T: Element>(
@@ -437,9 +458,7 @@ fn run_backward<T: Element>(
 
 fn run<T: Element>(
     plan: &Plan<'_, T>,
-    q: TensorView<'_, T, 4>,
-    k: TensorView<'_, T, 4>,
-    v: TensorView<'_, T, 4>,
+    [q, k, v]: [TensorView<'_, T, 4>; 3],
     y: TensorViewMut<'_, T, 4>,
     normalizer: Option<TensorViewMut<'_, T, 3>>,
 ) -> Result<()> {

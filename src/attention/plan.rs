@@ -18,11 +18,11 @@ pub(super) const GRAIN: usize = 1 << 19;
 
 /// A checked call.
 #[derive(Clone, Copy)]
-pub(super) struct Plan<'e, T> {
+pub struct Plan<'e, T> {
     pub op: &'static str,
     pub options: Attention<'e, T>,
     pub isa: Isa,
-    pub tile: Tile,
+    pub(super) tile: Tile,
     pub batch: usize,
     pub heads: usize,
     /// Query heads that share a head of keys and values.

@@ -42,7 +42,7 @@ impl<T: Element> Plan<'_, T> {
 
     /// Makes scores of products: a row of [`width`](Self::width) for each of `keys`, `stride` apart. The derivatives by the products,
     /// without their factor, go to `slopes` where there is a soft cap.
-    pub fn adjust(
+    pub(super) fn adjust(
         &self,
         panel: &Panel,
         keys: &Range<usize>,
@@ -103,7 +103,7 @@ impl<T: Element> Plan<'_, T> {
     }
 
     /// Dropout of weights, laid out as in [`adjust`](Self::adjust).
-    pub fn drop_out(&self, panel: &Panel, keys: &Range<usize>, (weights, stride): (&mut [T], usize)) {
+    pub(super) fn drop_out(&self, panel: &Panel, keys: &Range<usize>, (weights, stride): (&mut [T], usize)) {
         let Some(dropout) = self.options.dropout else { return };
         let rows: [Row; LANES] = std::array::from_fn(|lane| {
             let query = panel.queries.start + lane;

@@ -186,36 +186,25 @@ impl<const S: usize> Im2col<S> {
             dilation: lift(self.dilation, 1),
             padding: lift(self.padding, [0, 0]),
         };
-        let mut sliding = sliding.checked(op, S)?;
+        let sliding = sliding.checked(op, S)?;
         let image = lift(std::array::from_fn::<_, S, _>(|axis| shape[2 + axis]), 1);
         let output = sliding.output(op, S, image, false)?;
-        for axis in 0..3 {
-            // The dilation of a single tap may be any number.
-            if sliding.kernel[axis] == 1 {
-                sliding.dilation[axis] = 1;
-            }
-        }
-        let product = |first, sizes: [usize; 3]| {
-            let product = sizes.iter().try_fold(first, |n: usize, &size| n.checked_mul(size));
-            product.filter(|&n| isize::try_from(n).is_ok()).ok_or_else(overflow)
-        };
-        let (taps, windows) = (product(1, sliding.kernel)?, product(1, output)?);
-        let matrix = [product(shape[0], output)?, product(shape[1], sliding.kernel)?];
-        Ok(Plan { sliding, order: self.order, channels: shape[1], image, output, taps, windows, matrix })
+        let plan = Plan::new(sliding, shape[0], shape[1], image, output).ok_or_else(overflow)?;
+        Ok(Plan { order: self.order, ..plan })
     }
 }
 
 /// A call with all its sizes, three spatial axes each.
-struct Plan {
+pub(super) struct Plan {
     sliding: Sliding,
     order: PatchOrder,
     channels: usize,
     image: [usize; 3],
     output: [usize; 3],
     /// Products of the kernel's and of the output's sizes.
-    taps: usize,
+    pub(super) taps: usize,
     windows: usize,
-    matrix: [usize; 2],
+    pub(super) matrix: [usize; 2],
 }
 
 /// Fewest elements that a task is worth.
@@ -235,6 +224,39 @@ struct Pixels<'a, T> {
 }
 
 impl Plan {
+    /// For a window and the sizes of images and outputs, channels first; `None` where the matrix has more elements than there can
+    /// be.
+    pub(super) fn new(
+        mut sliding: Sliding,
+        batch: usize,
+        channels: usize,
+        image: [usize; 3],
+        output: [usize; 3],
+    ) -> Option<Self> {
+        for axis in 0..3 {
+            // The dilation of a single tap may be any number.
+            if sliding.kernel[axis] == 1 {
+                sliding.dilation[axis] = 1;
+            }
+        }
+        let product = |first, sizes: [usize; 3]| {
+            let product = sizes.iter().try_fold(first, |n: usize, &size| n.checked_mul(size));
+            product.filter(|&n| isize::try_from(n).is_ok())
+        };
+        let (taps, windows) = (product(1, sliding.kernel)?, product(1, output)?);
+        let matrix = [product(batch, output)?, product(channels, sliding.kernel)?];
+        Some(Self {
+            sliding,
+            order: PatchOrder::ChannelsFirst,
+            channels,
+            image,
+            output,
+            taps,
+            windows,
+            matrix,
+        })
+    }
+
     fn expect_matrix(&self, op: &'static str, found: [usize; 2]) -> Result<()> {
         if found == self.matrix { Ok(()) } else { Err(Error::shape(op, "matrix", &found, &self.matrix)) }
     }
@@ -391,7 +413,12 @@ impl Plan {
         })
     }
 
-    fn col2im<T: Element>(&self, matrix: TensorView<'_, T, 2>, x: TensorViewMut<'_, T, 5>) -> Result<()> {
+    /// Sums up the matrix into `x`, whose old contents are not read.
+    pub(super) fn col2im<T: Element>(
+        &self,
+        matrix: TensorView<'_, T, 2>,
+        x: TensorViewMut<'_, T, 5>,
+    ) -> Result<()> {
         if x.is_empty() {
             return Ok(());
         }

@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+mod columns;
 mod in_place;
 
+use self::columns::Columns;
 use self::in_place::InPlace;
 use super::Algorithm;
 use super::correlate::{Call, Operand};
@@ -74,6 +76,7 @@ fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item =
 
 /// y\[n, c, j\] = finish(Σ over o, u of w\[o, c, u\] · z\[n, o, i\]): Z `[batch, groups · outer, …]`, W `[groups · outer, inner,
 /// kernel…]`, Y `[batch, groups · inner, …]`.
+#[derive(Clone, Copy)]
 pub struct Scatter<'a, T> {
     pub(super) op: &'static str,
     pub(super) isa: Isa,
@@ -91,6 +94,9 @@ impl<T: Element> Scatter<'_, T> {
         if y.is_empty() {
             // Its other sizes may be anything.
             return Ok(());
+        }
+        if let Some(call) = Columns::new(self, &y) {
+            return call.run(y);
         }
         if let Some(call) = InPlace::new(self, &y) {
             return call.run(y);

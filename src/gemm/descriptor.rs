@@ -7,12 +7,13 @@ use super::blocking::{tile, turns};
 use super::driver::{self, Input, Path, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
-use super::{thin, tiny, vector};
+use super::{gram, thin, tiny, vector};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
+use crate::simd::kernels;
 use crate::tensor::{TensorView, TensorViewMut};
 
 const OP: &str = "gemm";
@@ -155,7 +156,7 @@ impl<'e, T: Element> Gemm<'e, T> {
             return Ok(()); // the operands may be deeper than any scratch
         }
         let start = machine::verbose().then(Instant::now);
-        let path = matrix(isa, a, b, &self.scale(0, shape[2])?, c, None)?;
+        let path = T::product(isa, a, b, &self.scale(0, shape[2])?, c, None)?;
         trace::<T>(isa, 1, shape, path, start);
         Ok(())
     }
@@ -292,7 +293,34 @@ fn check_output([m, k]: [usize; 2], b: [usize; 2], c: [usize; 2]) -> Result<[usi
     Ok([m, n, k])
 }
 
-/// One product; shapes have been checked. `tasks` overrides how many tasks it may be cut in.
+kernels! {
+    /// Element types with their products.
+    pub trait Products {
+        /// One product; shapes have been checked. `tasks` overrides how many tasks it may be cut in.
+        fn product(
+            isa: Isa,
+            a: Operand<'_, Self>,
+            b: Operand<'_, Self>,
+            scale: &Scale<'_, Self>,
+            c: TensorViewMut<'_, Self, 2>,
+            tasks: Option<usize>,
+        ) -> Result<Path> {
+            matrix(isa, a, b, scale, c, tasks)
+        }
+
+        /// [`gram`](super::gram()).
+        fn gram(alpha: Self, a: TensorView<'_, Self, 2>, beta: Self, c: TensorViewMut<'_, Self, 2>) -> Result<()> {
+            gram::run(alpha, a, beta, c)
+        }
+
+        /// [`Packed::lhs`] and [`Packed::rhs`].
+        fn pack_operand(source: TensorView<'_, Self, 2>, side: Side) -> Result<Packed<Self>> {
+            Packed::pack(source, side)
+        }
+    }
+}
+
+/// [`Products::product`].
 #[inline]
 fn matrix<T: Element>(
     isa: Isa,
@@ -319,7 +347,7 @@ fn matrix<T: Element>(
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
 #[inline]
-pub(super) fn views<T: Element>(
+fn views<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
@@ -433,7 +461,7 @@ impl<T: Element> Batch<'_, '_, '_, T> {
             let scale = self.gemm.scale(first + entry, self.depth)?;
             let c = c.view_mut().select(0, entry)?;
             let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
-            matrix(self.isa, a, b, &scale, c, self.inner)?;
+            T::product(self.isa, a, b, &scale, c, self.inner)?;
         }
         Ok(())
     }

@@ -75,10 +75,10 @@ impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
 
 /// Scale factors and epilogue of a product, as every path takes them.
 #[derive(Clone, Copy)]
-pub(crate) struct Scale<'e, T> {
+pub struct Scale<'e, T> {
     pub alpha: T,
     pub beta: T,
-    pub epilogue: Epilogue<'e, T>,
+    pub(crate) epilogue: Epilogue<'e, T>,
 }
 
 impl<T: Element> Scale<'_, T> {
@@ -98,7 +98,7 @@ pub(super) const LARGE: usize = 1 << 31;
 const STREAMED: usize = 32 << 20;
 
 /// How a product was computed, for those who ask.
-pub(crate) struct Path {
+pub struct Path {
     pub name: &'static str,
     pub tasks: usize,
 }

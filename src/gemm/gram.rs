@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use super::block::Block;
 use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
-use super::descriptor::{trace, views};
+use super::descriptor::trace;
 use super::driver::{LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
 use super::panel::{self, Panels};
@@ -64,6 +64,16 @@ pub fn gram<T: Element>(
     beta: T,
     c: TensorViewMut<'_, T, 2>,
 ) -> Result<()> {
+    T::gram(alpha, a, beta, c)
+}
+
+/// [`gram`].
+pub(super) fn run<T: Element>(
+    alpha: T,
+    a: TensorView<'_, T, 2>,
+    beta: T,
+    c: TensorViewMut<'_, T, 2>,
+) -> Result<()> {
     let ([m, k], isa) = (a.shape(), machine::isa()?);
     if c.shape() != [m, m] {
         return Err(Error::shape(OP, "c", &c.shape(), &[m, m]));
@@ -77,7 +87,7 @@ pub fn gram<T: Element>(
     let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
     let scale = Scale { alpha, beta, epilogue };
     let path = if m == 1 {
-        views(isa, a, a.transpose(), &scale, c, None)?
+        T::product(isa, a.into(), a.transpose().into(), &scale, c, None)?
     } else {
         let tile = tile::<T>(isa);
         let kc = depth_block::<T>(tile, machine::caches(), k);
@@ -108,7 +118,7 @@ impl<T: Element> Gram<'_, T> {
         let (m, unit) = (a.shape()[0], self.tile.columns);
         if m < 2 * unit && tasks > 2 {
             // Too small to be halved: the whole product is twice the work, but all threads share it.
-            views(self.isa, a, a.transpose(), self.scale, c.view_mut(), Some(tasks))?;
+            T::product(self.isa, a.into(), a.transpose().into(), self.scale, c.view_mut(), Some(tasks))?;
             return mirror(self.isa, c);
         }
         if m < 2 * unit || (m <= LEAF && tasks <= 1) {
@@ -122,7 +132,14 @@ impl<T: Element> Gram<'_, T> {
         let square = tasks / 2;
         let rest = tasks - square;
         let off_diagonal = || {
-            views(self.isa, a1, a0.transpose(), self.scale, c10.view_mut(), Some(square.max(1)))?;
+            T::product(
+                self.isa,
+                a1.into(),
+                a0.transpose().into(),
+                self.scale,
+                c10.view_mut(),
+                Some(square.max(1)),
+            )?;
             turn(self.isa, c10.view(), c01)
         };
         let diagonal = || {

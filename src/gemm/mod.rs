@@ -83,6 +83,7 @@ mod vector;
 
 pub(crate) use block::Block;
 pub(crate) use blocking::{LEAST_DEPTH, NEAR, Order, Tile, balanced, depth_block, tile, tile_rows};
+pub(crate) use descriptor::Products;
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
 pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
 pub use epilogue::Bias;

@@ -11,7 +11,7 @@ use crate::workspace::{self, Aligned};
 
 /// The side of a product that an operand was packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
     Lhs,
     Rhs,
 }
@@ -84,7 +84,7 @@ impl<T: Element> Packed<T> {
     /// # Errors
     /// [`Error::Alloc`] where there is no memory, [`Error::Isa`] where `TILEWISE_ISA` is wrong.
     pub fn lhs(a: TensorView<'_, T, 2>) -> Result<Self> {
-        Self::pack(a, Side::Lhs)
+        T::pack_operand(a, Side::Lhs)
     }
 
     /// Packs the right operand, `[k, n]`.
@@ -92,10 +92,10 @@ impl<T: Element> Packed<T> {
     /// # Errors
     /// As [`lhs`](Self::lhs).
     pub fn rhs(b: TensorView<'_, T, 2>) -> Result<Self> {
-        Self::pack(b.transpose(), Side::Rhs)
+        T::pack_operand(b.transpose(), Side::Rhs)
     }
 
-    fn pack(source: TensorView<'_, T, 2>, side: Side) -> Result<Self> {
+    pub(super) fn pack(source: TensorView<'_, T, 2>, side: Side) -> Result<Self> {
         Self::with(source, Plan::new::<T>(side, machine::isa()?, machine::caches(), source.shape()))
     }
 

@@ -5,7 +5,6 @@ use super::functions::{Chosen, Functions};
 use super::sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
 use super::tape::Tape;
 use super::weights::{Gradients, GradientsMut, Operand, PackedWeights, Weights};
-use super::{backward, forward};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -402,7 +401,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
     /// [`Error::Shape`] where the weights do not fit each other, [`Error::Argument`] where an option is out of range,
     /// [`Error::Alloc`] where there is no memory.
     fn pack<T: Element>(&self, weights: Weights<'_, T>) -> Result<PackedWeights<T>> {
-        PackedWeights::pack(self.spec(), weights)
+        T::pack_recurrent(self.spec(), weights)
     }
 
     /// All outputs and the last states, keeping nothing for backward.
@@ -416,7 +415,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         sequence: impl Into<Sequence<'s, T>>,
         weights: impl Into<Operand<'w, T>>,
     ) -> Result<Output<T>> {
-        forward::owned("rnn::forward", self.spec(), sequence.into(), weights.into(), None)
+        T::recur("rnn::forward", self.spec(), sequence.into(), weights.into(), None)
     }
 
     /// [`forward`](Self::forward) into the caller's memory, whose old contents are not read.
@@ -429,7 +428,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         weights: impl Into<Operand<'w, T>>,
         output: OutputMut<'_, T>,
     ) -> Result<()> {
-        forward::into("rnn::forward_into", self.spec(), sequence.into(), weights.into(), output, None)
+        T::recur_into("rnn::forward_into", self.spec(), sequence.into(), weights.into(), output, None)
     }
 
     /// [`forward`](Self::forward), keeping in `tape` what [`backward`](Self::backward) needs. The tape's memory is
@@ -443,7 +442,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         weights: impl Into<Operand<'w, T>>,
         tape: &mut Tape<T>,
     ) -> Result<Output<T>> {
-        forward::owned("rnn::forward_taped", self.spec(), sequence.into(), weights.into(), Some(tape))
+        T::recur("rnn::forward_taped", self.spec(), sequence.into(), weights.into(), Some(tape))
     }
 
     /// [`forward_taped`](Self::forward_taped) into the caller's memory.
@@ -458,7 +457,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         output: OutputMut<'_, T>,
     ) -> Result<()> {
         let op = "rnn::forward_taped_into";
-        forward::into(op, self.spec(), sequence.into(), weights.into(), output, Some(tape))
+        T::recur_into(op, self.spec(), sequence.into(), weights.into(), output, Some(tape))
     }
 
     /// One step of a stream: x is `[batch, inputs]`, and the state, `[batch, state]` and for an LSTM `[batch,
@@ -488,7 +487,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         weights: impl Into<Operand<'w, T>>,
         state: StateMut<'_, T>,
     ) -> Result<()> {
-        forward::step(self.spec(), x, weights.into(), state)
+        T::recur_step(self.spec(), x, weights.into(), state)
     }
 
     /// The gradients for everything that went into [`forward_taped`](Self::forward_taped), from those for what came out.
@@ -524,7 +523,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         let sizes = super::sizes::Sizes::check(op, spec, &sequence, &weights)?;
         let mut gradients = Gradients::zeros(&sizes, &weights)?;
         let outputs = outputs.into();
-        backward::into(op, spec, sequence, weights, tape, outputs, T::ZERO, gradients.view_mut())?;
+        T::recur_backward(op, spec, sequence, weights, tape, outputs, T::ZERO, gradients.view_mut())?;
         Ok(gradients)
     }
 
@@ -543,6 +542,6 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
         gradients: GradientsMut<'_, T>,
     ) -> Result<()> {
         let op = "rnn::backward_into";
-        backward::into(op, self.spec(), sequence.into(), weights, tape, outputs.into(), beta, gradients)
+        T::recur_backward(op, self.spec(), sequence.into(), weights, tape, outputs.into(), beta, gradients)
     }
 }

@@ -81,6 +81,7 @@ mod engine;
 mod forward;
 mod functions;
 mod groups;
+mod kernels;
 mod pass;
 mod ready;
 mod sequence;
@@ -92,6 +93,7 @@ mod weights;
 
 pub use convert::onnx_activations;
 pub use descriptor::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset};
+pub(crate) use kernels::Recur;
 pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
 pub(crate) use sizes::outputs;

@@ -31,6 +31,29 @@ impl<const S: usize, const N: usize> Problem<S, N> {
         join(self.batch, self.c_out, self.output)
     }
 
+    /// Many output channels for few positions.
+    pub fn few(g: &mut Gen) -> Self {
+        let mut few = Self::arbitrary(g);
+        (few.geometry.groups, few.batch) = (1, within(g, 1..3));
+        (few.c_in, few.c_out) = (mostly(g, &[1, 3], &[8, 17]), mostly(g, &[48, 64], &[100]));
+        let outputs = std::array::from_fn(|_| within(g, 1..4));
+        few.fit(g, outputs);
+        few
+    }
+
+    /// An image on which as many windows as `outputs` says fit, or more where the padding alone holds more.
+    fn fit(&mut self, g: &mut Gen, outputs: [usize; S]) {
+        let Geometry { stride, dilation, padding, .. } = self.geometry;
+        for axis in 0..S {
+            let extent = dilation[axis] * (self.kernel[axis] - 1) + 1;
+            let padded = (outputs[axis] - 1) * stride[axis] + extent + within(g, 0..stride[axis]);
+            let pads = padding[axis][0] + padding[axis][1];
+            // A window over padding alone is legal.
+            self.image[axis] = padded.saturating_sub(pads);
+            self.output[axis] = (self.image[axis] + pads - extent) / stride[axis] + 1;
+        }
+    }
+
     /// Terms of the sums that give an element of Y, dX, dW and db.
     pub fn terms(&self) -> [usize; 4] {
         let count = |sizes: [usize; S]| sizes.iter().product::<usize>();
@@ -66,7 +89,7 @@ impl<const S: usize, const N: usize> Arbitrary for Problem<S, N> {
         let (per_input, per_output) =
             if small { (per_input.min(2), per_output.min(2)) } else { (per_input, per_output) };
         let mut geometry = Geometry { groups, flipped: within(g, 0..4) == 0, ..Geometry::new() };
-        let (mut image, mut kernel, mut output) = ([0; S], [0; S], [0; S]);
+        let (mut kernel, mut outputs) = ([0; S], [0; S]);
         // What most networks have is tried as often as all that they have not.
         let usual = within(g, 0..3) == 0;
         for axis in 0..S {
@@ -78,22 +101,20 @@ impl<const S: usize, const N: usize> Arbitrary for Problem<S, N> {
                 dilation = mostly(g, &[1], &[2, 3]);
                 padding = [mostly(g, &[0, 1, 2], &[4, 9]), mostly(g, &[0, 1, 2], &[4, 9])];
             }
-            let extent = dilation * (kernel[axis] - 1) + 1;
             let windows = match (S, last) {
                 (3, _) => mostly(g, &[1, 2, 3], &[4, 5]),
                 (_, true) => mostly(g, &[1, 4, 7, 8, 14, 16, 17], &[15, 31, 33, 40]),
                 _ => mostly(g, &[1, 2, 3, 4], &[6, 7, 8]),
             };
-            let padded = (windows - 1) * stride + extent + within(g, 0..stride);
-            let pads = padding[0] + padding[1];
-            // A window over padding alone is legal.
-            image[axis] = padded.saturating_sub(pads);
-            output[axis] = (image[axis] + pads - extent) / stride + 1;
             (geometry.stride[axis], geometry.dilation[axis], geometry.padding[axis]) =
                 (stride, dilation, padding);
+            outputs[axis] = windows;
         }
         let batch = mostly(g, &[1, 2], &[0, 3, 5]);
-        Self { geometry, batch, c_in: groups * per_input, c_out: groups * per_output, image, kernel, output }
+        let (c_in, c_out) = (groups * per_input, groups * per_output);
+        let mut problem = Self { geometry, batch, c_in, c_out, image: [0; S], kernel, output: [0; S] };
+        problem.fit(g, outputs);
+        problem
     }
 }
 
