@@ -353,10 +353,12 @@ fn alternate<T: Element, S: Simd<T>>(
         zeros(simd, 0..two.start, to_two);
     }
     for at in (0..most).step_by(S::LANES) {
-        let vectors = [2 * at, 2 * at + S::LANES].map(|at| {
-            let rest = &from[at.min(from.len())..];
-            if rest.len() >= S::LANES { simd.load(rest) } else { simd.load_partial(rest) }
-        });
+        // Not `map`: its closure is a function of its own, without the instructions of this one, where it is not inlined.
+        let mut vectors = [simd.splat(T::ZERO); 2];
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            let rest = &from[(2 * at + i * S::LANES).min(from.len())..];
+            *vector = if rest.len() >= S::LANES { simd.load(rest) } else { simd.load_partial(rest) };
+        }
         let [even, odd] = simd.deinterleave(vectors[0], vectors[1]);
         let [of_one, of_two] = if first < second { [even, odd] } else { [odd, even] };
         if at < one.len() {

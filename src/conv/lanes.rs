@@ -212,7 +212,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Runs<'_, '_, T, R
             each!(v in vectors V { vectors[v] = simd.load(&weights[v * S::LANES..]); });
             let xs = runs.map(|run| &run[offset..][..R]);
             each!(i in rows R {
-                let x = xs.map(|xs| simd.splat(xs[i]));
+                let x = [simd.splat(xs[0][i]), simd.splat(xs[1][i])];
                 each!(v in vectors V {
                     sums[0][i][v] = simd.mul_add(x[0], vectors[v], sums[0][i][v]);
                     sums[1][i][v] = simd.mul_add(x[1], vectors[v], sums[1][i][v]);

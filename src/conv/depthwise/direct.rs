@@ -226,7 +226,8 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
     /// Adds the residual, applies the bounds and stores.
     #[inline(always)]
     fn finish<S: Simd<T>>(&self, simd: S, run: Range<usize>, mut sums: [S::V; SIDE], to: &mut [T]) {
-        let [low, high] = self.bounds.map(|bound| simd.splat(bound));
+        let [low, high] = self.bounds;
+        let (low, high) = (simd.splat(low), simd.splat(high));
         if let Some(residual) = self.residual {
             for (sum, residual) in
                 sums.iter_mut().zip(residual[self.column * self.channels..].chunks_exact(self.channels))
