@@ -262,3 +262,18 @@ fn layers_refuse_gradients_of_other_shapes() {
     let large = MultiHeadAttention::<f32>::new(usize::MAX, 1, &mut Rng::seed(1));
     assert!(matches!(large, Err(Error::Overflow { .. })));
 }
+
+/// Steps from tap to tap were counted in pixels, also where no window has two taps inside.
+#[test]
+fn a_dilation_beyond_the_image_does_not_overflow() {
+    use tilewise::conv::{Convolution, Im2col};
+    let far = (1 << 61) - 3;
+    let conv = Convolution::<2>::new().dilation([far, 1]).padding_sides([[far, 0], [0, 0]]);
+    let (dz, w) = (Tensor::<f32, 4>::full([1, 9, 1, 9], 1.0), Tensor::full([9, 1, 2, 1], 2.0));
+    let dx = conv.backward_input(dz.unwrap().view(), w.unwrap().view(), [1, 9]).unwrap();
+    assert_eq!(dx.as_slice(), [18.0; 9]);
+    let patches = Im2col::<2>::new([2, 1]).dilation([far, 1]).padding_sides([[far, 0], [0, 0]]);
+    let matrix = patches.im2col(dx.view()).unwrap();
+    assert_eq!(matrix.as_slice(), [0.0, 18.0].repeat(9));
+    assert_eq!(patches.col2im(matrix.view(), [1, 1, 1, 9]).unwrap(), dx);
+}

@@ -50,6 +50,7 @@ mod decode;
 mod dropout;
 mod forward;
 mod kernel;
+mod kernels;
 mod plan;
 mod scores;
 mod stage;
@@ -57,6 +58,7 @@ mod stage;
 pub use self::cache::KvCache;
 pub(crate) use self::decode::Decode;
 pub(crate) use self::kernel::Scores;
+pub(crate) use self::kernels::Attends;
 pub use self::stage::Stage;
 
 use self::backward::Backward;
@@ -66,7 +68,6 @@ use self::plan::Plan;
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::machine;
-use crate::simd::kernels;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Where the positions of queries and keys meet, if there are more of one than of the other.
@@ -414,26 +415,6 @@ fn check_backward<T: Element>(
     expect(plan.op, "y", &y.shape(), &shape)?;
     expect(plan.op, "normalizer", &normalizer.shape(), &shape[..3])?;
     expect(plan.op, "dy", &dy.shape(), &shape)
-}
-
-kernels! {
-    /// Element types with attention.
-    pub trait Attends {
-        /// Y, and the logarithms of the sums, from Q, K and V.
-        fn attend(
-            plan: &Plan<'_, Self>,
-            operands: [TensorView<'_, Self, 4>; 3],
-            y: TensorViewMut<'_, Self, 4>,
-            normalizer: Option<TensorViewMut<'_, Self, 3>>,
-        ) -> Result<()> {
-            run(plan, operands, y, normalizer)
-        }
-
-        /// The gradients.
-        fn attend_backward(call: Backward<'_, '_, Self>, gradients: AttentionGradientsMut<'_, Self>) -> Result<()> {
-            run_backward(call, gradients)
-        }
-    }
 }
 
 fn run_backward<T: Element>(

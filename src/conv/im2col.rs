@@ -341,15 +341,15 @@ impl Plan {
             return row.fill(T::ZERO);
         }
         let [batch, channel, depth, height, width] = x.strides;
-        let Sliding { kernel: [_, kh, kw], dilation: [_, _, dilation], .. } = self.sliding;
-        let (step, columns) = (width * dilation, taps[2].clone());
+        let ([_, kh, kw], steps) = (self.sliding.kernel, self.steps());
+        let (step, columns) = (width * steps[2], taps[2].clone());
         let full = (0..3).all(|axis| taps[axis].len() == self.sliding.kernel[axis]);
         if !full {
             row.fill(T::ZERO);
         }
         let [z, y, first] = self.pixel(window, std::array::from_fn(|axis| taps[axis].start));
         let start = sample * batch + z * depth + y * height + first * width;
-        let (next_z, next_y) = (depth * self.sliding.dilation[0], height * self.sliding.dilation[1]);
+        let (next_z, next_y) = (depth * steps[0], height * steps[1]);
         match self.order {
             PatchOrder::ChannelsFirst => match (step, columns.len()) {
                 (1, 3) => self.copy_taps::<T, 3>(x, start, taps, row),
@@ -386,8 +386,8 @@ impl Plan {
         row: &mut [T],
     ) {
         let [_, channel, depth, height, width] = x.strides;
-        let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
-        let steps = [depth * dilation[0], height * dilation[1], width * dilation[2]];
+        let ([_, kh, kw], steps) = (self.sliding.kernel, self.steps());
+        let steps = [depth * steps[0], height * steps[1], width * steps[2]];
         for (c, row) in row.chunks_exact_mut(self.taps).enumerate() {
             for u in planes.clone() {
                 let mut from = start + c * channel + (u - planes.start) * steps[0];
@@ -403,6 +403,12 @@ impl Plan {
     /// The taps of a window that lie inside the image.
     fn taps_inside(&self, window: [usize; 3]) -> [Range<usize>; 3] {
         std::array::from_fn(|axis| self.sliding.taps(axis, window[axis], self.image[axis]))
+    }
+
+    /// From tap to tap along each axis, for windows with two taps inside: then the dilation is less than the image. Else it may
+    /// be anything, and a step over many pixels more than can be counted.
+    fn steps(&self) -> [usize; 3] {
+        std::array::from_fn(|axis| self.sliding.dilation[axis].min(self.image[axis]))
     }
 
     /// The pixel under a tap that lies inside.
@@ -490,15 +496,15 @@ impl Plan {
         if taps.iter().any(|taps| taps.is_empty()) {
             return;
         }
-        let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
+        let ([_, kh, kw], steps) = (self.sliding.kernel, self.steps());
         let [_, h, w] = self.image;
         let [z, y, x] = self.pixel(window, std::array::from_fn(|axis| taps[axis].start));
         let start = (z * h + y) * w + x;
-        let (next_z, next_y, columns) = (h * w * dilation[0], w * dilation[1], taps[2].clone());
+        let (next_z, next_y, columns) = (h * w * steps[0], w * steps[1], taps[2].clone());
         match self.order {
             PatchOrder::ChannelsFirst => {
                 let patch = &patch[channels.start * self.taps..channels.end * self.taps];
-                match (dilation[2], columns.len()) {
+                match (steps[2], columns.len()) {
                     (1, 3) => self.add_taps::<T, 3>(patch, start, taps, sums),
                     (1, 5) => self.add_taps::<T, 5>(patch, start, taps, sums),
                     (1, 7) => self.add_taps::<T, 7>(patch, start, taps, sums),
@@ -511,7 +517,7 @@ impl Plan {
                     for (j, v) in taps[1].clone().enumerate() {
                         for (k, tap) in columns.clone().enumerate() {
                             let from = ((u * kh + v) * kw + tap) * all;
-                            let to = (start + i * next_z + j * next_y + k * dilation[2]) * count;
+                            let to = (start + i * next_z + j * next_y + k * steps[2]) * count;
                             let run = &patch[from + channels.start..from + channels.end];
                             sums[to..to + count].iter_mut().zip(run).for_each(|(sum, &x)| *sum += x);
                         }
@@ -530,16 +536,16 @@ impl Plan {
         [planes, rows, columns]: [Range<usize>; 3],
         sums: &mut [T],
     ) {
-        let Sliding { kernel: [_, kh, kw], dilation, .. } = self.sliding;
+        let ([_, kh, kw], steps) = (self.sliding.kernel, self.steps());
         let [_, h, w] = self.image;
-        let (next_z, next_y) = (h * w * dilation[0], w * dilation[1]);
+        let (next_z, next_y) = (h * w * steps[0], w * steps[1]);
         let pixels = self.image.iter().product();
         for (patch, plane) in patch.chunks_exact(self.taps).zip(sums.chunks_exact_mut(pixels)) {
             for u in planes.clone() {
                 let mut from = (u * kh + rows.start) * kw + columns.start;
                 let mut to = start + (u - planes.start) * next_z;
                 for _ in rows.clone() {
-                    add_run::<T, RUN>(&patch[from..from + columns.len()], dilation[2], &mut plane[to..]);
+                    add_run::<T, RUN>(&patch[from..from + columns.len()], steps[2], &mut plane[to..]);
                     (from, to) = (from + kw, to + next_y);
                 }
             }

@@ -39,7 +39,7 @@
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels |
-//! | `backward_input`, transposed convolution without bias or activation, one group, no more positions of dZ than channels, or four times as many in some megabytes | the patches' gradients as one product over the weights as they lie, then col2im |
+//! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
@@ -48,7 +48,8 @@
 //!
 //! # Memory
 //!
-//! The patch matrix of im2col is never there. A thread has a copy of the input of one box of outputs and the patches of
+//! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
+//! some megabytes. A thread has a copy of the input of one box of outputs and the patches of
 //! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 2 MiB of L2:
 //!

