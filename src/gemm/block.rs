@@ -153,13 +153,13 @@ impl<T: Element> SimdOp<T> for Turned<'_, T> {
         let width = const { S::NARROW_ROWS.next_multiple_of(S::LANES) };
         let mut turned = [T::ZERO; TILE_ELEMENTS / 6 * 16];
         for i in (0..rows).step_by(4) {
-            let row = |row: usize| self.tile.get(row * columns..).filter(|_| row < rows).unwrap_or(&[]);
             for j in (0..columns).step_by(S::LANES) {
-                let vector = |row: &[T]| {
-                    let run = row.get(j..).unwrap_or(&[]);
-                    simd.load_partial(&run[..run.len().min(S::LANES.min(columns - j))])
-                };
-                let four = std::array::from_fn(|of| vector(row(i + of)));
+                // Not by `from_fn`: its closure may become a function without the vector instructions.
+                let mut four = [simd.splat(T::ZERO); 4];
+                for (vector, row) in four.iter_mut().zip(i..rows) {
+                    let run = self.tile.get(row * columns + j..).unwrap_or(&[]);
+                    *vector = simd.load_partial(&run[..run.len().min(S::LANES.min(columns - j))]);
+                }
                 simd.store_transposed(four, &mut turned[j * width + i..], width);
             }
         }
