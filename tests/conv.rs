@@ -300,3 +300,52 @@ fn few_positions_equal_the_reference() {
     quickcheck(50, few::<f32, 1, 3> as fn(Few<f32, 1, 3>) -> bool);
     quickcheck(25, few::<f32, 3, 5> as fn(Few<f32, 3, 5>) -> bool);
 }
+
+/// Enough outputs, and enough channels of them, that weights are turned in the call for patches as rows.
+#[test]
+fn channels_last_over_weights_as_they_are_equals_the_reference() {
+    fn last<T: Element>(view: TensorView<'_, T, 4>) -> Tensor<T, 4> {
+        view.permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
+    }
+    let nchw = [0, 3, 1, 2];
+    let value = |i: usize| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0;
+    let of = |shape: [usize; 4], seed: usize| {
+        Tensor::from_fn(shape, |at| value(at.iter().fold(seed, |sum, i| sum * 31 + i))).unwrap()
+    };
+    for (c_in, c_out, kernel, stride, padding, flipped) in [
+        (5, 33, [3, 3], [2, 2], [[1, 1], [1, 1]], false),
+        (34, 40, [3, 2], [2, 1], [[0, 2], [1, 0]], true),
+        (3, 64, [5, 5], [1, 2], [[2, 2], [2, 1]], false),
+        (36, 65, [1, 1], [2, 2], [[0, 0], [0, 0]], false),
+    ] {
+        let geometry = conv::Geometry { stride, padding, flipped, ..conv::Geometry::new() };
+        let layer = Convolution::<2>::new().stride(stride).padding_sides(padding).flipped(flipped);
+        let (x, w) = (of([2, c_in, 37, 41], 1), of([c_out, c_in, kernel[0], kernel[1]], 2));
+        let bias = Tensor::from_fn([c_out], |[i]| value(i)).unwrap();
+        let expected = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
+        let dz = of(expected.shape(), 3);
+        let (dx, ..) = columns::backward(&geometry, x.view(), w.view(), dz.view()).unwrap();
+        // As they are, and with taps before channels.
+        let turned = last(w.view());
+        let (last_x, last_dz) = (last(x.view()), last(dz.view()));
+        for &isa in machine::supported() {
+            for w in [w.view(), turned.view().permute(nchw).unwrap()] {
+                let [mut y, mut found] =
+                    [&last_dz, &last_x].map(|t| Tensor::full(t.shape(), f32::NAN).unwrap());
+                machine::with_isa(isa, || {
+                    let (x, dz) =
+                        (last_x.view().permute(nchw).unwrap(), last_dz.view().permute(nchw).unwrap());
+                    let y = y.view_mut().permute(nchw).unwrap();
+                    layer.forward_into(x, w, Some(bias.view()), y).unwrap();
+                    layer.backward_input_into(dz, w, found.view_mut().permute(nchw).unwrap()).unwrap();
+                })
+                .unwrap();
+                for (what, found, expected) in [("y", &y, &expected), ("dx", &found, &dx)] {
+                    let size = Tensor::full(expected.shape(), 1.0).unwrap();
+                    let terms = c_in.max(c_out) * kernel[0] * kernel[1];
+                    near(what, found.view().permute(nchw).unwrap(), expected, &size, terms, Algorithm::Auto);
+                }
+            }
+        }
+    }
+}

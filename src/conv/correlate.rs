@@ -10,8 +10,8 @@ use super::packed::PackedConvolution;
 use super::pointwise::{SMALL, merges};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
-use crate::error::Result;
-use crate::gemm::tile;
+use crate::error::{Error, Result};
+use crate::gemm::{Slab, tile};
 use crate::machine::Isa;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
@@ -46,7 +46,7 @@ pub(super) enum Path {
     PointwiseRows,
     /// Plain products over views, one for each image.
     PointwiseImages,
-    /// Patches as rows, times weights packed for that.
+    /// Patches as rows: over weights packed for that, and where channels lie last.
     Patches,
     /// Groups of one input channel: channels are lanes.
     Depthwise,
@@ -65,7 +65,10 @@ impl<T: Element> Call<'_, T> {
         match (call.path(y.shape(), y.strides()), w) {
             (Path::PointwiseRows, _) => call.pixels(y),
             (Path::PointwiseImages, _) => call.images(y),
-            (Path::Patches, Operand::Packed(packed)) => call.patches(packed, y),
+            (Path::Patches, Operand::Packed(packed)) => {
+                call.patches(packed.columns().ok_or_else(|| packed.misfit(call.op))?.slab(), y)
+            }
+            (Path::Patches, Operand::View(w)) => call.patches_of(w, y),
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
             _ => call.implicit(y),
         }
@@ -83,6 +86,21 @@ impl<T: Element> Call<'_, T> {
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
         if packed.is_some_and(|packed| packed.columns().is_some()) {
             return if plain { Path::PointwiseRows } else { Path::Patches };
+        }
+        if let Operand::View(w) = self.w
+            && !plain
+            && groups == 1
+            && y[1] >= CHANNELS
+            && self.algorithm == Algorithm::Auto
+            && channels_last(self.x.shape(), self.x.strides())
+            && channels_last(y, strides)
+            // Rows of the image are read as they lie.
+            && dilation[2] == 1
+            && self.x.strides()[4] == channels as isize
+            && images * y[2..].iter().product::<usize>() >= POSITIONS
+            && self.winograd(w, y) == 0
+        {
+            return Path::Patches;
         }
         if !plain || packed.is_some_and(|packed| packed.rows().is_none()) {
             return Path::Implicit;
@@ -105,15 +123,38 @@ impl<T: Element> Call<'_, T> {
         }
     }
 
+    /// [`patches`](Self::patches) with weights that are packed for it here.
+    fn patches_of(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let view = w.group(1, 0)?.permute([0, 2, 3, 4, 1])?;
+        let [rows, taps @ ..] = view.shape();
+        let depth = taps.iter().product();
+        let none = || Error::Alloc { op: self.op, bytes: usize::MAX };
+        let mut data =
+            workspace::scratch(self.op, Slab::<T>::rhs_len(self.isa, rows, depth).ok_or_else(none)?)?;
+        if merges(view.shape(), view.strides(), &[1, 2, 3, 4]) {
+            Slab::pack_rhs(self.isa, view.reshape([rows, depth])?, &mut data);
+        } else {
+            let mut copy = workspace::scratch(self.op, view.len())?;
+            TensorViewMut::from_slice(&mut copy[..], view.shape())?.copy_from(view);
+            Slab::pack_rhs(self.isa, TensorView::from_slice(&copy[..], [rows, depth])?, &mut data);
+        }
+        self.patches(Slab::rhs(self.isa, rows, depth, &data), y)
+    }
+
+    /// As [`winograd`], for a call over `w`.
+    fn winograd(&self, w: Filter<'_, T>, [images, _, image @ ..]: [usize; 5]) -> usize {
+        let plain = self.stride == [1; 3] && self.dilation == [1; 3];
+        let positions = image.iter().fold(images, |positions, &size| positions * size);
+        winograd(self.algorithm, w.sizes(self.groups), plain, Some(positions))
+    }
+
     fn implicit(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let mut scratch;
         let weights = match self.w {
             Operand::Packed(packed) => packed.weights().ok_or_else(|| packed.misfit(self.op))?,
             Operand::View(filter) => {
                 let sizes = filter.sizes(self.groups);
-                let plain = self.stride == [1; 3] && self.dilation == [1; 3];
-                let positions = y.len() / y.shape()[1];
-                let winograd = winograd(self.algorithm, sizes, plain, Some(positions));
+                let winograd = self.winograd(filter, y.shape());
                 let [rows, channels, kernel @ ..] = sizes;
                 let depth = kernel.iter().fold(channels, |depth, taps| depth.saturating_mul(*taps));
                 let fits = lanes::fits(tile::<T>(self.isa), rows, depth, y.shape()[4]);
@@ -155,7 +196,7 @@ pub(super) fn winograd(
 
 /// Channels, in and out, from which on Winograd's transforms pay even where output channels could be lanes.
 const WINOGRAD: usize = 64;
-/// Channels, in and out, from which on Winograd's transforms pay.
+/// Channels, in and out, from which on Winograd's transforms pay; channels out from which on patches as rows do.
 const CHANNELS: usize = 32;
-/// Outputs from which on transforming the weights in the call pays.
+/// Outputs from which on transforming or turning the weights in the call pays.
 const POSITIONS: usize = 512;

@@ -103,11 +103,6 @@ impl<T: Element> PackedConvolution<T> {
         self.cut.winograd.max(1)
     }
 
-    /// Steps of a block of depth.
-    pub(super) fn block(&self) -> usize {
-        self.cut.kc
-    }
-
     /// A right operand `[taps · c_in, c_out]`.
     pub(super) fn columns(&self) -> Option<&Packed<T>> {
         if let Form::Columns(packed) = &self.form { Some(packed) } else { None }

@@ -1,4 +1,4 @@
-//! Patches as rows: a left operand whose right one is the weights, where these were packed for channels last.
+//! Patches as rows: a left operand whose right one is the weights, where channels lie last or these were packed for that.
 //!
 //! ```text
 //! for each block of pixels                          its patches in L2
@@ -14,12 +14,12 @@ use std::ops::Range;
 
 use super::correlate::Call;
 use super::correlation::axis;
-use super::packed::PackedConvolution;
 use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
+    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_block, depth_blocks, tile,
+    tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -29,10 +29,11 @@ use crate::workspace::scratch;
 
 impl<T: Element> Call<'_, T> {
     /// Computes `y` with weights that are a right operand: one group, any geometry.
-    pub(super) fn patches(&self, packed: &PackedConvolution<T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let slab = packed.columns().ok_or_else(|| packed.misfit(self.op))?.slab();
+    pub(super) fn patches(&self, slab: Slab<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let work = y.len().saturating_mul(slab.depth().max(1));
-        let rows = Rows { call: self, slab, tile: tile::<T>(self.isa), kc: packed.block() };
+        let tile = tile::<T>(self.isa);
+        let kc = depth_block::<T>(tile, machine::caches(), slab.depth());
+        let rows = Rows { call: self, slab, tile, kc };
         rows.split(y, [0; 5], parallel::threads_for(work, GRAIN))
     }
 }
