@@ -304,11 +304,16 @@ fn few_positions_equal_the_reference() {
 /// Enough outputs, and enough channels of them, that weights are turned in the call for patches as rows.
 #[test]
 fn channels_last_over_weights_as_they_are_equals_the_reference() {
+    channels_last_over_weights_as_they_are::<f32>();
+    channels_last_over_weights_as_they_are::<f64>();
+}
+
+fn channels_last_over_weights_as_they_are<T: Element>() {
     fn last<T: Element>(view: TensorView<'_, T, 4>) -> Tensor<T, 4> {
         view.permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
     }
     let nchw = [0, 3, 1, 2];
-    let value = |i: usize| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0;
+    let value = |i: usize| T::from_f64(((i * 37 + 11) % 64) as f64 / 32.0 - 1.0);
     let of = |shape: [usize; 4], seed: usize| {
         Tensor::from_fn(shape, |at| value(at.iter().fold(seed, |sum, i| sum * 31 + i))).unwrap()
     };
@@ -325,22 +330,29 @@ fn channels_last_over_weights_as_they_are_equals_the_reference() {
         let expected = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
         let dz = of(expected.shape(), 3);
         let (dx, ..) = columns::backward(&geometry, x.view(), w.view(), dz.view()).unwrap();
+        // A residual whose channels do not lie last, and an activation.
+        let mut added = wide(expected.view());
+        map(&mut added, Some(wide(dz.view()).view()), |z, r| (z + r).max(0.0));
+        let relu = layer.activation(Activation::Relu);
         // As they are, and with taps before channels.
         let turned = last(w.view());
         let (last_x, last_dz) = (last(x.view()), last(dz.view()));
         for &isa in machine::supported() {
             for w in [w.view(), turned.view().permute(nchw).unwrap()] {
-                let [mut y, mut found] =
-                    [&last_dz, &last_x].map(|t| Tensor::full(t.shape(), f32::NAN).unwrap());
+                let [mut y, mut sum, mut found] =
+                    [&last_dz, &last_dz, &last_x].map(|t| Tensor::full(t.shape(), T::NAN).unwrap());
                 machine::with_isa(isa, || {
-                    let (x, dz) =
-                        (last_x.view().permute(nchw).unwrap(), last_dz.view().permute(nchw).unwrap());
-                    let y = y.view_mut().permute(nchw).unwrap();
+                    let [x, last_dz] = [&last_x, &last_dz].map(|t| t.view().permute(nchw).unwrap());
+                    let [y, sum, found] =
+                        [&mut y, &mut sum, &mut found].map(|t| t.view_mut().permute(nchw).unwrap());
                     layer.forward_into(x, w, Some(bias.view()), y).unwrap();
-                    layer.backward_input_into(dz, w, found.view_mut().permute(nchw).unwrap()).unwrap();
+                    relu.forward_add_into(x, w, Some(bias.view()), dz.view(), sum).unwrap();
+                    layer.backward_input_into(last_dz, w, found).unwrap();
                 })
                 .unwrap();
-                for (what, found, expected) in [("y", &y, &expected), ("dx", &found, &dx)] {
+                for (what, found, expected) in
+                    [("y", &y, &expected), ("sum", &sum, &added), ("dx", &found, &dx)]
+                {
                     let size = Tensor::full(expected.shape(), 1.0).unwrap();
                     let terms = c_in.max(c_out) * kernel[0] * kernel[1];
                     near(what, found.view().permute(nchw).unwrap(), expected, &size, terms, Algorithm::Auto);

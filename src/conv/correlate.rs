@@ -97,6 +97,8 @@ impl<T: Element> Call<'_, T> {
             // Rows of the image are read as they lie.
             && dilation[2] == 1
             && self.x.strides()[4] == channels as isize
+            // Each run of pixels reads all weights.
+            && (y[4] >= RUN || merges(y, strides, &[0, 2, 3, 4]))
             && images * y[2..].iter().product::<usize>() >= POSITIONS
             && self.winograd(w, y) == 0
         {
@@ -198,5 +200,7 @@ pub(super) fn winograd(
 const WINOGRAD: usize = 64;
 /// Channels, in and out, from which on Winograd's transforms pay; channels out from which on patches as rows do.
 const CHANNELS: usize = 32;
+/// Outputs along a row from which on it is a run of its own for patches.
+const RUN: usize = 14;
 /// Outputs from which on transforming or turning the weights in the call pays.
 const POSITIONS: usize = 512;

@@ -32,7 +32,7 @@
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time |
-//! | weights not packed before, one group, at least 32 output channels and 512 outputs of each, channels last in both tensors, dense rows, no dilation along them, not Winograd's | the same, the weights turned in the call |
+//! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14, not Winograd's | the same, the weights turned in the call |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512); 3 × 3 as below with fewer than 64 channels | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 32 channels in and out of a group, enough outputs | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
@@ -50,7 +50,7 @@
 //! # Memory
 //!
 //! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
-//! some megabytes. A thread has a copy of the input of one box of outputs and the patches of
+//! some megabytes. Weights that are turned in the call are there twice more meanwhile. A thread has a copy of the input of one box of outputs and the patches of
 //! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 2 MiB of L2:
 //!

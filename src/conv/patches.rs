@@ -18,8 +18,7 @@ use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_block, depth_blocks, tile,
-    tile_rows,
+    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -31,9 +30,7 @@ impl<T: Element> Call<'_, T> {
     /// Computes `y` with weights that are a right operand: one group, any geometry.
     pub(super) fn patches(&self, slab: Slab<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let work = y.len().saturating_mul(slab.depth().max(1));
-        let tile = tile::<T>(self.isa);
-        let kc = depth_block::<T>(tile, machine::caches(), slab.depth());
-        let rows = Rows { call: self, slab, tile, kc };
+        let rows = Rows { call: self, kc: slab.kc(), slab, tile: tile::<T>(self.isa) };
         rows.split(y, [0; 5], parallel::threads_for(work, GRAIN))
     }
 }

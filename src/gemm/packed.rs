@@ -209,6 +209,11 @@ impl<'a, T: Element> Slab<'a, T> {
         self.width
     }
 
+    /// Steps of a block of depth.
+    pub(crate) fn kc(&self) -> usize {
+        self.kc
+    }
+
     /// The panels over the block of depth that begins with `first`, which has `depth` steps.
     pub(crate) fn panels(&self, first: usize, depth: usize) -> Panels<'a, T> {
         debug_assert!(first.is_multiple_of(self.kc));
