@@ -17,7 +17,7 @@ const TILE_ELEMENTS: usize = 6 * 64;
 
 /// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
 /// instructions then, and they stay in L1 for the epilogue.
-const STRIP: usize = 8;
+pub(super) const STRIP: usize = 8;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {
@@ -53,43 +53,32 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         let c = &mut self.c;
         let [rows, columns] = c.shape();
         let unit = c.strides()[1];
+        // Without neighbours of either kind, which is rare, A is taken line by line.
+        let tile_rows = if a.has_neighbours() { tile_rows } else { 1 };
         let tile_columns = S::TILE_VECTORS * S::LANES;
-        let [down, right] = [rows.div_ceil(tile_rows), columns.div_ceil(tile_columns)];
         let mut ahead = match next {
-            Some(view) => Ahead::new(view, down * right, depth),
+            Some(view) => Ahead::new(view, rows.div_ceil(tile_rows) * columns.div_ceil(tile_columns), depth),
             None => Ahead::nothing(),
         };
-        // Row by row neighbouring tiles of C share pages, and the processor sees their lines coming. Column by column a panel of
-        // B is used again while it is in L1, and there are longer strips where there are few columns. One row of tiles is the same
-        // way in both, but a strip of one tile in a column.
-        let (fetch, near) = (order == Order::Fetch, tile_columns * depth * size_of::<T>() <= NEAR);
-        let by_column = fetch || right <= down.min(3) || (down > 1 && near && order != Order::Rows);
+        let fetch = order == Order::Fetch;
+        let near = tile_columns * depth * size_of::<T>() <= NEAR && order != Order::Rows;
+        let by_column = fetch || by_column::<T, S>([rows, columns], tile_rows, near);
         let contiguous = unit == 1 || columns == 1;
-        let [mut row, mut column] = [0; 2];
-        while row < rows && column < columns {
-            let (height, width) =
-                (height(rows - row, tile_rows, S::TILE_ROWS), tile_columns.min(columns - column));
-            let whole = if by_column { (rows - row) / tile_rows } else { (columns - column) / tile_columns };
-            let count = whole.clamp(1, if contiguous { STRIP } else { 1 });
+        let mut strips = Strips {
+            shape: [rows, columns],
+            tile_rows,
+            by_column,
+            longest: if contiguous { STRIP } else { 1 },
+            at: [0, 0],
+        };
+        while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
             let of = if by_column { [count, 1] } else { [1, count] };
-            let at = [row, column];
-            if by_column {
-                row += count * height;
-                if row >= rows {
-                    [row, column] = [0, column + tile_columns];
-                }
-            } else {
-                column += count * tile_columns;
-                if column >= columns {
-                    [row, column] = [row + height, 0];
-                }
-            }
             let a = Lhs::panels(a, at[0], [of[0], height], tile_rows, depth);
             if at[0] == 0
                 && fetch
                 && let Some(next) = b.next(at[1] + tile_columns, tile_columns, depth)
             {
-                ahead = Ahead::new(next, down, depth);
+                ahead = Ahead::new(next, rows.div_ceil(tile_rows), depth);
             }
             let b = Rhs::panels::<S>(b, at[1], [of[1], width], depth);
             let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
@@ -98,10 +87,10 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 let inside = unit == 1 && alpha == T::ONE && beta.is_none();
                 let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
                 let finished = tail.is_some();
-                let (down, ahead, tiles) = (by_column, &mut ahead, c.view_mut());
-                Strip { a, b, count, down, depth, alpha, beta, stream, tail, ahead, c: tiles }.run(simd);
+                let (down, ahead, c) = (by_column, &mut ahead, &mut c);
+                Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c }.run(simd);
                 if !finished {
-                    finish(simd, epilogue, at, &mut c);
+                    finish(simd, epilogue, at, c);
                 }
                 continue;
             }
@@ -114,8 +103,8 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             }
             let beta = beta.filter(|_| !turned);
             let (stream, tail, ahead, down) = (false, None, &mut ahead, false);
-            let c_beside = beside.view_mut();
-            Strip { a, b, count, down, depth, alpha, beta, stream, tail, ahead, c: c_beside }.run(simd);
+            Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c: &mut beside }
+                .run(simd);
             if turned {
                 let (beta, epilogue) = (self.beta, epilogue.map(|epilogue| epilogue.transpose()));
                 let at = [at[1], at[0]];
@@ -128,6 +117,73 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         if stream {
             simd.fence();
         }
+    }
+}
+
+/// True where tiles are computed column by column. Row by row neighbouring tiles of C share pages, and the processor sees their
+/// lines coming. Column by column a panel of B is used again while it is in L1 (`near`), and there are longer strips where there
+/// are few columns. One row of tiles is the same way in both, but a strip of one tile in a column.
+#[inline(always)]
+pub(super) fn by_column<T: Copy, S: Simd<T>>(
+    [rows, columns]: [usize; 2],
+    tile_rows: usize,
+    near: bool,
+) -> bool {
+    let right = columns.div_ceil(S::TILE_VECTORS * S::LANES);
+    (right <= 3 && rows > right.saturating_sub(1) * tile_rows) || (near && rows > tile_rows)
+}
+
+/// The strips of a block: of a column of tiles, or of a row.
+pub(super) struct Strips {
+    pub(super) shape: [usize; 2],
+    pub(super) tile_rows: usize,
+    pub(super) by_column: bool,
+    /// Tiles of one.
+    pub(super) longest: usize,
+    /// Where the next begins.
+    pub(super) at: [usize; 2],
+}
+
+/// Where a strip lies.
+pub(super) struct Place {
+    pub(super) at: [usize; 2],
+    /// Tiles in it.
+    pub(super) count: usize,
+    /// Of each.
+    pub(super) height: usize,
+    /// Of each: whole where there are several beside each other.
+    pub(super) width: usize,
+}
+
+impl Strips {
+    #[inline(always)]
+    pub(super) fn next<T: Copy, S: Simd<T>>(&mut self) -> Option<Place> {
+        let Self { shape: [rows, columns], tile_rows, by_column, longest, at: [row, column] } = *self;
+        if row >= rows || column >= columns {
+            return None;
+        }
+        let tile_columns = S::TILE_VECTORS * S::LANES;
+        let (below, beside) = (rows - row, columns - column);
+        let (height, width) = (height(below, tile_rows, S::TILE_ROWS), tile_columns.min(beside));
+        let whole = match by_column {
+            // The division is that of small numbers: it is much of the time that a small product takes.
+            true if below < STRIP * tile_rows => (below as u32 / tile_rows as u32) as usize,
+            true => STRIP,
+            false => beside / tile_columns,
+        };
+        let count = whole.clamp(1, longest);
+        if by_column {
+            self.at[0] += count * height;
+            if self.at[0] >= rows {
+                self.at = [0, column + tile_columns];
+            }
+        } else {
+            self.at[1] += count * tile_columns;
+            if self.at[1] >= columns {
+                self.at = [row + height, 0];
+            }
+        }
+        Some(Place { at: [row, column], count, height, width })
     }
 }
 

@@ -50,6 +50,20 @@ impl Tile {
     }
 }
 
+impl Tile {
+    /// The tile of a token.
+    #[inline(always)]
+    pub(crate) fn of<T: Copy, S: Simd<T>>() -> Self {
+        Self {
+            rows: S::TILE_ROWS,
+            columns: S::TILE_VECTORS * S::LANES,
+            lanes: S::LANES,
+            narrow_rows: S::NARROW_ROWS,
+            masked: S::MASKED,
+        }
+    }
+}
+
 /// The tile of `isa` for `T`.
 pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
     struct Shape;
@@ -57,13 +71,7 @@ pub(crate) fn tile<T: Element>(isa: Isa) -> Tile {
         type Output = Tile;
         #[inline(always)]
         fn eval<S: Simd<T>>(self, _: S) -> Tile {
-            Tile {
-                rows: S::TILE_ROWS,
-                columns: S::TILE_VECTORS * S::LANES,
-                lanes: S::LANES,
-                narrow_rows: S::NARROW_ROWS,
-                masked: S::MASKED,
-            }
+            Tile::of::<T, S>()
         }
     }
     T::dispatch(isa, Shape)
@@ -184,9 +192,9 @@ impl Walk {
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let a_fetch = match a {
-            Some(Source { direct: true, neighbours, .. })
+            Some(Source { direct: true, neighbours, stride })
                 // Of a step's cache line a wide tile takes few neighbours.
-                if n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
+                if (neighbours || stride == 1) && n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
             {
                 Fetch::InPlace
             }

@@ -147,7 +147,13 @@ impl<'e, T: Element> Gemm<'e, T> {
         b: impl Into<Operand<'a, T>>,
         c: TensorViewMut<'_, T, 2>,
     ) -> Result<()> {
-        let (a, b) = (a.into(), b.into());
+        T::multiply(self, a.into(), b.into(), c)
+    }
+
+    /// [`run`](Self::run). Each structure that is handed on is much of the time that the smallest products take, so these go
+    /// first.
+    #[inline(always)]
+    fn multiply(&self, a: Operand<'_, T>, b: Operand<'_, T>, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
         let isa = machine::isa()?;
         check(isa, &a, &b)?;
         let shape = check_output(operand_shape(&a), operand_shape(&b), c.shape())?;
@@ -156,7 +162,12 @@ impl<'e, T: Element> Gemm<'e, T> {
             return Ok(()); // the operands may be deeper than any scratch
         }
         let start = machine::verbose().then(Instant::now);
-        let path = T::product(isa, a, b, &self.scale(0, shape[2])?, c, None)?;
+        let scale = self.scale(0, shape[2]);
+        if tiny::product(isa, &a, &b, &scale, &mut c, None) {
+            trace::<T>(isa, 1, shape, Path::TINY, start);
+            return Ok(());
+        }
+        let path = T::product(isa, a, b, &scale, c, None)?;
         trace::<T>(isa, 1, shape, path, start);
         Ok(())
     }
@@ -172,7 +183,16 @@ impl<'e, T: Element> Gemm<'e, T> {
         b: impl Into<BatchOperand<'a, T>>,
         c: TensorViewMut<'_, T, 3>,
     ) -> Result<()> {
-        let (a, b) = (a.into(), b.into());
+        T::multiply_batch(self, a.into(), b.into(), c)
+    }
+
+    /// [`run_batched`](Self::run_batched).
+    fn multiply_batch(
+        &self,
+        a: BatchOperand<'_, T>,
+        b: BatchOperand<'_, T>,
+        c: TensorViewMut<'_, T, 3>,
+    ) -> Result<()> {
         let isa = machine::isa()?;
         let [batch, rows, columns] = c.shape();
         for (arg, operand) in [("a", &a), ("b", &b)] {
@@ -227,15 +247,17 @@ impl<'e, T: Element> Gemm<'e, T> {
     }
 
     /// The options for one entry of a batch of products of this depth.
-    fn scale(&self, entry: usize, depth: usize) -> Result<Scale<'e, T>> {
-        let residual = match self.residual {
-            Some(residual) => Some(entry_of(residual, entry)?),
-            None => None,
+    fn scale(&self, entry: usize, depth: usize) -> Scale<'e, T> {
+        // Cannot fail: the batch has been checked.
+        let residual = self.residual.and_then(|residual| entry_of(residual, entry).ok());
+        // What a caller has just written field by field is not copied as a whole: that waits until it is in L1.
+        let epilogue = match (self.bias, residual) {
+            (None, None) => Epilogue { bias: None, residual: None, activation: self.activation },
+            (bias, residual) => Epilogue { bias, residual, activation: self.activation },
         };
-        let epilogue = Epilogue { bias: self.bias, residual, activation: self.activation };
         // Without depth there is nothing that an infinite alpha could multiply.
         let alpha = if depth == 0 { T::ZERO } else { self.alpha };
-        Ok(Scale { alpha, beta: self.beta, epilogue })
+        Scale { alpha, beta: self.beta, epilogue }
     }
 }
 
@@ -296,6 +318,26 @@ fn check_output([m, k]: [usize; 2], b: [usize; 2], c: [usize; 2]) -> Result<[usi
 kernels! {
     /// Element types with their products.
     pub trait Products {
+        /// [`Gemm::run`].
+        fn multiply(
+            gemm: &Gemm<'_, Self>,
+            a: Operand<'_, Self>,
+            b: Operand<'_, Self>,
+            c: TensorViewMut<'_, Self, 2>,
+        ) -> Result<()> {
+            gemm.multiply(a, b, c)
+        }
+
+        /// [`Gemm::run_batched`].
+        fn multiply_batch(
+            gemm: &Gemm<'_, Self>,
+            a: BatchOperand<'_, Self>,
+            b: BatchOperand<'_, Self>,
+            c: TensorViewMut<'_, Self, 3>,
+        ) -> Result<()> {
+            gemm.multiply_batch(a, b, c)
+        }
+
         /// One product; shapes have been checked. `tasks` overrides how many tasks it may be cut in.
         fn product(
             isa: Isa,
@@ -321,7 +363,6 @@ kernels! {
 }
 
 /// [`Products::product`].
-#[inline]
 fn matrix<T: Element>(
     isa: Isa,
     a: Operand<'_, T>,
@@ -346,7 +387,6 @@ fn matrix<T: Element>(
 }
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
-#[inline]
 fn views<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,
@@ -365,23 +405,21 @@ fn views<T: Element>(
     in_order(isa, a, b, scale, c, tasks)
 }
 
-#[inline]
 fn in_order<T: Element>(
     isa: Isa,
     a: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
     scale: &Scale<'_, T>,
-    c: TensorViewMut<'_, T, 2>,
+    mut c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
 ) -> Result<Path> {
-    if c.shape()[0] == 1 && vector::readable(b) {
+    let [m, n] = c.shape();
+    if m == 1 && vector::readable(b) {
         let tasks = vector::row_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
-    let [m, n] = c.shape();
-    if tiny::takes([m, n, a.shape()[1]], b, tasks) {
-        tiny::product(isa, tile::<T>(isa), a, b, scale, c)?;
-        return Ok(Path { name: "tiny", tasks: 1 });
+    if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks) {
+        return Ok(Path::TINY);
     }
     let tile = tile::<T>(isa);
     if thin::takes::<T>(tile, machine::caches(), [m, n, a.shape()[1]], b.strides(), c.strides()) {
@@ -458,10 +496,12 @@ impl<T: Element> Batch<'_, '_, '_, T> {
             return one.and(two);
         }
         for entry in 0..entries {
-            let scale = self.gemm.scale(first + entry, self.depth)?;
-            let c = c.view_mut().select(0, entry)?;
+            let scale = self.gemm.scale(first + entry, self.depth);
+            let mut c = c.view_mut().select(0, entry)?;
             let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
-            T::product(self.isa, a, b, &scale, c, self.inner)?;
+            if !tiny::product(self.isa, &a, &b, &scale, &mut c, self.inner) {
+                T::product(self.isa, a, b, &scale, c, self.inner)?;
+            }
         }
         Ok(())
     }

@@ -103,6 +103,10 @@ pub struct Path {
     pub tasks: usize,
 }
 
+impl Path {
+    pub(super) const TINY: Self = Self { name: "tiny", tasks: 1 };
+}
+
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
 /// tasks there are.
 pub(crate) fn product<T: Element>(

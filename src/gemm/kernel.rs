@@ -1,7 +1,5 @@
 //! The micro-kernel.
 
-use std::hint::black_box;
-
 use crate::element::Element;
 use crate::machine::Isa;
 use crate::simd::{self, Simd, SimdOp, kernels};
@@ -13,6 +11,7 @@ use super::epilogue::Tail;
 use super::panel::Panels;
 use super::series::Series;
 use super::sweep::{Merge, Sweep};
+use super::tiny::Tiny;
 use super::vector::Piece;
 
 kernels! {
@@ -20,6 +19,9 @@ kernels! {
     pub trait Kernels {
         /// Computes a block with the kernels of `isa`.
         fn block(isa: Isa, block: &mut Block<'_, Self>);
+
+        /// Computes a small product with the kernels of `isa`.
+        fn tiny(isa: Isa, tiny: &mut Tiny<'_, '_, Self>);
 
         /// Computes a series of tiles with the kernels of `isa`.
         fn series(isa: Isa, series: &mut Series<'_, Self>);
@@ -36,14 +38,14 @@ kernels! {
 }
 
 /// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`.
-// Invariant: of `count` panels `height` lines of `depth` steps can be read.
+// Invariant: of `count` panels `height` lines of `depth` steps can be read; `line` is 1 where they are `packed`, else `step`.
 #[derive(Clone, Copy)]
 pub(super) struct Lhs<'a, T> {
     ptr: *const T,
     line: isize,
     step: isize,
     next: isize,
-    /// The lines are neighbours: `line` is 1.
+    /// The lines are neighbours.
     packed: bool,
     count: usize,
     height: usize,
@@ -88,7 +90,9 @@ impl<'a, T: Element> Lhs<'a, T> {
                 let ([lines, steps], [line, step]) = (view.shape(), view.strides());
                 assert!(first + count * height <= lines && depth <= steps);
                 let (ptr, next) = (view.as_ptr(), (height as isize).wrapping_mul(line));
-                (ptr.wrapping_offset(first as isize * line), line, step, next, line == 1)
+                let packed = line == 1 || height == 1;
+                assert!(packed || step == 1 || depth <= 1);
+                (ptr.wrapping_offset(first as isize * line), line, step, next, packed)
             }
         };
         Self { ptr, line, step, next, packed, count, height, depth, borrow: std::marker::PhantomData }
@@ -124,10 +128,12 @@ impl<'a, T: Element> Rhs<'a, T> {
 }
 
 /// Tiles of C, one after the other in registers: of one row of tiles, or of one column.
-pub(super) struct Strip<'t, T> {
+pub(super) struct Strip<'t, 'c, T> {
     pub(super) a: Lhs<'t, T>,
     pub(super) b: Rhs<'t, T>,
     pub(super) count: usize,
+    /// Of each tile.
+    pub(super) height: usize,
     /// One below the other, each with its panel of A and all with one of B; else beside each other, with one of A.
     pub(super) down: bool,
     pub(super) depth: usize,
@@ -138,21 +144,18 @@ pub(super) struct Strip<'t, T> {
     pub(super) tail: Option<Tail<'t, T>>,
     /// What is asked for meanwhile.
     pub(super) ahead: &'t mut Ahead<T>,
-    /// All of the tiles: contiguous rows.
-    pub(super) c: TensorViewMut<'t, T, 2>,
+    /// All of the tiles: contiguous rows. By reference: a view just written is not copied before it has reached L1.
+    pub(super) c: &'t mut TensorViewMut<'c, T, 2>,
 }
 
-impl<'t, T: Element> Strip<'t, T> {
+impl<T: Element> Strip<'_, '_, T> {
     /// Chooses the kernel for the tiles' rows, vectors and kind of A. The order in which an element's
     /// products are added is the same in all of them.
     #[inline(always)]
     pub(super) fn run<S: Simd<T>>(mut self, simd: S) {
-        // Only the kernels for lines anywhere have masks: there are many kernels.
-        let masked = S::MASKED && !self.b.readable.is_multiple_of(S::LANES);
-        let rows = if self.down { self.c.shape()[0] / self.count } else { self.c.shape()[0] };
         macro_rules! tiles {
             ($($rows:literal)*) => {
-                match rows {
+                match self.height {
                     // Constant where it is false: then the kernel is not compiled.
                     $($rows => if const { $rows <= S::NARROW_ROWS } {
                         tiles!(@ $rows: 1 2 3 4)
@@ -165,7 +168,7 @@ impl<'t, T: Element> Strip<'t, T> {
             (@ $rows:literal: $($vectors:literal)*) => {
                 match self.b.width.div_ceil(S::LANES) {
                     $($vectors => if const { $vectors <= if $rows <= S::TILE_ROWS { S::TILE_VECTORS } else { 2 } } {
-                        if self.a.packed && !masked {
+                        if self.a.packed {
                             simd.call(Kernel::<T, $rows, $vectors, true>(&mut self))
                         } else {
                             simd.call(Kernel::<T, $rows, $vectors, false>(&mut self))
@@ -219,46 +222,58 @@ fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
 /// Bytes from what is read to what is asked for.
 const AHEAD: usize = 8192;
 
-/// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours.
+/// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours, else its steps are.
 /// By reference: a strip that is moved waits for its own fields to reach memory.
-struct Kernel<'k, 't, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Strip<'t, T>);
+struct Kernel<'k, 't, 'c, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Strip<'t, 'c, T>);
 
 impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
-    for Kernel<'_, '_, T, R, V, PACKED>
+    for Kernel<'_, '_, '_, T, R, V, PACKED>
 {
     type Output = ();
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Strip { a, b, count, down, depth, alpha, beta, stream, tail, ref mut ahead, ref mut c } = *self.0;
+        let Strip {
+            a,
+            b,
+            count,
+            height,
+            down,
+            depth,
+            alpha,
+            beta,
+            stream,
+            ref tail,
+            ref mut ahead,
+            ref mut c,
+        } = *self.0;
         let ([rows, columns], [row, unit]) = (c.shape(), c.strides());
         let most = V * S::LANES;
         let width = if down { columns } else { columns - (count - 1) * most };
         assert!(rows == if down { count * R } else { R } && width <= most && b.width == width);
-        assert!(R <= a.height && depth <= a.depth.min(b.depth));
+        assert!(R == height && R <= a.height && depth <= a.depth.min(b.depth));
         assert!(if down { count <= a.count && b.count > 0 } else { a.count > 0 && count <= b.count });
         // Tiles beside each other are whole ones.
         assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));
         let (whole, factor) = (width == most, simd.splat(alpha));
         let beta = beta.map(|beta| simd.splat(beta));
-        if let Some(Tail { bias, residual, .. }) = &tail {
+        if let Some(Tail { bias, residual, .. }) = tail {
             assert!(bias.len() == columns);
             if let Some(residual) = residual {
                 assert!(residual.shape() == [rows, columns] && (residual.strides()[1] == 1 || columns == 1));
             }
         }
-        // Nothing is told of how these belong together: an address would be counted up from row to row, which costs more
-        // instructions than a step of a narrow tile has multiply-adds.
-        let (line, two) = if PACKED { (1, 2) } else { (a.line, black_box(a.line.wrapping_mul(2))) };
+        let (line, two) = if PACKED { (1, 2) } else { (a.line, a.line.wrapping_mul(2)) };
+        let a_step = if PACKED { a.step } else { 1 };
         // Narrow tiles of packed operands are those of Winograd convolution: both come from far, in pieces too short
         // for the processor to see them coming.
         let far = const { PACKED && V < S::TILE_VECTORS && V <= 2 };
-        let last = b.readable.saturating_sub((V - 1) * S::LANES);
+        let last = b.readable.saturating_sub((V - 1) * S::LANES).min(S::LANES);
         let mut start = c.as_mut_ptr();
         let mut begins = ([a.ptr; 4], b.ptr);
         if !PACKED {
             for j in 1..R.div_ceil(3) {
-                begins.0[j] = black_box(a.ptr.wrapping_offset((3 * j as isize).wrapping_mul(line)));
+                begins.0[j] = a.ptr.wrapping_offset((3 * j as isize).wrapping_mul(line));
             }
         }
         for tile in 0..count {
@@ -287,24 +302,31 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                             simd::prefetch(at[0].wrapping_add(AHEAD / size_of::<T>()));
                         }
                     }
-                    at = moved(at, a.step);
+                    at = moved(at, a_step);
                     bt = bt.wrapping_offset(b.step);
                 })*};
             }
             let mut left = depth;
             loop {
                 let steps = ahead.steps().min(left);
-                if S::MASKED && !PACKED && last < S::LANES {
+                macro_rules! turns {
+                    ($masked:literal) => {
+                        for _ in 0..steps / UNROLL {
+                            steps!($masked: 0 1);
+                        }
+                        for _ in 0..steps % UNROLL {
+                            steps!($masked: 0);
+                        }
+                    };
+                }
+                if S::FREE_MASKS {
+                    turns!(true);
+                } else if S::MASKED && last < S::LANES {
                     for _ in 0..steps {
                         steps!(true: 0);
                     }
                 } else {
-                    for _ in 0..steps / UNROLL {
-                        steps!(false: 0 1);
-                    }
-                    for _ in 0..steps % UNROLL {
-                        steps!(false: 0);
-                    }
+                    turns!(false);
                 }
                 left -= steps;
                 ahead.ask();
@@ -326,7 +348,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     });
                 }};
             }
-            if let Some(Tail { bias, residual, bounds: [low, high] }) = &tail {
+            if let Some(Tail { bias, residual, bounds: [low, high] }) = tail {
                 let bias = if down { bias } else { &bias[tile * most..][..width] };
                 each!(v in vectors V {
                     let bias = simd.load_partial(&bias[(v * S::LANES).min(width)..((v + 1) * S::LANES).min(width)]);

@@ -178,6 +178,15 @@ impl<'a, T: Element> Panels<'a, T> {
         }
     }
 
+    /// Neighbouring lines, or steps, are neighbours in memory.
+    #[inline(always)]
+    pub(super) fn has_neighbours(self) -> bool {
+        match self {
+            Panels::Packed { .. } => true,
+            Panels::Direct(view) => view.strides().contains(&1) || view.shape()[1] <= 1,
+        }
+    }
+
     /// The panels that begin with line `from`, a multiple of the width.
     #[inline(always)]
     pub(crate) fn from(self, from: usize) -> Self {

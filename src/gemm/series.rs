@@ -62,6 +62,7 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                     a: Lhs::panels(a, row, [1, height], width, depth),
                     b,
                     count: 1,
+                    height,
                     down: false,
                     depth,
                     alpha: T::ONE,
@@ -69,7 +70,7 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                     stream: false,
                     tail: None,
                     ahead: &mut Ahead::nothing(),
-                    c: c.tile_mut([row, 0], [height, columns]),
+                    c: &mut c.tile_mut([row, 0], [height, columns]),
                 }
                 .run(simd);
                 row += height;

@@ -1,72 +1,114 @@
-//! Products so small that looking for the best way takes longer than it saves: everything is read where it lies.
+//! Products so small that looking for the best way takes longer than it saves: everything is read where it lies, and what a
+//! [`Block`](super::Block) can do beyond that is left out, which takes a third of the time of 16 × 16 × 16.
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
-
-use super::block::Block;
-use super::blocking::{LEAST_DEPTH, Order, Tile, tile_rows};
+use super::Operand;
+use super::ahead::Ahead;
+use super::block::{Place, STRIP, Strips, by_column, finish};
+use super::blocking::{LEAST_DEPTH, NEAR, Tile, tile, tile_rows};
 use super::driver::{self, Scale};
-use super::panel::{self, Panels};
+use super::kernel::{Lhs, Rhs, Strip};
+use super::panel::Panels;
 use crate::element::Element;
-use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
+use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// Multiplications of the largest product that is taken here, 128³.
 const MOST: usize = 1 << 21;
 
-/// True where [`product`] takes A `[m, k]` times B `[k, n]`: for one thread, or so few multiplications that no more than
-/// one pays. The depth is one block on any machine, so the sums are added up as on any other path.
-#[inline]
-pub(crate) fn takes<T>([m, n, k]: [usize; 3], b: TensorView<'_, T, 2>, tasks: Option<usize>) -> bool {
+/// C = alpha · A · B + beta · C and the epilogue on this thread, if the product is small enough: false where it is not. The shapes
+/// have been checked. `tasks` is what a larger product is cut in.
+#[inline(always)]
+pub(super) fn product<T: Element>(
+    isa: Isa,
+    a: &Operand<'_, T>,
+    b: &Operand<'_, T>,
+    scale: &Scale<'_, T>,
+    c: &mut TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> bool {
+    let (Operand::View(a), Operand::View(b)) = (a, b) else { return false };
+    let takes = takes(isa, a, b, c, tasks);
+    if takes {
+        T::tiny(isa, &mut Tiny { a, b, scale, c });
+    }
+    takes
+}
+
+/// True for one thread, or so few multiplications that no more than one pays. The depth is one block on any machine, so the sums
+/// are added up as on any other path. A lone row or column is a vector.
+#[inline(always)]
+fn takes<T: Element>(
+    isa: Isa,
+    a: &TensorView<'_, T, 2>,
+    b: &TensorView<'_, T, 2>,
+    c: &TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> bool {
+    let ([m, n], k) = (c.shape(), a.shape()[1]);
     let work = m.saturating_mul(n).saturating_mul(k);
-    b.strides()[1] == 1
+    m > 1
+        && n > 1
         && 0 < k
         && k <= LEAST_DEPTH
         && work <= MOST
+        && b.strides()[1] == 1
+        && c.strides()[1] == 1
+        && a.strides().contains(&1)
+        // All but the baseline have masks.
+        && (isa > Isa::Baseline || tile::<T>(isa).whole(n) == n)
         && tasks.unwrap_or_else(|| parallel::threads_for(work, driver::GRAIN)) == 1
 }
 
-/// C = alpha · A · B + beta · C and the epilogue, on this thread. The shapes have been checked, and neither C nor the
-/// depth is empty.
-#[inline]
-pub(crate) fn product<T: Element>(
-    isa: Isa,
-    tile: Tile,
-    a: TensorView<'_, T, 2>,
-    b: TensorView<'_, T, 2>,
-    scale: &Scale<'_, T>,
-    mut c: TensorViewMut<'_, T, 2>,
-) -> Result<()> {
-    let ([m, n], k, b) = (c.shape(), a.shape()[1], b.transpose());
-    // Columns that fill whole vectors are read in place, the others packed.
-    let whole = tile.whole(n);
-    let mut block = |b: Panels<'_, T>, columns: Range<usize>| {
-        let mut block = Block {
-            a: Panels::Direct(a),
-            b,
-            tile_rows: tile_rows(tile, [m, columns.len()]),
-            depth: k,
-            alpha: scale.alpha,
-            beta: scale.first_beta(),
-            epilogue: (!scale.epilogue.is_empty()).then_some(&scale.epilogue),
-            origin: [0, columns.start],
-            next: None,
-            stream: false,
-            order: Order::Usual,
-            c: c.tile_mut([0, columns.start], [m, columns.len()]),
-        };
-        T::block(isa, &mut block);
-    };
-    if whole < n {
-        let width = tile.panel(n - whole);
-        let mut rest = driver::scratch(true, n - whole, width, k)?;
-        panel::pack(isa, b, whole..n, 0..k, width, &mut rest, false);
-        block(Panels::Packed { data: &rest, width, depth: k }, whole..n);
+/// C = alpha · A · B + beta · C and the epilogue, all contiguous along their rows but A, which may be along its columns.
+pub struct Tiny<'t, 'c, T> {
+    pub(super) a: &'t TensorView<'t, T, 2>,
+    pub(super) b: &'t TensorView<'t, T, 2>,
+    pub(super) scale: &'t Scale<'t, T>,
+    pub(super) c: &'t mut TensorViewMut<'c, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Tiny { a, b, scale, ref mut c } = *self;
+        let (shape, depth) = (c.shape(), a.shape()[1]);
+        let (a, b) = (Panels::Direct(*a), Panels::Direct(b.transpose()));
+        let (alpha, beta) = (scale.alpha, scale.first_beta());
+        let epilogue = (!scale.epilogue.is_empty()).then_some(&scale.epilogue);
+        let tile_rows = tile_rows(Tile::of::<T, S>(), shape);
+        let near = S::TILE_VECTORS * S::LANES * depth * size_of::<T>() <= NEAR;
+        let by_column = by_column::<T, S>(shape, tile_rows, near);
+        let mut strips = Strips { shape, tile_rows, by_column, longest: STRIP, at: [0, 0] };
+        let mut ahead = Ahead::nothing();
+        while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
+            let of = if by_column { [count, 1] } else { [1, count] };
+            let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
+            let inside = alpha == T::ONE && beta.is_none();
+            let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
+            let finished = tail.is_some();
+            Strip {
+                a: Lhs::panels(a, at[0], [of[0], height], tile_rows, depth),
+                b: Rhs::panels::<S>(b, at[1], [of[1], width], depth),
+                count,
+                height,
+                down: by_column,
+                depth,
+                alpha,
+                beta,
+                stream: false,
+                tail,
+                ahead: &mut ahead,
+                c: &mut c,
+            }
+            .run(simd);
+            if !finished {
+                finish(simd, epilogue, at, &mut c);
+            }
+        }
     }
-    if whole > 0 {
-        block(Panels::Direct(b), 0..whole);
-    }
-    Ok(())
 }
