@@ -12,14 +12,14 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
-use crate::simd::{self, Simd, SimdOp};
+use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
 /// Outputs that are finished together: their sums stay in L1.
 const OUTPUTS: usize = 4096;
 /// Outputs, or rows of B, that are taken at a time.
-const UNROLL: usize = 8;
+const UNROLL: usize = 4;
 /// Bytes ahead of the reading for which cache lines are asked.
 const AHEAD: usize = 1024;
 /// Elements of B that a task reads at least: some ten microseconds.
@@ -138,44 +138,48 @@ fn dot_products<T: Element, S: Simd<T>>(
     let mut groups = sums.chunks_exact_mut(UNROLL);
     let mut j = 0;
     for group in &mut groups {
-        group.copy_from_slice(&dot::<T, S, UNROLL>(simd, x, std::array::from_fn(|i| column(j + i))));
+        dot::<T, S, UNROLL>(simd, x, |i| column(j + i), group);
         j += UNROLL;
     }
-    for (i, sum) in groups.into_remainder().iter_mut().enumerate() {
-        [*sum] = dot::<T, S, 1>(simd, x, [column(j + i)]);
+    for (i, sum) in groups.into_remainder().chunks_exact_mut(1).enumerate() {
+        dot::<T, S, 1>(simd, x, |_| column(j + i), sum);
     }
 }
 
 /// Dot products of `x` with `R` columns of its length: two sums of vectors each, so that the result is the
-/// same whatever `R` is.
+/// same whatever `R` is. Here and below there is no list of slices: copied as soon as it is written, it would wait for all
+/// that is being read to arrive.
 #[inline(always)]
-fn dot<T: Element, S: Simd<T>, const R: usize>(simd: S, x: &[T], mut columns: [&[T]; R]) -> [T; R] {
+fn dot<'b, T: Element, S: Simd<T>, const R: usize>(
+    simd: S,
+    x: &[T],
+    column: impl Fn(usize) -> &'b [T],
+    out: &mut [T],
+) {
     let mut sums = [[simd.splat(T::ZERO); 2]; R];
     let pair = 2 * S::LANES;
     let whole = x.len() / pair * pair;
-    columns.iter_mut().for_each(|column| *column = &column[..x.len()]);
+    let mut streams = Streams::<T, R>::none();
+    streams.each(x.len(), column);
     for at in (0..whole).step_by(pair) {
         for half in 0..2 {
             let at = at + half * S::LANES;
             let x = simd.load(&x[at..]);
-            for (sums, column) in sums.iter_mut().zip(&columns) {
-                simd::prefetch(column.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
-                sums[half] = simd.mul_add(x, simd.load(&column[at..]), sums[half]);
+            streams.prefetch(at, AHEAD / size_of::<T>());
+            for (sums, column) in sums.iter_mut().zip(streams.load(simd, at)) {
+                sums[half] = simd.mul_add(x, column, sums[half]);
             }
         }
     }
     for at in (whole..x.len()).step_by(S::LANES) {
-        let x = simd.load_partial(&x[at..]);
-        for (sums, column) in sums.iter_mut().zip(&columns) {
-            sums[0] = simd.mul_add(x, simd.load_partial(&column[at..]), sums[0]);
+        let x = simd.load_partial(&x[at..x.len().min(at + S::LANES)]);
+        for (sums, column) in sums.iter_mut().zip(streams.load_partial(simd, at)) {
+            sums[0] = simd.mul_add(x, column, sums[0]);
         }
     }
-    // Not `map`: it is not always inlined, and outside this function vectors pass through memory.
-    let mut out = [T::ZERO; R];
     for (out, [even, odd]) in out.iter_mut().zip(sums) {
         *out = simd.reduce_add(simd.add(even, odd));
     }
-    out
 }
 
 /// sums[j] = Σₚ x[p] · b[p, outputs.start + j], in the order of p; the rows of B are contiguous.
@@ -191,37 +195,42 @@ fn add_rows<T: Element, S: Simd<T>>(
     let mut groups = x.chunks_exact(UNROLL);
     let mut p = 0;
     for group in &mut groups {
-        add_scaled::<T, S, UNROLL>(simd, std::array::from_fn(|i| (group[i], row(p + i))), sums);
+        add_scaled::<T, S, UNROLL>(simd, group, |i| row(p + i), sums);
         p += UNROLL;
     }
-    for (i, &x) in groups.remainder().iter().enumerate() {
-        add_scaled::<T, S, 1>(simd, [(x, row(p + i))], sums);
+    for (i, x) in groups.remainder().chunks_exact(1).enumerate() {
+        add_scaled::<T, S, 1>(simd, x, |_| row(p + i), sums);
     }
 }
 
 /// sums += Σ x · row, row after row.
 #[inline(always)]
-fn add_scaled<T: Element, S: Simd<T>, const R: usize>(simd: S, rows: [(T, &[T]); R], sums: &mut [T]) {
-    let (mut factors, mut slices) = ([simd.splat(T::ZERO); R], [&[][..]; R]);
-    for (i, (x, row)) in rows.into_iter().enumerate() {
-        (factors[i], slices[i]) = (simd.splat(x), &row[..sums.len()]);
+fn add_scaled<'b, T: Element, S: Simd<T>, const R: usize>(
+    simd: S,
+    x: &[T],
+    row: impl Fn(usize) -> &'b [T],
+    sums: &mut [T],
+) {
+    let mut factors = [simd.splat(T::ZERO); R];
+    for (factor, &x) in factors.iter_mut().zip(x) {
+        *factor = simd.splat(x);
     }
+    let mut streams = Streams::<T, R>::none();
+    streams.each(sums.len(), row);
     let whole = sums.len() / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        for row in &slices {
-            simd::prefetch(row.as_ptr().wrapping_add(at + AHEAD / size_of::<T>()));
-        }
-        let run = &mut sums[at..at + S::LANES];
+    for (i, run) in sums[..whole].chunks_exact_mut(S::LANES).enumerate() {
+        let at = i * S::LANES;
+        streams.prefetch(at, AHEAD / size_of::<T>());
         let mut sum = simd.load(run);
-        for (&x, row) in factors.iter().zip(&slices) {
-            sum = simd.mul_add(x, simd.load(&row[at..]), sum);
+        for (&x, row) in factors.iter().zip(streams.load(simd, at)) {
+            sum = simd.mul_add(x, row, sum);
         }
         simd.store(sum, run);
     }
     let run = &mut sums[whole..];
     let mut sum = simd.load_partial(run);
-    for (&x, row) in factors.iter().zip(&slices) {
-        sum = simd.mul_add(x, simd.load_partial(&row[whole..]), sum);
+    for (&x, row) in factors.iter().zip(streams.load_partial(simd, whole)) {
+        sum = simd.mul_add(x, row, sum);
     }
     simd.store_partial(sum, run);
 }

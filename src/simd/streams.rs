@@ -39,10 +39,19 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
         self.len = len;
     }
 
+    /// Asks for what lies `ahead` elements behind element `at` of each, and is read once.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize, ahead: usize) {
+        for start in &self.starts {
+            super::prefetch_once(start.wrapping_add(at + ahead));
+        }
+    }
+
     /// The vector from element `at` on of each.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
-        assert!(at.checked_add(S::LANES).is_some_and(|end| end <= self.len));
+        // One comparison in a loop: the difference does not change.
+        assert!(self.len >= S::LANES && at <= self.len - S::LANES);
         let mut vectors = [simd.splat_bits(0); N];
         for (vector, &start) in vectors.iter_mut().zip(&self.starts) {
             // SAFETY: who set `len` has found as many elements at each start, borrowed for `'s`; the vector ends in them.
@@ -58,7 +67,9 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
         let mut vectors = [simd.splat_bits(0); N];
         for (vector, &start) in vectors.iter_mut().zip(&self.starts) {
             // SAFETY: as above.
-            *vector = simd.load_partial(unsafe { std::slice::from_raw_parts(start.add(at), self.len - at) });
+            *vector = simd.load_partial(unsafe {
+                std::slice::from_raw_parts(start.add(at), S::LANES.min(self.len - at))
+            });
         }
         vectors
     }
