@@ -179,7 +179,7 @@ impl Walk {
                 let times = match bytes.saturating_mul(stride) {
                     span if span <= kept => 12,
                     span if span <= room => 5,
-                    _ => 1,
+                    _ => 3,
                 };
                 let few = m <= tile.sums() * times;
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
@@ -335,7 +335,8 @@ mod tests {
         assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(12, 5001, 500, ROWS, COLUMNS).b_in_place, 4992);
-        assert_eq!(walk(13, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
+        assert_eq!(walk(36, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
+        assert_eq!(walk(37, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
         // A block of B that fits in L2 as it lies is read in place for more rows.
         let narrow = Some(Source { direct: true, neighbours: true, stride: 200 });
         assert_eq!(walk(144, 200, 500, ROWS, narrow).b_in_place, 200);

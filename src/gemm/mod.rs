@@ -50,7 +50,7 @@
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
 //! | rows of A contiguous with AVX-512; n is at most 8 tiles, of a column-major A with AVX-512 half of one | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
-//! | m is at most 24 (AVX2 12, baseline 8), or 12 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 5 times where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place |
+//! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |

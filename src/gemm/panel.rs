@@ -163,19 +163,13 @@ pub enum Panels<'a, T> {
 }
 
 impl<'a, T: Element> Panels<'a, T> {
-    /// A panel as it lies in memory, `width` lines from `first` on, where there is one.
+    /// A packed panel as it lies in memory, `width` lines from `first` on, where there is one. What is read in place is not asked
+    /// for: its lines are many and short, and the processor sees them coming.
     #[inline(always)]
     pub(super) fn next(self, first: usize, width: usize, depth: usize) -> Option<TensorView<'a, T, 2>> {
-        match self {
-            Panels::Packed { data, .. } => {
-                let panel = data.get(first * depth..)?.get(..width * depth)?;
-                TensorView::from_slice(panel, [1, width * depth]).ok()
-            }
-            Panels::Direct(view) => {
-                let lines = view.shape()[0].checked_sub(first)?;
-                Some(view.tile([first, 0], [lines.min(width), depth]))
-            }
-        }
+        let Panels::Packed { data, .. } = self else { return None };
+        let panel = data.get(first * depth..)?.get(..width * depth)?;
+        TensorView::from_slice(panel, [1, width * depth]).ok()
     }
 
     /// Neighbouring lines, or steps, are neighbours in memory.
