@@ -221,6 +221,9 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let cold =
             self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
+        // Rows in place that no cache of this core holds, and that meet many tiles while the next come.
+        let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
+        let ask = walk.a != Fetch::InPlace || (far && n >= 8 * self.tile.columns);
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -272,7 +275,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             },
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
-                            next: self.a.direct(&next, &steps).filter(|_| walk.a != Fetch::InPlace),
+                            next: self.a.direct(&next, &steps).filter(|_| ask),
                             stream: self.stream,
                             order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
