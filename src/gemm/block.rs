@@ -10,6 +10,7 @@ use super::ahead::Ahead;
 use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
 use super::kernel::{Lhs, Rhs, Strip};
+use super::lone::{BESIDE, Lone};
 use super::panel::Panels;
 
 /// Elements of the largest tile of any instruction set: 6 × 64.
@@ -64,12 +65,25 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         let near = tile_columns * depth * size_of::<T>() <= NEAR && order != Order::Rows;
         let by_column = fetch || by_column::<T, S>([rows, columns], tile_rows, near);
         let contiguous = unit == 1 || columns == 1;
+        let mut done = 0;
+        if let (1, 1, Some(a), Panels::Packed { data, width, .. }) = (rows, unit, a.line(depth), b)
+            && width == tile_columns
+        {
+            let most = BESIDE * width;
+            while done + most <= columns {
+                let mut c = c.tile_mut([0, done], [1, most]);
+                let Some(row) = c.row_mut(0) else { break };
+                simd.call(Lone { a, b: &data[done * depth..][..most * depth], alpha, beta, c: row });
+                finish(simd, epilogue, [origin[0], origin[1] + done], &mut c);
+                done += most;
+            }
+        }
         let mut strips = Strips {
             shape: [rows, columns],
             tile_rows,
             by_column,
             longest: if contiguous { STRIP } else { 1 },
-            at: [0, 0],
+            at: [0, done],
         };
         while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
             let of = if by_column { [count, 1] } else { [1, count] };

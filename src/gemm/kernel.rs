@@ -277,8 +277,9 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
             }
         }
         for tile in 0..count {
-            // C is needed when the sums are done.
-            for i in 0..if beta.is_some() || far { R } else { 0 } {
+            // C is needed when the sums are done: to be written, it has to come too. Few steps are over before it does.
+            let ask = beta.is_some() || far || (depth >= 64 && !stream);
+            for i in 0..if ask { R } else { 0 } {
                 for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
                 }

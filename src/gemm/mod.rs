@@ -51,7 +51,7 @@
 //! | rows of A contiguous with AVX-512; n is at most 8 tiles, of a column-major A with AVX-512 half of one | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place |
-//! | an operand is [`Packed`] | blocked, that operand read as it was packed |
+//! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
 //! | [`gram`]: A · Aᵀ | halves: a product below the diagonal, copied above it; leaves of tiles on and below it |
@@ -72,6 +72,7 @@ mod driver;
 mod epilogue;
 mod gram;
 mod kernel;
+mod lone;
 mod packed;
 mod panel;
 mod series;

@@ -172,6 +172,16 @@ impl<'a, T: Element> Panels<'a, T> {
         TensorView::from_slice(panel, [1, width * depth]).ok()
     }
 
+    /// The first line over `depth` steps as a slice, where it is one.
+    #[inline(always)]
+    pub(super) fn line(self, depth: usize) -> Option<&'a [T]> {
+        match self {
+            Panels::Packed { data, width: 1, .. } => data.get(..depth),
+            Panels::Packed { .. } => None,
+            Panels::Direct(view) => view.row(0)?.get(..depth),
+        }
+    }
+
     /// Neighbouring lines, or steps, are neighbours in memory.
     #[inline(always)]
     pub(super) fn has_neighbours(self) -> bool {

@@ -18,10 +18,8 @@ use crate::workspace;
 
 /// Outputs that are finished together: their sums stay in L1.
 const OUTPUTS: usize = 4096;
-/// Outputs, or rows of B, that are taken at a time.
+/// Outputs, or rows of B, that are taken at a time: as many as the processor fetches ahead by itself.
 const UNROLL: usize = 4;
-/// Bytes ahead of the reading for which cache lines are asked.
-const AHEAD: usize = 1024;
 /// Elements of B that a task reads at least: some ten microseconds.
 const GRAIN: usize = 1 << 16;
 
@@ -165,7 +163,6 @@ fn dot<'b, T: Element, S: Simd<T>, const R: usize>(
         for half in 0..2 {
             let at = at + half * S::LANES;
             let x = simd.load(&x[at..]);
-            streams.prefetch(at, AHEAD / size_of::<T>());
             for (sums, column) in sums.iter_mut().zip(streams.load(simd, at)) {
                 sums[half] = simd.mul_add(x, column, sums[half]);
             }
@@ -220,7 +217,6 @@ fn add_scaled<'b, T: Element, S: Simd<T>, const R: usize>(
     let whole = sums.len() / S::LANES * S::LANES;
     for (i, run) in sums[..whole].chunks_exact_mut(S::LANES).enumerate() {
         let at = i * S::LANES;
-        streams.prefetch(at, AHEAD / size_of::<T>());
         let mut sum = simd.load(run);
         for (&x, row) in factors.iter().zip(streams.load(simd, at)) {
             sum = simd.mul_add(x, row, sum);

@@ -199,18 +199,6 @@ pub fn prefetch<T>(at: *const T) {
     let _ = at;
 }
 
-/// As [`prefetch`], for what is read once: it displaces little.
-#[inline(always)]
-pub fn prefetch_once<T>(at: *const T) {
-    // SAFETY: as in `prefetch`.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_NTA }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// As [`prefetch`], into L2.
 #[inline(always)]
 pub fn prefetch_l2<T>(at: *const T) {

@@ -39,14 +39,6 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
         self.len = len;
     }
 
-    /// Asks for what lies `ahead` elements behind element `at` of each, and is read once.
-    #[inline(always)]
-    pub fn prefetch(&self, at: usize, ahead: usize) {
-        for start in &self.starts {
-            super::prefetch_once(start.wrapping_add(at + ahead));
-        }
-    }
-
     /// The vector from element `at` on of each.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
