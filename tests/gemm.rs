@@ -138,7 +138,7 @@ fn any_product_f64() {
 fn sizes_around_blocks() {
     let mut g = Gen::from_size_and_seed(100, 7);
     for k in [127, 128, 129, 255, 256, 257, 383, 384, 385, 513, 769] {
-        for [m, n] in [[13, 40], [1, 33], [7, 1], [97, 65]] {
+        for [m, n] in [[13, 40], [1, 33], [1, 530], [7, 1], [97, 65]] {
             run(Any(Case::<f32>::random(&mut g, [m, n, k]))).unwrap();
             run(Any(Case::<f64>::random(&mut g, [m, n, k]))).unwrap();
         }
@@ -283,17 +283,20 @@ fn the_same_bits_for_any_number_of_threads() {
 fn a_row_over_packed_weights_has_the_same_bits_alone_and_in_a_batch() {
     for &isa in machine::supported() {
         machine::with_isa(isa, || {
-            let (m, n, k) = (70, 130, 600);
-            let (x, w) = (sample::<f32>([m, k], 4), sample::<f32>([k, n], 5));
-            let packed = Packed::rhs(w.view()).unwrap();
-            let product = |rows: std::ops::Range<usize>| {
-                let mut y = Tensor::<f32, 2>::zeros([rows.len(), n]).unwrap();
-                gemm(1.0, x.view().slice(0, rows, 1).unwrap(), &packed, 0.0, y.view_mut()).unwrap();
-                bits(y.as_slice())
-            };
-            let all = product(0..m);
-            for rows in [0..1, 1..2, 69..70, 3..8, 10..30, 0..69] {
-                assert_eq!(product(rows.clone()), all[rows.start * n..rows.end * n], "{isa} {rows:?}");
+            // The second has panels that a lone row reads side by side, and some that are left over.
+            for (n, [alpha, beta]) in [(130, [1.0, 0.0]), (610, [1.0, 0.0]), (610, [0.7, -1.3])] {
+                let (m, k) = (70, 600);
+                let (x, w) = (sample::<f32>([m, k], 4), sample::<f32>([k, n], 5));
+                let packed = Packed::rhs(w.view()).unwrap();
+                let product = |rows: std::ops::Range<usize>| {
+                    let mut y = Tensor::<f32, 2>::full([rows.len(), n], 0.3).unwrap();
+                    gemm(alpha, x.view().slice(0, rows, 1).unwrap(), &packed, beta, y.view_mut()).unwrap();
+                    bits(y.as_slice())
+                };
+                let all = product(0..m);
+                for rows in [0..1, 1..2, 69..70, 3..8, 10..30, 0..69] {
+                    assert_eq!(product(rows.clone()), all[rows.start * n..rows.end * n], "{isa} {rows:?}");
+                }
             }
         })
         .unwrap();
