@@ -363,10 +363,17 @@ struct Facts {
     caches: Caches,
 }
 
+/// Asked several times in each call.
+#[inline(always)]
 fn facts() -> &'static Facts {
     static FACTS: OnceLock<Facts> = OnceLock::new();
+    FACTS.get().unwrap_or_else(|| found(&FACTS))
+}
+
+#[cold]
+fn found(facts: &OnceLock<Facts>) -> &Facts {
     // Nothing here may call rayon: a task of another call stolen meanwhile could ask for the facts too.
-    FACTS.get_or_init(|| {
+    facts.get_or_init(|| {
         let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let requested = variable("TILEWISE_ISA");
         Facts {

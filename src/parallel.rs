@@ -138,6 +138,7 @@ pub(crate) fn tasks(work: usize, grain: usize) -> usize {
 
 /// How many threads of the current pool find at least `grain` of `work` each. Little work asks rayon for nothing, as in
 /// [`tasks`].
+#[inline]
 pub(crate) fn threads_for(work: usize, grain: usize) -> usize {
     if work < 2 * grain { 1 } else { (work / grain).min(threads()) }
 }

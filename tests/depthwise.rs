@@ -39,7 +39,10 @@ fn any_number_of_threads_gives_the_same_bits() {
                 let y = conv.forward(x, w.view(), None).unwrap();
                 let dx = conv.backward_input(y.view(), w.view(), [size; 2]).unwrap();
                 let dw = conv.backward_weight(x, y.view(), [3, 3]).unwrap();
-                [bits(y.as_slice()), bits(dx.as_slice()), bits(dw.as_slice())]
+                // Where both have channels last, they are read in place.
+                let y_last = last(&y);
+                let beside = conv.backward_weight(x, turned(&y_last), [3, 3]).unwrap();
+                [y, dx, dw, beside].map(|tensor| bits(tensor.as_slice()))
             });
             assert!(results.iter().all(|result| *result == results[0]));
         }
@@ -120,6 +123,52 @@ fn channels_last_are_cut_into_parts_of_the_same_bits() {
             bits(y.view().permute(back).unwrap().to_tensor().unwrap().as_slice())
         });
         assert!(results.iter().all(|result| *result == bits(planes.as_slice())), "{dilation:?}");
+    }
+}
+
+/// Channels last are read in place where the window is 3 × 3: all widths of what is left of a row, padding, strides and a
+/// dilated height; one pixel is infinite, which those weights see that reach it, and no other.
+#[test]
+fn weight_gradients_of_channels_last_equal_the_reference() {
+    let mut case = 0;
+    for channels in [2, 17, 40] {
+        for [height, width] in [[1, 1], [2, 3], [3, 4], [6, 9], [5, 11], [9, 20]] {
+            for (stride, dilation) in [([1, 1], 1), ([2, 2], 1), ([1, 2], 2), ([3, 1], 1)] {
+                case += 1;
+                let padding = [[2 + case % 2, 2], [1 + case % 2, 1 + case / 2 % 2]];
+                let conv = Convolution::<2>::new().groups(channels).stride(stride).dilation([dilation, 1]);
+                let conv = conv.padding_sides(padding);
+                let geometry = Geometry {
+                    groups: channels,
+                    stride,
+                    dilation: [dilation, 1],
+                    padding,
+                    ..Geometry::new()
+                };
+                let mut x = wave([2, channels, height, width], 0.1);
+                // The reference puts zeros between gradients that are strides apart, and multiplies these too.
+                if case % 3 == 0 && stride == [1, 1] {
+                    *x.get_mut([1, 1, height - 1, width - 1]).unwrap() = f32::INFINITY;
+                }
+                let shape = conv.output_shape(x.shape(), [channels, 1, 3, 3]).unwrap();
+                let dz = wave(shape, 0.4);
+                let expected = conv::naive::backward_weight(&geometry, x.view(), dz.view(), [3, 3]).unwrap();
+                let (x_last, dz_last) = (last(&x), last(&dz));
+                for &isa in machine::supported() {
+                    let dw = machine::with_isa(isa, || {
+                        conv.backward_weight(turned(&x_last), turned(&dz_last), [3, 3]).unwrap()
+                    });
+                    for (found, expected) in dw.unwrap().iter().zip(&expected) {
+                        let found = f64::from(*found);
+                        let same = found == *expected || (found.is_nan() && expected.is_nan());
+                        assert!(
+                            same || (found - expected).abs() < 1e-4,
+                            "case {case} on {isa}: {found} {expected}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -26,16 +26,14 @@ const SIDE: usize = 4;
 /// Whether outputs of these strides are computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T: Element>(forward: &Forward<'_, T>, shape: [usize; 5], strides: [isize; 5]) -> bool {
     let (call, reach) = (forward.call, &forward.reach);
-    let plane = reach.stride[0] == 1 && reach.start[0] == 0 && call.x.shape()[2] == shape[2];
-    let dense = |(shape, strides): ([usize; 5], [isize; 5])| {
-        channels_last(shape, strides) && usize::try_from(strides[4]) == Ok(shape[1])
-    };
     forward.multiplier == 1
-        && plane
-        && reach.kernel == [1, 3, 3]
-        && reach.dilation[2] == 1
-        && reach.stride[2] <= 2
+        && reach.flat(call.x.shape()[2], shape[2])
         && call.images_of(shape, strides).all(dense)
+}
+
+/// True where all channels of all pixels of a row are neighbours.
+pub(super) fn dense((shape, strides): ([usize; 5], [isize; 5])) -> bool {
+    channels_last(shape, strides) && usize::try_from(strides[4]) == Ok(shape[1])
 }
 
 /// The part `y` of an output, whose first element is `origin` in it: all of its channels and columns.

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod direct;
+mod direct_gradient;
 mod emit;
 mod kernel;
 mod pixels;
@@ -73,6 +74,16 @@ impl Reach {
                 self.stride[axis] <= 64
                     && span.saturating_add(extent) <= image[axis].saturating_mul(2).saturating_add(64)
             })
+    }
+
+    /// Windows of 3 × 3 over images without depth, or over each plane of depth, that overlap or touch.
+    fn flat(&self, depth: usize, outputs: usize) -> bool {
+        self.stride[0] == 1
+            && self.start[0] == 0
+            && depth == outputs
+            && self.kernel == [1, 3, 3]
+            && self.dilation[2] == 1
+            && self.stride[2] <= 2
     }
 
     fn taps(&self) -> usize {
@@ -336,6 +347,9 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
         if dz.is_empty() {
             dw.fill(T::ZERO);
             return Ok(());
+        }
+        if direct_gradient::fits(gradient) {
+            return direct_gradient::run(simd, gradient, dw, channel);
         }
         // Boxes that all tasks have: they say in which order positions are added up.
         let vectors = together(&x, dz.shape()[1], S::LANES);
