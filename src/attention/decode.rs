@@ -389,6 +389,11 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for MixOf<'_, '_, T, 
             strip::<T, S, R, N>(simd, self.0, first, keys);
             first += N * S::LANES;
         }
+        // Each pass reads the rows again.
+        while N > 4 && dim - first >= 4 * S::LANES {
+            strip::<T, S, R, 4>(simd, self.0, first, keys);
+            first += 4 * S::LANES;
+        }
         while first < dim {
             strip::<T, S, R, 1>(simd, self.0, first, keys);
             first += S::LANES;
