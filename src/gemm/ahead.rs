@@ -5,7 +5,7 @@ use crate::simd;
 use crate::tensor::TensorView;
 
 /// Steps of depth between two questions.
-const STEPS: usize = 16;
+const STEPS: usize = 8;
 
 /// The cache lines of a matrix with contiguous rows or columns, run after run.
 pub(super) struct Ahead<T> {
