@@ -172,6 +172,21 @@ fn weight_gradients_of_channels_last_equal_the_reference() {
     }
 }
 
+/// Sums of more ones than an `f32` can count in a single chain of additions.
+#[test]
+fn a_long_sum_of_ones_is_exact() {
+    let (images, size, channels) = (400, 224, 2);
+    // All images are the same memory.
+    let ones = Tensor::<f32, 3>::full([size, size, channels], 1.0).unwrap();
+    let (shape, strides) =
+        ([images, channels, size, size], [0, 1, (size * channels) as isize, channels as isize]);
+    let view = TensorView::as_strided(ones.as_slice(), shape, strides).unwrap();
+    let conv = Convolution::<2>::new().groups(channels).padding([1, 1]);
+    let dw = conv.backward_weight(view, view, [3, 3]).unwrap();
+    let inner = (images * size * size) as f32;
+    assert!(inner > 16_777_216.0 && dw.get([0, 0, 1, 1]) == Some(&inner), "{:?}", dw.as_slice());
+}
+
 #[test]
 fn layers_of_networks_equal_the_reference() {
     for (channels, size, stride, kernel) in [(70, 28, 1, 3), (150, 7, 1, 3), (40, 29, 2, 3), (33, 14, 1, 5)] {

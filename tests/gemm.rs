@@ -231,6 +231,27 @@ fn broadcast_operands() {
     }
 }
 
+/// Rows and columns that go backwards, and what has neighbours along neither axis, in sizes of several paths.
+#[test]
+fn a_without_neighbours() {
+    for [m, n, k] in [[5, 40, 20], [40, 30, 100], [130, 150, 300]] {
+        let (a, b) = (sample::<f64>([2 * m, 2 * k], 1), sample::<f64>([k, n], 2));
+        let a = a.view();
+        let views = [
+            a.slice(0, 0..m, 1).unwrap().slice(1, 0..k, 1).unwrap().flip(1).unwrap(),
+            a.slice(0, 0..m, 1).unwrap().slice(1, 0..2 * k, 2).unwrap(),
+            a.slice(0, 0..2 * m, 2).unwrap().slice(1, 0..2 * k, 2).unwrap().flip(0).unwrap(),
+        ];
+        for a in views {
+            let whole = a.to_tensor().unwrap();
+            let [mut found, mut expected] = [(); 2].map(|()| Tensor::<f64, 2>::zeros([m, n]).unwrap());
+            gemm(1.0, a, b.view(), 0.0, found.view_mut()).unwrap();
+            gemm(1.0, whole.view(), b.view(), 0.0, expected.view_mut()).unwrap();
+            assert_eq!(found.as_slice(), expected.as_slice(), "{m} {n} {k}");
+        }
+    }
+}
+
 #[test]
 fn identity_is_exact() {
     for &isa in machine::supported() {

@@ -10,7 +10,7 @@ use super::ahead::Ahead;
 use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
 use super::kernel::{Lhs, Rhs, Strip};
-use super::lone::{BESIDE, Lone};
+use super::lone::Lone;
 use super::panel::Panels;
 
 /// Elements of the largest tile of any instruction set: 6 × 64.
@@ -69,13 +69,19 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         if let (1, 1, Some(a), Panels::Packed { data, width, .. }) = (rows, unit, a.line(depth), b)
             && width == tile_columns
         {
-            let most = BESIDE * width;
-            while done + most <= columns {
-                let mut c = c.tile_mut([0, done], [1, most]);
+            while columns - done >= 2 * width {
+                let panels = ((columns - done) / width).min(4);
+                let some = panels * width;
+                let mut c = c.tile_mut([0, done], [1, some]);
                 let Some(row) = c.row_mut(0) else { break };
-                simd.call(Lone { a, b: &data[done * depth..][..most * depth], alpha, beta, c: row });
+                let b = &data[done * depth..][..some * depth];
+                match panels {
+                    2 => simd.call(Lone::<T, 2> { a, b, alpha, beta, c: row }),
+                    3 => simd.call(Lone::<T, 3> { a, b, alpha, beta, c: row }),
+                    _ => simd.call(Lone::<T, 4> { a, b, alpha, beta, c: row }),
+                }
                 finish(simd, epilogue, [origin[0], origin[1] + done], &mut c);
-                done += most;
+                done += some;
             }
         }
         let mut strips = Strips {

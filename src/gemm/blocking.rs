@@ -130,7 +130,7 @@ pub(crate) enum Order {
     /// than what is gained.
     Rows,
     /// Column by column: B may come from memory, and is used a few times only; each panel of it is used by all rows while the
-    /// next is asked for.
+    /// next, where it is packed, is asked for.
     Fetch,
 }
 
@@ -152,6 +152,8 @@ pub(crate) struct Source {
     pub direct: bool,
     /// Neighbouring lines (rows of A, columns of B) are neighbours in memory.
     pub neighbours: bool,
+    /// Neighbouring steps of depth are neighbours in memory.
+    pub steps: bool,
     /// Elements between neighbouring steps of depth.
     pub stride: usize,
 }
@@ -175,7 +177,7 @@ impl Walk {
         let nc = balanced(n, most, tile.columns);
         // For few rows B is not packed.
         let (b_in_place, line) = match b {
-            Some(Source { direct: true, neighbours: true, stride }) => {
+            Some(Source { direct: true, neighbours: true, stride, .. }) => {
                 let times = match bytes.saturating_mul(stride) {
                     span if span <= kept => 12,
                     span if span <= room => 5,
@@ -192,14 +194,14 @@ impl Walk {
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let a_fetch = match a {
-            Some(Source { direct: true, neighbours, stride })
+            Some(Source { direct: true, neighbours, steps, .. })
                 // Of a step's cache line a wide tile takes few neighbours.
-                if (neighbours || stride == 1) && n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
+                if (neighbours || steps) && n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
             {
                 Fetch::InPlace
             }
             // An address for each element costs nothing where it is multiplied by four vectors.
-            Some(Source { direct: true, stride: 1, .. }) if tile.columns >= 4 * tile.lanes && !across => {
+            Some(Source { direct: true, steps: true, .. }) if tile.columns >= 4 * tile.lanes && !across => {
                 Fetch::InPlace
             }
             Some(_) if across => Fetch::Whole,
@@ -305,8 +307,9 @@ mod tests {
         Walk::new::<f32>(AVX2, CACHES, [m, n, depth_block::<f32>(AVX2, CACHES, k)], a, b)
     }
 
-    const ROWS: Option<Source> = Some(Source { direct: true, neighbours: false, stride: 1 });
-    const COLUMNS: Option<Source> = Some(Source { direct: true, neighbours: true, stride: 5000 });
+    const ROWS: Option<Source> = Some(Source { direct: true, neighbours: false, steps: true, stride: 1 });
+    const COLUMNS: Option<Source> =
+        Some(Source { direct: true, neighbours: true, steps: false, stride: 5000 });
 
     #[test]
     fn blocks_fit_their_caches() {
@@ -333,16 +336,19 @@ mod tests {
     fn packing_must_pay() {
         assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
         assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
+        // Rows that go backwards have no neighbours behind them.
+        let backwards = Some(Source { direct: true, neighbours: false, steps: false, stride: 1 });
+        assert_eq!(walk(3000, 128, 500, backwards, COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(12, 5001, 500, ROWS, COLUMNS).b_in_place, 4992);
         assert_eq!(walk(36, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(37, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
         // A block of B that fits in L2 as it lies is read in place for more rows.
-        let narrow = Some(Source { direct: true, neighbours: true, stride: 200 });
+        let narrow = Some(Source { direct: true, neighbours: true, steps: false, stride: 200 });
         assert_eq!(walk(144, 200, 500, ROWS, narrow).b_in_place, 200);
         assert_eq!(walk(145, 200, 500, ROWS, narrow).b_in_place, 0);
         // One that does not, for some.
-        let wide = Some(Source { direct: true, neighbours: true, stride: 1000 });
+        let wide = Some(Source { direct: true, neighbours: true, steps: false, stride: 1000 });
         assert_eq!(walk(60, 1000, 500, ROWS, wide).b_in_place, 1000);
         assert_eq!(walk(61, 1000, 500, ROWS, wide).b_in_place, 0);
         // Columns of B that are no neighbours, or no matrix, cannot be read as vectors.

@@ -59,8 +59,9 @@ impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
             Input::Source(source) => {
                 let direct = source.direct();
                 let strides = direct.map_or([0; 2], |view| view.strides());
-                let stride = strides[1].unsigned_abs();
-                Some(Source { direct: direct.is_some(), neighbours: strides[0] == 1, stride })
+                let (neighbours, steps, stride) =
+                    (strides[0] == 1, strides[1] == 1, strides[1].unsigned_abs());
+                Some(Source { direct: direct.is_some(), neighbours, steps, stride })
             }
             Input::Packed(_) => None,
         }

@@ -38,7 +38,8 @@ kernels! {
 }
 
 /// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`.
-// Invariant: of `count` panels `height` lines of `depth` steps can be read; `line` is 1 where they are `packed`, else `step`.
+// Invariant: of `count` panels `height` lines of `depth` steps can be read. Where they are `packed`, `line` is 1 or there is one
+// line; else `step` is 1 or there is one step.
 #[derive(Clone, Copy)]
 pub(super) struct Lhs<'a, T> {
     ptr: *const T,
@@ -265,7 +266,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         }
         let (line, two) = if PACKED { (1, 2) } else { (a.line, a.line.wrapping_mul(2)) };
         let a_step = if PACKED { a.step } else { 1 };
-        // Narrow tiles of packed operands are those of Winograd convolution: both come from far, in pieces too short
+        // Narrow tiles of packed operands are mostly those of Winograd convolution: both come from far, in pieces too short
         // for the processor to see them coming.
         let far = const { PACKED && V < S::TILE_VECTORS && V <= 2 };
         let last = b.readable.saturating_sub((V - 1) * S::LANES).min(S::LANES);

@@ -5,17 +5,15 @@ use super::kernel::each;
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp, Streams};
 
-/// Panels that are read side by side.
-pub(super) const BESIDE: usize = 4;
-
 /// Vectors of the widest panel.
 const VECTORS: usize = 4;
 
-/// c = alpha · a · B + beta · c over a block of depth. The sums are those of [`Strip`](super::kernel::Strip).
-pub(super) struct Lone<'l, T> {
+/// c = alpha · a · B + beta · c over a block of depth, for `N` panels. The sums are those of
+/// [`Strip`](super::kernel::Strip).
+pub(super) struct Lone<'l, T, const N: usize> {
     /// One row.
     pub(super) a: &'l [T],
-    /// [`BESIDE`] panels of whole tiles, of the depth of `a`.
+    /// Panels of whole tiles, of the depth of `a`.
     pub(super) b: &'l [T],
     pub(super) alpha: T,
     /// `None` never reads C.
@@ -23,7 +21,7 @@ pub(super) struct Lone<'l, T> {
     pub(super) c: &'l mut [T],
 }
 
-impl<T: Element> SimdOp<T> for Lone<'_, T> {
+impl<T: Element, const N: usize> SimdOp<T> for Lone<'_, T, N> {
     type Output = ();
 
     #[inline(always)]
@@ -31,9 +29,9 @@ impl<T: Element> SimdOp<T> for Lone<'_, T> {
         let Self { a, b, alpha, beta, c } = self;
         let width = S::TILE_VECTORS * S::LANES;
         let len = width * a.len();
-        let mut streams = Streams::<T, BESIDE>::none();
+        let mut streams = Streams::<T, N>::none();
         streams.each(len, |i| &b[i * len..]);
-        let mut sums = [[simd.splat(T::ZERO); BESIDE]; VECTORS];
+        let mut sums = [[simd.splat(T::ZERO); N]; VECTORS];
         const { assert!(S::TILE_VECTORS <= VECTORS) };
         for (p, &x) in a.iter().enumerate() {
             let x = simd.splat(x);
@@ -47,7 +45,7 @@ impl<T: Element> SimdOp<T> for Lone<'_, T> {
             });
         }
         let alpha = simd.splat(alpha);
-        for (i, c) in c.chunks_exact_mut(width).take(BESIDE).enumerate() {
+        for (i, c) in c.chunks_exact_mut(width).take(N).enumerate() {
             each!(v in vectors VECTORS {
                 if v < S::TILE_VECTORS {
                     let run = &mut c[v * S::LANES..];

@@ -82,14 +82,13 @@ impl<T: Element> Direct<'_, T> {
         }
         let [low, high] = finish.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let bounds = [low, high].map(T::from_f64);
-        let pixels = [0, 2, 3, 4, 1];
-        let x = call.x.permute(pixels)?;
+        let order = [0, 2, 3, 4, 1];
+        let x = call.x.permute(order)?;
         let residual = match finish.residual {
-            Some(residual) => Some(residual.permute(pixels)?),
+            Some(residual) => Some(residual.permute(order)?),
             None => None,
         };
-        let mut y = y.view_mut().permute(pixels)?;
-        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
+        let mut y = y.view_mut().permute(order)?;
         // So many writes go beyond the caches, of which others have a share, and wait for lines that are not asked for.
         let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().l3 / 8;
         for at in 0..images * depths * height {
@@ -124,21 +123,8 @@ impl<T: Element> Direct<'_, T> {
             };
             for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
                 let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
-                let inside = within(left, (columns + 1).saturating_sub(SPAN));
                 for (to, line) in windows.lines.iter_mut().zip(lines) {
-                    match (line, inside) {
-                        (Some(line), Some(column)) => {
-                            to.apart(&line[column * channels..], channels, channels);
-                        }
-                        // Padding is multiplied as well: 0 times an infinite weight is not a number.
-                        (None, _) => to.apart(&zeros, 0, channels),
-                        (Some(line), None) => {
-                            to.each(channels, |i| match within(left + i as isize, columns) {
-                                Some(column) => &line[column * channels..],
-                                None => &zeros,
-                            })
-                        }
-                    }
+                    pixels(to, line, (left, columns), (0, channels), &zeros);
                 }
                 windows.column = at * SIDE;
                 windows.run(simd, to);
@@ -148,6 +134,32 @@ impl<T: Element> Direct<'_, T> {
             }
         }
         Ok(())
+    }
+}
+
+/// What lies at `at`, where that is inside.
+pub(super) fn within(at: isize, size: usize) -> Option<usize> {
+    usize::try_from(at).ok().filter(|&at| at < size)
+}
+
+/// Pixels of a row of `columns`, those from column `left` on: of each as many channels from `first` on as there are `zeros`,
+/// which stand for the padding. That is multiplied as well: 0 times what is infinite is not a number.
+#[inline(always)]
+pub(super) fn pixels<'s, T: Element, const SPAN: usize>(
+    to: &mut Streams<'s, T, SPAN>,
+    line: Option<&'s [T]>,
+    (left, columns): (isize, usize),
+    (first, all): (usize, usize),
+    zeros: &'s [T],
+) {
+    let count = zeros.len();
+    match (line, within(left, (columns + 1).saturating_sub(SPAN))) {
+        (Some(line), Some(column)) => to.apart(&line[column * all + first..], all, count),
+        (None, _) => to.apart(zeros, 0, count),
+        (Some(line), None) => to.each(count, |i| match within(left + i as isize, columns) {
+            Some(column) => &line[column * all + first..],
+            None => zeros,
+        }),
     }
 }
 

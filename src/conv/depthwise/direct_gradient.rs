@@ -4,10 +4,11 @@
 //! for each row of outputs
 //!     for each four columns                 their pixels and gradients: streams of channels, zeros where padding is
 //!         for each vector of channels       nine sums, kept in L1 or L2, take in four products each
+//! now and then: totals += sums
 //! ```
 #![forbid(unsafe_code)]
 
-use super::direct::dense;
+use super::direct::{dense, pixels, within};
 use super::{Gradient, Reach};
 use crate::element::Element;
 use crate::error::Result;
@@ -17,6 +18,9 @@ use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
 const TAPS: usize = 9;
+
+/// Outputs after which the sums are added to the totals: rounding grows with the length of a chain of additions.
+const CHAIN: usize = 2048;
 
 /// Whether the gradient is computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T>(gradient: &Gradient<'_, T>) -> bool
@@ -61,14 +65,17 @@ fn rows<
     channel: usize,
 ) -> Result<()> {
     let Gradient { op, x, dz, reach, .. } = *gradient;
-    let pixels = [0, 2, 3, 4, 1];
-    let (x, dz) = (x.permute(pixels)?, dz.permute(pixels)?);
+    let order = [0, 2, 3, 4, 1];
+    let (x, dz) = (x.permute(order)?, dz.permute(order)?);
     let ([images, depths, height, width, all], count) = (dz.shape(), dw.shape()[0]);
     let [_, _, rows, columns, _] = x.shape();
     let mut zeros = scratch::<T>(op, count)?;
     zeros.fill(T::ZERO);
     let mut sums = scratch::<T>(op, TAPS * count.next_multiple_of(S::LANES))?;
     sums.fill(T::ZERO);
+    let mut totals = scratch::<T>(op, sums.len())?;
+    totals.fill(T::ZERO);
+    let mut added = 0;
     // What caches hold comes in time by itself, and asking for it takes longer.
     let far = (x.len() + dz.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
     for at in 0..images * depths * height {
@@ -101,17 +108,18 @@ fn rows<
                 _ => windows.add::<S, 4, FOUR>(simd),
             };
         }
+        added += width;
+        if added >= CHAIN || at + 1 == images * depths * height {
+            totals.iter_mut().zip(&mut sums[..]).for_each(|(total, sum)| *total += std::mem::take(sum));
+            added = 0;
+        }
     }
     for (c, tap) in (0..count).flat_map(|c| (0..TAPS).map(move |tap| (c, tap))) {
         if let Some(to) = dw.get_mut([c, 0, 0, tap / 3, tap % 3]) {
-            *to = sums[(c / S::LANES * TAPS + tap) * S::LANES + c % S::LANES];
+            *to = totals[(c / S::LANES * TAPS + tap) * S::LANES + c % S::LANES];
         }
     }
     Ok(())
-}
-
-fn within(at: isize, size: usize) -> Option<usize> {
-    usize::try_from(at).ok().filter(|&at| at < size)
 }
 
 /// Windows of a row of outputs.
@@ -119,7 +127,7 @@ struct Windows<'w, T, const STRIDE: usize> {
     /// Pixels under the three rows of taps; none in the padding.
     lines: [Option<&'w [T]>; 3],
     dz: &'w [T],
-    /// What the next row of outputs reads besides, where the height has no dilation, to ask for.
+    /// What the next row of outputs reads besides, where the height has the stride of the width and no dilation, to ask for.
     next: [Option<&'w [T]>; STRIDE],
     below: Option<&'w [T]>,
     zeros: &'w [T],
@@ -141,18 +149,9 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         const { assert!(SPAN == (SIDE - 1) * STRIDE + 3) };
         let (all, count) = (self.all, self.zeros.len());
         let left = self.reach.start[2] + (self.column * STRIDE) as isize;
-        let inside = within(left, (self.columns + 1).saturating_sub(SPAN));
         let mut lines = [Streams::<T, SPAN>::none(); 3];
         for (to, line) in lines.iter_mut().zip(self.lines) {
-            match (line, inside) {
-                (Some(line), Some(column)) => to.apart(&line[column * all + self.channel..], all, count),
-                // Padding is multiplied as well: 0 times an infinite gradient is not a number.
-                (None, _) => to.apart(self.zeros, 0, count),
-                (Some(line), None) => to.each(count, |i| match within(left + i as isize, self.columns) {
-                    Some(column) => &line[column * all + self.channel..],
-                    None => self.zeros,
-                }),
-            }
+            pixels(to, line, (left, self.columns), (self.channel, all), self.zeros);
         }
         let mut dz = Streams::<T, SIDE>::none();
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);

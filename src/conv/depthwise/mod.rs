@@ -8,7 +8,7 @@
 //!         sums → the output's layout
 //! ```
 //!
-//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`).
+//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`, for the weights' gradient `direct_gradient`).
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
 //! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
