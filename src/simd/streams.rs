@@ -42,8 +42,8 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     /// The vector from element `at` on of each.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
-        // One comparison in a loop: the difference does not change.
-        assert!(self.len >= S::LANES && at <= self.len - S::LANES);
+        // One comparison in a loop: what is on the right does not change.
+        assert!(at < (self.len + 1).saturating_sub(S::LANES));
         let mut vectors = [simd.splat_bits(0); N];
         for (vector, &start) in vectors.iter_mut().zip(&self.starts) {
             // SAFETY: who set `len` has found as many elements at each start, borrowed for `'s`; the vector ends in them.

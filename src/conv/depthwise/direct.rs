@@ -123,8 +123,9 @@ impl<T: Element> Direct<'_, T> {
             };
             for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
                 let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
+                let inside = within(left, (columns + 1).saturating_sub(SPAN));
                 for (to, line) in windows.lines.iter_mut().zip(lines) {
-                    pixels(to, line, (left, columns), (0, channels), &zeros);
+                    pixels(to, line, inside, (left, columns), (0, channels), &zeros);
                 }
                 windows.column = at * SIDE;
                 windows.run(simd, to);
@@ -142,18 +143,19 @@ pub(super) fn within(at: isize, size: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|&at| at < size)
 }
 
-/// Pixels of a row of `columns`, those from column `left` on: of each as many channels from `first` on as there are `zeros`,
+/// Pixels of a row of `columns`, those from column `left` on, which is `inside` where all of them are: of each as many channels from `first` on as there are `zeros`,
 /// which stand for the padding. That is multiplied as well: 0 times what is infinite is not a number.
 #[inline(always)]
 pub(super) fn pixels<'s, T: Element, const SPAN: usize>(
     to: &mut Streams<'s, T, SPAN>,
     line: Option<&'s [T]>,
+    inside: Option<usize>,
     (left, columns): (isize, usize),
     (first, all): (usize, usize),
     zeros: &'s [T],
 ) {
     let count = zeros.len();
-    match (line, within(left, (columns + 1).saturating_sub(SPAN))) {
+    match (line, inside) {
         (Some(line), Some(column)) => to.apart(&line[column * all + first..], all, count),
         (None, _) => to.apart(zeros, 0, count),
         (Some(line), None) => to.each(count, |i| match within(left + i as isize, columns) {

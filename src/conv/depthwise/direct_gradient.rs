@@ -150,8 +150,9 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         let (all, count) = (self.all, self.zeros.len());
         let left = self.reach.start[2] + (self.column * STRIDE) as isize;
         let mut lines = [Streams::<T, SPAN>::none(); 3];
+        let inside = within(left, (self.columns + 1).saturating_sub(SPAN));
         for (to, line) in lines.iter_mut().zip(self.lines) {
-            pixels(to, line, (left, self.columns), (self.channel, all), self.zeros);
+            pixels(to, line, inside, (left, self.columns), (self.channel, all), self.zeros);
         }
         let mut dz = Streams::<T, SIDE>::none();
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
