@@ -104,14 +104,9 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
             let at = [origin[0] + at[0], origin[1] + at[1]];
             if contiguous {
-                let inside = unit == 1 && alpha == T::ONE && beta.is_none();
-                let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
-                let finished = tail.is_some();
-                let (down, ahead, c) = (by_column, &mut ahead, &mut c);
-                Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c }.run(simd);
-                if !finished {
-                    finish(simd, epilogue, at, c);
-                }
+                let (down, tail, ahead, c) = (by_column, None, &mut ahead, &mut c);
+                let strip = Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c };
+                complete(simd, strip, epilogue, at);
                 continue;
             }
             // C's rows are not contiguous: the tile is made beside it.
@@ -252,6 +247,24 @@ impl<T: Element> SimdOp<T> for Turned<'_, T> {
                 epilogue.apply(simd, self.at[0] + j, self.at[1], run);
             }
         }
+    }
+}
+
+/// Computes a strip whose first element is `at` in the product, and the epilogue: in registers where it is of the usual kind.
+#[inline(always)]
+pub(super) fn complete<T: Element, S: Simd<T>>(
+    simd: S,
+    strip: Strip<'_, '_, T>,
+    epilogue: Option<&Epilogue<'_, T>>,
+    at: [usize; 2],
+) {
+    let Strip { a, b, count, height, down, depth, alpha, beta, stream, ahead, c, .. } = strip;
+    let inside = c.strides()[1] == 1 && alpha == T::ONE && beta.is_none();
+    let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
+    let finished = tail.is_some();
+    Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c: &mut *c }.run(simd);
+    if !finished {
+        finish(simd, epilogue, at, c);
     }
 }
 

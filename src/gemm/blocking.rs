@@ -48,9 +48,7 @@ impl Tile {
         let rest = n % self.columns;
         if rest == self.lanes || self.masked { n } else { n - rest }
     }
-}
 
-impl Tile {
     /// The tile of a token.
     #[inline(always)]
     pub(crate) fn of<T: Copy, S: Simd<T>>() -> Self {

@@ -235,24 +235,13 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Strip {
-            a,
-            b,
-            count,
-            height,
-            down,
-            depth,
-            alpha,
-            beta,
-            stream,
-            ref tail,
-            ref mut ahead,
-            ref mut c,
+            a, b, count, down, depth, alpha, beta, stream, ref tail, ref mut ahead, ref mut c, ..
         } = *self.0;
         let ([rows, columns], [row, unit]) = (c.shape(), c.strides());
         let most = V * S::LANES;
         let width = if down { columns } else { columns - (count - 1) * most };
         assert!(rows == if down { count * R } else { R } && width <= most && b.width == width);
-        assert!(R == height && R <= a.height && depth <= a.depth.min(b.depth));
+        assert!(R <= a.height && depth <= a.depth.min(b.depth));
         assert!(if down { count <= a.count && b.count > 0 } else { a.count > 0 && count <= b.count });
         // Tiles beside each other are whole ones.
         assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));

@@ -4,7 +4,7 @@
 
 use super::Operand;
 use super::ahead::Ahead;
-use super::block::{Place, STRIP, Strips, by_column, finish};
+use super::block::{Place, STRIP, Strips, by_column, complete};
 use super::blocking::{LEAST_DEPTH, NEAR, Tile, tile, tile_rows};
 use super::driver::{self, Scale};
 use super::kernel::{Lhs, Rhs, Strip};
@@ -88,10 +88,7 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
         while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
             let of = if by_column { [count, 1] } else { [1, count] };
             let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
-            let inside = alpha == T::ONE && beta.is_none();
-            let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
-            let finished = tail.is_some();
-            Strip {
+            let strip = Strip {
                 a: Lhs::panels(a, at[0], [of[0], height], tile_rows, depth),
                 b: Rhs::panels::<S>(b, at[1], [of[1], width], depth),
                 count,
@@ -101,14 +98,11 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
                 alpha,
                 beta,
                 stream: false,
-                tail,
+                tail: None,
                 ahead: &mut ahead,
                 c: &mut c,
-            }
-            .run(simd);
-            if !finished {
-                finish(simd, epilogue, at, &mut c);
-            }
+            };
+            complete(simd, strip, epilogue, at);
         }
     }
 }

@@ -143,8 +143,9 @@ pub(super) fn within(at: isize, size: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|&at| at < size)
 }
 
-/// Pixels of a row of `columns`, those from column `left` on, which is `inside` where all of them are: of each as many channels from `first` on as there are `zeros`,
-/// which stand for the padding. That is multiplied as well: 0 times what is infinite is not a number.
+/// Pixels of a row of `columns`, those from column `left` on, which is `inside` where all of them are: of each as many channels
+/// from `first` on as there are `zeros`, which stand for the padding. That is multiplied as well: 0 times what is infinite is
+/// not a number.
 #[inline(always)]
 pub(super) fn pixels<'s, T: Element, const SPAN: usize>(
     to: &mut Streams<'s, T, SPAN>,

@@ -23,10 +23,7 @@ const TAPS: usize = 9;
 const CHAIN: usize = 2048;
 
 /// Whether the gradient is computed here: all pixels are neighbours, and windows overlap or touch.
-pub(super) fn fits<T>(gradient: &Gradient<'_, T>) -> bool
-where
-    T: Element,
-{
+pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
     let Gradient { x, dz, reach, multiplier, .. } = gradient;
     *multiplier == 1
         && reach.flat(x.shape()[2], dz.shape()[2])
@@ -109,14 +106,15 @@ fn rows<
             };
         }
         added += width;
-        if added >= CHAIN || at + 1 == images * depths * height {
+        if added >= CHAIN {
             totals.iter_mut().zip(&mut sums[..]).for_each(|(total, sum)| *total += std::mem::take(sum));
             added = 0;
         }
     }
     for (c, tap) in (0..count).flat_map(|c| (0..TAPS).map(move |tap| (c, tap))) {
         if let Some(to) = dw.get_mut([c, 0, 0, tap / 3, tap % 3]) {
-            *to = totals[(c / S::LANES * TAPS + tap) * S::LANES + c % S::LANES];
+            let at = (c / S::LANES * TAPS + tap) * S::LANES + c % S::LANES;
+            *to = totals[at] + sums[at];
         }
     }
     Ok(())
