@@ -160,7 +160,7 @@ impl<T: Element> Call<'_, T> {
                 let [rows, channels, kernel @ ..] = sizes;
                 let depth = kernel.iter().fold(channels, |depth, taps| depth.saturating_mul(*taps));
                 let fits = lanes::fits(tile::<T>(self.isa), rows, depth, y.shape()[4]);
-                let cut = if self.algorithm == Algorithm::Auto && fits && rows.min(channels) < WINOGRAD {
+                let cut = if self.algorithm == Algorithm::Auto && fits && winograd == 0 {
                     Cut::lanes::<T>(self.isa, self.groups, sizes)
                 } else {
                     Cut::new::<T>(self.isa, self.groups, sizes, winograd)
@@ -184,23 +184,21 @@ pub(super) fn winograd(
     positions: Option<usize>,
 ) -> usize {
     let fits = kernel == [1, 3, 3] && plain;
+    let (least, most) = (rows.min(channels), rows.max(channels));
+    // What the transforms of pixels cost is shared by output channels, that of the filters by positions.
+    let many = least >= 16 && most >= 24;
+    let enough = |n: usize| n >= 192 && n >= most / 4 * 3;
     match algorithm {
         Algorithm::Winograd4 if fits => 4,
         Algorithm::Winograd2 if fits => 2,
-        Algorithm::Auto
-            if fits && rows.min(channels) >= CHANNELS && positions.is_none_or(|n| n >= POSITIONS) =>
-        {
-            2
-        }
+        Algorithm::Auto if fits && many && positions.is_none_or(enough) => 2,
         _ => 0,
     }
 }
 
-/// Channels, in and out, from which on Winograd's transforms pay even where output channels could be lanes.
-const WINOGRAD: usize = 64;
-/// Channels, in and out, from which on Winograd's transforms pay; channels out from which on patches as rows do.
+/// Output channels from which on patches as rows pay.
 const CHANNELS: usize = 32;
 /// Outputs along a row from which on it is a run of its own for patches.
 const RUN: usize = 14;
-/// Outputs from which on transforming or turning the weights in the call pays.
+/// Outputs from which on turning the weights in the call pays.
 const POSITIONS: usize = 512;

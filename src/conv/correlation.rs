@@ -61,8 +61,8 @@ impl<T: Element> Correlation<'_, T> {
                 let (plane, mut at) = (y.view_mut().slice(2, d..d + 1, 1)?, at);
                 at[2] += d;
                 match cut.winograd {
-                    2 => winograd::run::<T, 2>(self, plane, at)?,
-                    _ => winograd::run::<T, 4>(self, plane, at)?,
+                    2 => winograd::run::<T, 2, 4>(self, plane, at)?,
+                    _ => winograd::run::<T, 4, 6>(self, plane, at)?,
                 }
             }
             return Ok(());

@@ -34,7 +34,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// For `outputs` windows, the first of which begins at `start`. `apart`: each tap has a slot of its own.
+    /// For `outputs` windows, the first of which begins at `start`.
     fn new(
         kernel: usize,
         stride: usize,
@@ -42,12 +42,11 @@ impl Axis {
         start: isize,
         outputs: usize,
         image: usize,
-        apart: bool,
     ) -> Self {
         // Taps t·d mod s: all multiples of the divisor, unless there are fewer taps.
         let divisor = gcd(dilation, stride);
         let residues = stride / divisor;
-        let (slots, step, size) = if apart || kernel < residues {
+        let (slots, step, size) = if kernel < residues {
             (kernel, dilation, outputs)
         } else {
             (residues, divisor, outputs + (kernel - 1) * dilation / stride)
@@ -93,8 +92,6 @@ pub(super) struct Geometry {
     pub start: [isize; 3],
     pub outputs: [usize; 3],
     pub image: [usize; 3],
-    /// Each tap along the width has its own copy of the columns it reads: then a plane's outputs are neighbours across rows.
-    pub apart: bool,
 }
 
 /// Layout of the copy: `[images, channels, slots of each axis, places of each axis]`.
@@ -109,10 +106,9 @@ pub(super) struct Halo {
 
 impl Halo {
     pub(super) fn new(geometry: &Geometry, channels: usize, images: usize) -> Self {
-        let Geometry { kernel, stride, dilation, start, outputs, image, apart } = *geometry;
-        let axes = [0, 1, 2].map(|a| {
-            Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a], apart && a == 2)
-        });
+        let Geometry { kernel, stride, dilation, start, outputs, image } = *geometry;
+        let axes =
+            [0, 1, 2].map(|a| Axis::new(kernel[a], stride[a], dilation[a], start[a], outputs[a], image[a]));
         let places = axes.iter().fold(1usize, |places, axis| places.saturating_mul(axis.size));
         let volume = places.saturating_add(MOST_LANES);
         Self { axes, channels, images, volume }
@@ -558,15 +554,12 @@ mod tests {
                 ] {
                     for start in [[0, 0, 0], [-1, -2, -3], [1, 0, 2], [-9, 0, 4]] {
                         let outputs = [2, 3, 4];
-                        for apart in [false, true] {
-                            let image = [d, h, w];
-                            let geometry =
-                                Geometry { kernel, stride, dilation, start, outputs, image, apart };
-                            let halo = Halo::new(&geometry, c, n);
-                            let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
-                            f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
-                            check(&halo, &geometry, x, &to);
-                        }
+                        let image = [d, h, w];
+                        let geometry = Geometry { kernel, stride, dilation, start, outputs, image };
+                        let halo = Halo::new(&geometry, c, n);
+                        let mut to = vec![f32::NAN; halo.len().unwrap() + 64];
+                        f32::dispatch(isa, Fill { halo: &halo, x, to: &mut to });
+                        check(&halo, &geometry, x, &to);
                     }
                 }
             }

@@ -227,7 +227,7 @@ impl<T: Element> Correlation<'_, T> {
         });
         let [images, outputs @ ..] = sizes;
         let Self { kernel, stride, dilation, .. } = *self;
-        let geometry = Geometry { kernel, stride, dilation, start, outputs, image, apart: false };
+        let geometry = Geometry { kernel, stride, dilation, start, outputs, image };
         Halo::new(&geometry, channels / self.weights.cut.groups, images)
     }
 

@@ -202,11 +202,7 @@ impl<T: Element> Gradient<'_, T> {
         let start = [0, 1, 2].map(|a| (first[1 + a] * stride[a]) as isize - padding[a][0] as isize);
         let [_, _, image @ ..] = self.x.shape();
         let [images, outputs @ ..] = sizes;
-        Halo::new(
-            &halo::Geometry { kernel, stride, dilation, start, outputs, image, apart: false },
-            channels,
-            images,
-        )
+        Halo::new(&halo::Geometry { kernel, stride, dilation, start, outputs, image }, channels, images)
     }
 }
 

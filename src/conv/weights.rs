@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::depthwise::turn;
 use super::lanes;
+use super::pixels::turn;
 use super::pointwise::merges;
 use super::winograd;
 use crate::element::Element;
@@ -25,7 +25,7 @@ pub struct Cut {
     pub(super) rows: usize,
     /// Channels and taps that each takes in.
     pub(super) depth: usize,
-    /// Rows of a panel.
+    /// Rows of a panel; for Winograd columns of one.
     pub(super) width: usize,
     /// Steps of a block of depth.
     pub(super) kc: usize,
@@ -46,16 +46,8 @@ impl Cut {
         let tile = tile::<T>(isa);
         let depth = channels * d * h * w;
         let kc = depth_block::<T>(tile, machine::caches(), depth);
-        Self {
-            isa,
-            groups,
-            rows,
-            depth,
-            width: tile_rows(tile, [rows, if winograd > 0 { tile.tall().columns } else { usize::MAX }]),
-            kc,
-            winograd,
-            lanes: false,
-        }
+        let width = if winograd > 0 { tile.tall().panel(rows) } else { tile_rows(tile, [rows, usize::MAX]) };
+        Self { isa, groups, rows, depth, width, kc, winograd, lanes: false }
     }
 
     /// The same for output channels as lanes.
@@ -65,11 +57,12 @@ impl Cut {
         Self { width, kc: cut.depth.max(1), lanes: true, ..cut }
     }
 
-    /// Steps of depth as they are packed: channels times taps, or times the points of a tile.
+    /// Steps of depth as they are packed: channels times taps, or one more times the points of a tile: else all of them would
+    /// fall on the same few cache sets.
     fn steps(&self) -> usize {
         match self.winograd {
             0 => self.depth,
-            outputs => (self.depth / 9).saturating_mul((outputs + 2) * (outputs + 2)),
+            outputs => (self.depth / 9).saturating_add(1).saturating_mul((outputs + 2) * (outputs + 2)),
         }
     }
 

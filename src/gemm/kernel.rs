@@ -220,9 +220,6 @@ fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
     [a.wrapping_offset(by), b.wrapping_offset(by), c.wrapping_offset(by), d.wrapping_offset(by)]
 }
 
-/// Bytes from what is read to what is asked for.
-const AHEAD: usize = 8192;
-
 /// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours, else its steps are.
 /// By reference: a strip that is moved waits for its own fields to reach memory.
 struct Kernel<'k, 't, 'c, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Strip<'t, 'c, T>);
@@ -255,9 +252,6 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         }
         let (line, two) = if PACKED { (1, 2) } else { (a.line, a.line.wrapping_mul(2)) };
         let a_step = if PACKED { a.step } else { 1 };
-        // Narrow tiles of packed operands are mostly those of Winograd convolution: both come from far, in pieces too short
-        // for the processor to see them coming.
-        let far = const { PACKED && V < S::TILE_VECTORS && V <= 2 };
         let last = b.readable.saturating_sub((V - 1) * S::LANES).min(S::LANES);
         let mut start = c.as_mut_ptr();
         let mut begins = ([a.ptr; 4], b.ptr);
@@ -268,7 +262,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         }
         for tile in 0..count {
             // C is needed when the sums are done: to be written, it has to come too. Few steps are over before it does.
-            let ask = beta.is_some() || far || (depth >= 64 && !stream);
+            let ask = beta.is_some() || (depth >= 64 && !stream);
             for i in 0..if ask { R } else { 0 } {
                 for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
                     simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
@@ -285,14 +279,6 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     // SAFETY: the invariants of `Lhs` and `Rhs`, and asserted above: this step of this tile's panels exists, with `R`
                     // lines and `V` vectors.
                     unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, [0, line, two], bt, last, &mut sums) };
-                    if far {
-                        for v in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                            simd::prefetch(bt.wrapping_add(AHEAD / size_of::<T>() + v));
-                        }
-                        if $step == 0 || UNROLL * R * size_of::<T>() > simd::CACHE_LINE {
-                            simd::prefetch(at[0].wrapping_add(AHEAD / size_of::<T>()));
-                        }
-                    }
                     at = moved(at, a_step);
                     bt = bt.wrapping_offset(b.step);
                 })*};

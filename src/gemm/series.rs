@@ -1,34 +1,34 @@
-//! Many small products of one shape over panels that were packed before, as Winograd convolution has them.
+//! Many products of one shape, as Winograd convolution has them.
 #![forbid(unsafe_code)]
 
 use super::ahead::Ahead;
+use super::block::STRIP;
 use super::blocking::height;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
-use crate::tensor::TensorViewMut;
+use crate::tensor::{TensorView, TensorViewMut};
 
-/// C\[i\] = A\[i\] · B\[i\], each one tile.
+/// C\[i\] = A\[i\] · B\[i\], each some rows of one panel of columns.
 pub struct Series<'s, T> {
     pub(crate) count: usize,
-    /// Steps of depth of each.
-    pub(crate) depth: usize,
-    /// Rows of each tile, at most the `width` of a panel of A.
+    /// Rows and columns of each product, and steps of depth.
     pub(crate) rows: usize,
-    pub(crate) width: usize,
-    /// Columns of each tile: one vector or two.
     pub(crate) columns: usize,
-    /// Panels of A, one after the other.
-    pub(crate) a: &'s [T],
-    /// Panels of B of `b_width` columns, `b_stride` apart.
+    pub(crate) depth: usize,
+    /// Of each tile.
+    pub(crate) tile_rows: usize,
+    /// Contiguous rows, in which the product's begin with row `first` and then every `a_rows`; in C every `c_rows`.
+    pub(crate) a: TensorView<'s, T, 2>,
+    pub(crate) first: usize,
+    pub(crate) a_rows: usize,
+    /// Panels of B of `width` columns, and then those of the next series, every `b_stride` elements.
     pub(crate) b: &'s [T],
-    pub(crate) b_width: usize,
     pub(crate) b_stride: usize,
-    /// Tiles of `rows` rows, `c_row` elements apart, `c_stride` from tile to tile.
-    pub(crate) c: &'s mut [T],
-    pub(crate) c_row: usize,
-    pub(crate) c_stride: usize,
+    pub(crate) width: usize,
+    pub(crate) c: TensorViewMut<'s, T, 2>,
+    pub(crate) c_rows: usize,
 }
 
 impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
@@ -38,42 +38,50 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Series {
             count,
-            depth,
             rows,
-            width,
             columns,
+            depth,
+            tile_rows,
             a,
+            first,
+            a_rows,
             b,
-            b_width,
             b_stride,
+            width,
             ref mut c,
-            c_row,
-            c_stride,
+            c_rows,
+            ..
         } = *self;
+        let panel = width * depth;
         for i in 0..count {
-            let a = Panels::Packed { data: &a[i * width * depth..][..width * depth], width, depth };
-            let b = Panels::Packed { data: &b[i * b_stride..][..b_width * depth], width: b_width, depth };
-            let b = Rhs::panels::<S>(b, 0, [1, columns], depth);
-            let mut c = TensorViewMut::matrix(&mut c[i * c_stride..], [rows, c_row]);
+            let a = Panels::Direct(a.tile([first + i * a_rows, 0], [rows, depth]));
+            let packed = Panels::Packed { data: &b[i * b_stride..][..panel], width, depth };
+            // The next panel is asked for while this one is used.
+            let next = b.get((i + 1) * b_stride..).and_then(|rest| rest.get(..panel));
+            let next = next.and_then(|next| TensorView::from_slice(next, [1, panel]).ok());
+            let tiles = rows.div_ceil(tile_rows);
+            let mut ahead = next.map_or(Ahead::nothing(), |next| Ahead::new(next, tiles, depth));
+            let b = Rhs::panels::<S>(packed, 0, [1, columns], depth);
             let mut row = 0;
             while row < rows {
-                let height = height(rows - row, width, S::TILE_ROWS);
+                let height = height(rows - row, tile_rows, S::TILE_ROWS);
+                let count = if height == tile_rows { ((rows - row) / height).min(STRIP) } else { 1 };
                 Strip {
-                    a: Lhs::panels(a, row, [1, height], width, depth),
+                    a: Lhs::panels(a, row, [count, height], height, depth),
                     b,
-                    count: 1,
+                    count,
                     height,
-                    down: false,
+                    down: true,
                     depth,
                     alpha: T::ONE,
                     beta: None,
                     stream: false,
                     tail: None,
-                    ahead: &mut Ahead::nothing(),
-                    c: &mut c.tile_mut([row, 0], [height, columns]),
+                    ahead: &mut ahead,
+                    c: &mut c.tile_mut([i * c_rows + row, 0], [count * height, columns]),
                 }
                 .run(simd);
-                row += height;
+                row += count * height;
             }
         }
     }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Reach;
-use super::pixels::Pixels;
+use crate::conv::pixels::Pixels;
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
 

@@ -18,18 +18,16 @@ mod direct;
 mod direct_gradient;
 mod emit;
 mod kernel;
-mod pixels;
 
 use std::ops::Range;
 
 use self::direct::Direct;
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
-use self::pixels::Fill;
-pub(super) use self::pixels::turn;
 
 use super::correlate::Call;
 use super::emit::channels_last;
+use super::pixels::Fill;
 use super::weights::Filter;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -91,7 +89,7 @@ impl Reach {
     }
 
     /// Elements along an axis under so many windows.
-    fn span(&self, axis: usize, outputs: usize) -> usize {
+    pub(super) fn span(&self, axis: usize, outputs: usize) -> usize {
         (outputs - 1) * self.stride[axis] + (self.kernel[axis] - 1) * self.dilation[axis] + 1
     }
 

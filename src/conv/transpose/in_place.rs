@@ -242,7 +242,6 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
             start: [depth as isize, height.start + first as isize, width.start],
             outputs: [1, rows, width.outputs],
             image,
-            apart: false,
         };
         Halo::new(&geometry, self.outer, 1)
     }

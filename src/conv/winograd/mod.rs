@@ -6,44 +6,47 @@
 //! channels, and the products of a tile are transformed to its outputs. What it costs is accuracy: intermediate values are
 //! larger than their sum, some 2 times the error of the implicit GEMM for tiles of 2, ten times for tiles of 4.
 //!
+//! Channels are lanes: tiles are rows of a left operand, filters a right one, and both transforms go over pixels of neighbouring
+//! channels, which are read and written where they lie, or turned on the way.
+//!
 //! ```text
-//! for each box of tiles                                     V in L2
-//!     input → planes (halo.rs), of stride 2 or 4: neighbouring tiles are neighbours there
-//!     for each vector of tiles, for each channel            Bᵀ d B → V[tiles / panel][point][channel][tile]
-//!     for each panel of tiles
-//!         for each panel of output channels                 U[panel][point][channel][row], once
-//!             M[point] = U[point] · V[point]                as many products as points
-//!             Aᵀ m A → sums → output (emit.rs)
+//! for each box of tiles, some dozens
+//!     pixels of each tile                                   Bᵀ d B → V[point][tile][channel]
+//!     for each panel of output channels
+//!         for each block of tiles
+//!             M[point] = V[point] · U[panel][point]         as many products as points
+//!             Aᵀ m A → the output
 //! ```
 #![forbid(unsafe_code)]
 
+mod input;
+mod output;
 mod transform;
 
 use std::ops::Range;
 
+use self::input::Patches;
+use self::output::Outputs;
 use self::transform::{POINTS, Square};
 use super::correlation::Correlation;
 use super::emit::channels_last;
-use super::halo::{Fill, Geometry, Halo, copy};
 use super::implicit::boxes;
+use super::pixels::{Fill, Pixels};
 use super::weights::{Cut, Lines, ROOM};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Series, balanced, blocks, tile};
+use crate::gemm::{Series, balanced, blocks, tile, tile_rows};
 use crate::machine;
 use crate::parallel;
-use crate::simd::{MOST_LANES, Simd, SimdOp};
-use crate::tensor::TensorViewMut;
+use crate::simd::{Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
-/// Elements between the points of a panel of tiles beyond what they hold: else all would fall on the same few cache sets.
-const GAP: usize = 16;
-
-/// Packs the filters of a group, whose kernels are 3 × 3, as `[panel][point][channel][row]`.
+/// Packs the filters of a group, whose kernels are 3 × 3, as `[panel][point][channel][row]`, with a channel more than there are.
 pub(super) fn pack<T: Element>(cut: &Cut, lines: &Lines<'_, T>, data: &mut [T]) {
     let outputs = cut.winograd;
     let channels = cut.depth / 9;
-    let panel = cut.width * channels * (outputs + 2) * (outputs + 2);
+    let panel = cut.width * (channels + 1) * (outputs + 2) * (outputs + 2);
     let tasks = parallel::tasks(data.len(), 1 << 16);
     parallel::for_each_chunk_mut(data, panel, tasks, &|first, panels| {
         let (width, rows) = (cut.width, first * cut.width..cut.rows);
@@ -68,7 +71,7 @@ impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { lines, channels, rows, width, panels } = self;
         let points = O + 2;
-        let point = channels * width;
+        let point = (channels + 1) * width;
         let mut taps = [T::ZERO; ROOM];
         for some in lines.some(0..channels) {
             let panels = panels.chunks_exact_mut(points * points * point);
@@ -97,16 +100,21 @@ impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
     }
 }
 
+/// Tiles of a box at least, where there are as many: all filters go by once for each box.
+const LEAST: usize = 32;
+/// Tiles whose products are made before they are transformed, while those of a panel stay in L2.
+const MOST: usize = 36;
+
 /// Sizes of a box of tiles: images, rows, columns.
-fn sizes<T: Element>(tile_columns: usize, channels: usize, points: usize, output: [usize; 3]) -> [usize; 3] {
-    // V in half of L2, in whole panels.
-    let panel = (points * (channels * tile_columns + GAP)).saturating_mul(size_of::<T>());
-    let most = (machine::caches().l2 / 2 / panel).clamp(1, 8) * tile_columns;
+fn sizes<T>(lanes: usize, channels: usize, points: usize, tiles: [usize; 3]) -> [usize; 3] {
+    // V in half of L2.
+    let one = channels.next_multiple_of(lanes).saturating_mul(points * size_of::<T>()).max(1);
+    let most = (machine::caches().l2 / 2 / one).max(LEAST);
     let mut sizes = [1; 3];
     let mut unit = 1;
     for axis in (0..3).rev() {
-        sizes[axis] = balanced(output[axis], (most / unit).max(1), 1);
-        if sizes[axis] < output[axis] {
+        sizes[axis] = balanced(tiles[axis], (most / unit).max(1), 1);
+        if sizes[axis] < tiles[axis] {
             break;
         }
         unit *= sizes[axis];
@@ -115,254 +123,143 @@ fn sizes<T: Element>(tile_columns: usize, channels: usize, points: usize, output
 }
 
 /// Computes the part `y`, one plane deep, whose first element is `at` in the output, on this thread. `O` outputs along each
-/// side of a tile.
-pub(super) fn run<T: Element, const O: usize>(
+/// side of a tile, `P` pixels.
+pub(super) fn run<T: Element, const O: usize, const P: usize>(
     problem: &Correlation<'_, T>,
     mut y: TensorViewMut<'_, T, 5>,
     at: [usize; 5],
 ) -> Result<()> {
-    let cut = problem.weights.cut;
-    let isa = cut.isa;
-    // Of wider panels with all points fewer channels would stay in L2.
-    let tile = tile::<T>(isa).tall();
+    const { assert!(P == O + 2 && P <= POINTS) };
+    let (op, cut, points) = (problem.op, problem.weights.cut, P * P);
+    let tile = tile::<T>(cut.isa);
     let [images, channels, _, height, width] = y.shape();
-    let inputs = problem.x.shape()[1] / cut.groups;
-    let points = (O + 2) * (O + 2);
+    let [_, all, image @ ..] = problem.x.shape();
+    let (inputs, lanes) = (all / cut.groups, tile.lanes);
     let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
-    let sizes = sizes::<T>(tile.columns, inputs, points, tiles);
-    let last = channels_last(y.shape(), y.strides());
-    let rows = cut.rows.min(channels);
+    let sizes = sizes::<T>(lanes, inputs, points, tiles);
     let most: usize = sizes.iter().product();
+    let block = balanced(most, MOST, tile.narrow_rows);
+    let rows = cut.rows.min(channels);
+    let in_place = inputs == 0 || channels_last(problem.x.shape(), problem.x.strides());
+    let last = channels_last(y.shape(), y.strides());
+
+    // Odd numbers of vectors in a row and of rows for each point keep the points of a tile apart in L1.
+    let pitch = (inputs.div_ceil(lanes) | 1) * lanes;
+    let (a_rows, c_rows) = (most | 1, block | 1);
+    // The copy of an image's pixels, where their channels are not neighbours.
+    let vectors = inputs.div_ceil(lanes);
+    let pixels = Pixels {
+        depth: [0, 1],
+        depths: 1,
+        at: [0; 2],
+        rows: sizes[1] * O + 2,
+        columns: sizes[2] * O + 2,
+        lanes,
+        vectors,
+        channel: 0,
+        multiplier: 1,
+        channels: inputs,
+    };
 
     // All memory first: where it is lacking, nothing has been written.
-    let none = || Error::Alloc { op: problem.op, bytes: usize::MAX };
-    let largest = halo::<T, O>(problem, at, [0; 3], sizes);
-    let planes = largest.len().ok_or_else(none)?.saturating_add(tile.lanes);
-    let mut planes = workspace::scratch(problem.op, planes)?;
-    let point = inputs.checked_mul(tile.columns).ok_or_else(none)?.saturating_add(GAP);
-    let panel = point.checked_mul(points).ok_or_else(none)?;
-    let v = panel.checked_mul(most.div_ceil(tile.columns)).ok_or_else(none)?;
-    let mut v = workspace::scratch(problem.op, v.saturating_add(tile.lanes))?;
-    let mut products = workspace::scratch(problem.op, points * (cut.width * tile.columns + GAP))?;
+    let product = |sizes: &[usize]| {
+        let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
+        len.ok_or(Error::Alloc { op, bytes: usize::MAX })
+    };
+    let mut copy =
+        workspace::scratch(op, if in_place { inputs } else { product(&[sizes[0], pixels.len()])? })?;
+    if in_place {
+        copy.fill(T::ZERO);
+    }
+    let mut v = workspace::scratch(op, product(&[points, a_rows, pitch])?)?;
+    let mut products = workspace::scratch(op, points * c_rows * cut.width)?;
+    let mut stage = workspace::scratch(op, O * (block.min(sizes[2]) * O) * cut.width)?;
     let positions = sizes[0] * (sizes[1] * O).min(height) * (sizes[2] * O).min(width);
-    let pitch = positions.next_multiple_of(tile.lanes) + tile.lanes;
-    let mut sums = workspace::scratch(problem.op, rows.checked_mul(pitch).ok_or_else(none)?)?;
-    let mut turned = workspace::scratch(problem.op, if last { rows * tile.lanes + 4 } else { 0 })?;
+    let sums_pitch = positions.next_multiple_of(lanes) + lanes;
+    let mut sums = workspace::scratch(op, if last { 0 } else { product(&[cut.width, sums_pitch])? })?;
 
     for first in (0..channels).step_by(rows) {
         let group = (at[1] + first) / cut.rows;
         let row = at[1] + first - group * cut.rows;
         let u = &problem.weights.data[group * cut.group_len()..][..cut.group_len()];
+        let x = problem.x.slice(1, group * inputs..(group + 1) * inputs, 1)?;
         for part in boxes([1, tiles[0], tiles[1], tiles[2]], [1, sizes[0], sizes[1], sizes[2]]) {
             let [_, n, th, tw] = part;
             let sizes = [n.len(), th.len(), tw.len()];
-            let halo = halo::<T, O>(problem, at, [n.start, th.start, tw.start], sizes);
-            let x = problem.x.slice(0, at[0] + n.start..at[0] + n.end, 1)?;
-            let x = x.slice(1, group * inputs..(group + 1) * inputs, 1)?;
-            T::dispatch(isa, Fill { halo: &halo, x, to: &mut planes });
-            T::dispatch(isa, Patches::<T, O> { halo: &halo, planes: &planes, sizes, point, v: &mut v });
-            let h = th.start * O..height.min(th.end * O);
-            let w = tw.start * O..width.min(tw.end * O);
             let count = sizes.iter().product();
-            for (index, columns) in blocks(0..count, tile.columns).enumerate() {
-                for lines in blocks(0..rows, cut.width) {
-                    let width = columns.len().next_multiple_of(tile.lanes);
-                    let c_stride = lines.len() * width + GAP;
-                    let mut series = Series {
-                        count: points,
-                        depth: inputs,
-                        rows: lines.len(),
-                        width: cut.width,
-                        columns: width,
-                        a: &u[(row + lines.start) * points * inputs..],
-                        b: &v[index * panel..],
-                        b_width: tile.columns,
-                        b_stride: point,
-                        c: &mut products,
-                        c_row: width,
-                        c_stride,
-                    };
-                    T::series(isa, &mut series);
-                    let outputs = Outputs::<T, O> {
-                        products: &products,
-                        stride: c_stride,
-                        row: width,
-                        lines: lines.clone(),
-                        columns: columns.clone(),
-                        sizes,
-                        image: [h.len(), w.len()],
-                        sums: &mut sums,
-                        pitch,
-                    };
-                    T::dispatch(isa, outputs);
+            let x = x.slice(0, at[0] + n.start..at[0] + n.end, 1)?;
+            let start = |axis: usize, first: usize| problem.start[axis] + (at[2 + axis] + first) as isize;
+            let start = [start(0, 0), start(1, th.start * O), start(2, tw.start * O)];
+            let pixels = Pixels {
+                depth: [start[0], 1],
+                at: [start[1], start[2]],
+                rows: sizes[1] * O + 2,
+                columns: sizes[2] * O + 2,
+                ..pixels
+            };
+            if !in_place {
+                for (image, to) in copy.chunks_exact_mut(pixels.len()).enumerate().take(sizes[0]) {
+                    T::dispatch(cut.isa, Fill { x: x.select(0, image)?, pixels, to });
                 }
             }
-            let part = [n.clone(), first..first + rows, 0..1, h, w];
-            problem.emit((&sums, pitch), part, at, y.view_mut(), &mut turned)?;
+            let depth = usize::try_from(start[0]).ok().filter(|&d| d < image[0]);
+            let patches = Patches::<T, O, P> {
+                x: x.permute([0, 2, 3, 4, 1])?,
+                depth,
+                start: [start[1], start[2]],
+                copy: (!in_place).then_some(&pixels),
+                data: &copy,
+                sizes,
+                pitch,
+                stride: a_rows * pitch,
+                v: &mut v,
+            };
+            T::dispatch(cut.isa, patches);
+            let h = th.start * O..height.min(th.end * O);
+            let w = tw.start * O..width.min(tw.end * O);
+            for lines in blocks(0..rows, cut.width) {
+                let columns = lines.len().next_multiple_of(lanes);
+                for tiles in blocks(0..count, block) {
+                    let mut series = Series {
+                        count: points,
+                        rows: tiles.len(),
+                        columns,
+                        depth: inputs,
+                        tile_rows: tile_rows(tile, [tiles.len(), columns]),
+                        a: TensorView::from_slice(&v, [points * a_rows, pitch])?,
+                        first: tiles.start,
+                        a_rows,
+                        b: &u[(row + lines.start) * points * (inputs + 1)..],
+                        b_stride: (inputs + 1) * cut.width,
+                        width: cut.width,
+                        c: TensorViewMut::from_slice(&mut products, [points * c_rows, cut.width])?,
+                        c_rows,
+                    };
+                    T::series(cut.isa, &mut series);
+                    let channel = at[1] + first + lines.start;
+                    let outputs = Outputs::<T, O, P> {
+                        products: &products,
+                        stride: c_rows * cut.width,
+                        width: cut.width,
+                        tiles,
+                        sizes,
+                        image: [h.len(), w.len()],
+                        channels: first + lines.start..first + lines.end,
+                        origin: [n.start, h.start, w.start],
+                        stage: &mut stage,
+                    };
+                    match last {
+                        true => T::dispatch(cut.isa, outputs.pixels(problem, channel, at, y.view_mut())?),
+                        false => T::dispatch(cut.isa, outputs.planes(&mut sums, sums_pitch)),
+                    }
+                }
+                if !last {
+                    let channels = first + lines.start..first + lines.end;
+                    let part = [n.clone(), channels, 0..1, h.clone(), w.clone()];
+                    problem.emit((&sums, sums_pitch), part, at, y.view_mut(), &mut [])?;
+                }
+            }
         }
     }
     Ok(())
-}
-
-/// The copy for a box of tiles at `first` of the part at `at`.
-fn halo<T: Element, const O: usize>(
-    problem: &Correlation<'_, T>,
-    at: [usize; 5],
-    first: [usize; 3],
-    sizes: [usize; 3],
-) -> Halo {
-    let [_, channels, image @ ..] = problem.x.shape();
-    let start = |axis: usize| problem.start[axis] + (at[2 + axis] + first[axis] * O) as isize;
-    let geometry = Geometry {
-        kernel: [1, O + 2, O + 2],
-        stride: [1, O, O],
-        dilation: [1; 3],
-        start: [problem.start[0] + at[2] as isize, start(1), start(2)],
-        outputs: [1, sizes[1], sizes[2]],
-        image,
-        apart: true,
-    };
-    Halo::new(&geometry, channels / problem.weights.cut.groups, sizes[0])
-}
-
-/// Some of `tiles` of a box, a vector or less: neighbours in one image.
-#[derive(Clone, Copy, Default)]
-struct Neighbours {
-    image: usize,
-    /// The first of them in its image.
-    tile: usize,
-    /// Where it is in the panel.
-    to: usize,
-    count: usize,
-}
-
-/// The neighbours among `columns` of a box with `per_image` tiles of each image.
-#[inline(always)]
-fn neighbours(per_image: usize, columns: Range<usize>, lanes: usize) -> ([Neighbours; 32], usize) {
-    let mut runs = [Neighbours::default(); 32];
-    let (mut count, mut at) = (0, columns.start);
-    while at < columns.end {
-        let (image, tile) = (at / per_image, at % per_image);
-        let len = (per_image - tile).min(columns.end - at).min(lanes);
-        runs[count] = Neighbours { image, tile, to: at - columns.start, count: len };
-        count += 1;
-        at += len;
-    }
-    (runs, count)
-}
-
-/// Bᵀ d B of all tiles of a box.
-struct Patches<'a, T, const O: usize> {
-    halo: &'a Halo,
-    planes: &'a [T],
-    sizes: [usize; 3],
-    /// Elements of a point of a panel.
-    point: usize,
-    v: &'a mut [T],
-}
-
-impl<T: Element, const O: usize> SimdOp<T> for Patches<'_, T, O> {
-    type Output = ();
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { halo, planes, sizes, point, v } = self;
-        let (width, points) = (2 * S::LANES, O + 2);
-        let mut taps = [0; POINTS * POINTS];
-        halo.taps([1, points, points], &mut taps[..points * points]);
-        let channel = halo.channel();
-        let count: usize = sizes.iter().product();
-        for (index, first) in (0..count).step_by(width).enumerate() {
-            let (runs, count) = neighbours(sizes[1] * sizes[2], first..count.min(first + width), S::LANES);
-            let panel = &mut v[index * point * points * points..];
-            for c in 0..halo.channels {
-                for run in &runs[..count] {
-                    let from = &planes[halo.output(run.image, [0, 0, run.tile]) + c * channel..];
-                    let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                    for i in 0..points {
-                        for j in 0..points {
-                            square[i][j] = simd.load(&from[taps[i * points + j]..]);
-                        }
-                    }
-                    transform::input::<T, S, O>(simd, &mut square);
-                    for i in 0..points {
-                        for j in 0..points {
-                            // What is too much, the next run overwrites, or the next channel.
-                            let to = (i * points + j) * point + c * width + run.to;
-                            simd.store(square[i][j], &mut panel[to..]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Aᵀ m A of a panel of tiles and of output channels.
-struct Outputs<'a, T, const O: usize> {
-    products: &'a [T],
-    /// Elements between points, and between rows of a point.
-    stride: usize,
-    row: usize,
-    /// Output channels.
-    lines: Range<usize>,
-    /// Tiles of the box.
-    columns: Range<usize>,
-    sizes: [usize; 3],
-    /// Height and width of the box's outputs, which its last tiles may exceed.
-    image: [usize; 2],
-    sums: &'a mut [T],
-    pitch: usize,
-}
-
-impl<T: Element, const O: usize> SimdOp<T> for Outputs<'_, T, O> {
-    type Output = ();
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { products, stride, row, lines, columns, sizes, image: [height, width], sums, pitch } = self;
-        let points = O + 2;
-        let (runs, count) = neighbours(sizes[1] * sizes[2], columns, S::LANES);
-        let row_len = sizes[2];
-        for line in 0..lines.len() {
-            let sums = &mut sums[(lines.start + line) * pitch..];
-            for run in &runs[..count] {
-                let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                for i in 0..points {
-                    for j in 0..points {
-                        let from = &products[(i * points + j) * stride + line * row + run.to..];
-                        // The last run of a row of products may have less than a vector behind it.
-                        square[i][j] = simd.load(from);
-                    }
-                }
-                transform::output::<T, S, O>(simd, &mut square);
-                for i in 0..O {
-                    // Lane by lane the O outputs of a row of each tile.
-                    let mut pixels = [T::ZERO; MOST_LANES * 4];
-                    let four = square[i];
-                    if O == 4 {
-                        simd.store_transposed([four[0], four[1], four[2], four[3]], &mut pixels, 4);
-                    } else {
-                        let mut pairs = [[T::ZERO; MOST_LANES]; 2];
-                        simd.store(four[0], &mut pairs[0]);
-                        simd.store(four[1], &mut pairs[1]);
-                        for lane in 0..S::LANES {
-                            pixels[2 * lane] = pairs[0][lane];
-                            pixels[2 * lane + 1] = pairs[1][lane];
-                        }
-                    }
-                    let mut done = 0;
-                    while done < run.count {
-                        let (tile_row, column) = ((run.tile + done) / row_len, (run.tile + done) % row_len);
-                        let tiles = (row_len - column).min(run.count - done);
-                        let y = tile_row * O + i;
-                        if y < height {
-                            let len = (tiles * O).min(width - column * O);
-                            let to = (run.image * height + y) * width + column * O;
-                            copy(simd, &pixels[done * O..][..len], &mut sums[to..]);
-                        }
-                        done += tiles;
-                    }
-                }
-            }
-        }
-    }
 }

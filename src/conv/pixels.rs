@@ -1,7 +1,7 @@
 //! The input of a box of outputs as pixels of a block of channels, zeros around it.
 #![forbid(unsafe_code)]
 
-use super::Reach;
+use super::depthwise::Reach;
 use crate::element::Element;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorView;
@@ -230,13 +230,7 @@ fn zero<T: Element, S: Simd<T>>(simd: S, to: &mut [T]) {
 
 /// Four rows of `len` columns, or nothing, to the first four of each pixel.
 #[inline(always)]
-pub(in crate::conv) fn turn<T: Element, S: Simd<T>>(
-    simd: S,
-    from: [&[T]; 4],
-    len: usize,
-    to: &mut [T],
-    pitch: usize,
-) {
+pub(super) fn turn<T: Element, S: Simd<T>>(simd: S, from: [&[T]; 4], len: usize, to: &mut [T], pitch: usize) {
     for at in (0..len).step_by(S::LANES) {
         let mut vectors = [simd.splat(T::ZERO); 4];
         for (vector, from) in vectors.iter_mut().zip(from) {
