@@ -19,16 +19,14 @@ pub struct Series<'s, T> {
     pub(crate) depth: usize,
     /// Of each tile.
     pub(crate) tile_rows: usize,
-    /// Contiguous rows, in which the product's begin with row `first` and then every `a_rows`; in C every `c_rows`.
+    /// Contiguous rows, those of a product every `apart`, as in C.
     pub(crate) a: TensorView<'s, T, 2>,
-    pub(crate) first: usize,
-    pub(crate) a_rows: usize,
     /// Panels of B of `width` columns, and then those of the next series, every `b_stride` elements.
     pub(crate) b: &'s [T],
     pub(crate) b_stride: usize,
     pub(crate) width: usize,
     pub(crate) c: TensorViewMut<'s, T, 2>,
-    pub(crate) c_rows: usize,
+    pub(crate) apart: usize,
 }
 
 impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
@@ -37,24 +35,11 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Series {
-            count,
-            rows,
-            columns,
-            depth,
-            tile_rows,
-            a,
-            first,
-            a_rows,
-            b,
-            b_stride,
-            width,
-            ref mut c,
-            c_rows,
-            ..
+            count, rows, columns, depth, tile_rows, a, b, b_stride, width, ref mut c, apart, ..
         } = *self;
         let panel = width * depth;
         for i in 0..count {
-            let a = Panels::Direct(a.tile([first + i * a_rows, 0], [rows, depth]));
+            let a = Panels::Direct(a.tile([i * apart, 0], [rows, depth]));
             let packed = Panels::Packed { data: &b[i * b_stride..][..panel], width, depth };
             // The next panel is asked for while this one is used.
             let next = b.get((i + 1) * b_stride..).and_then(|rest| rest.get(..panel));
@@ -78,7 +63,7 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                     stream: false,
                     tail: None,
                     ahead: &mut ahead,
-                    c: &mut c.tile_mut([i * c_rows + row, 0], [count * height, columns]),
+                    c: &mut c.tile_mut([i * apart + row, 0], [count * height, columns]),
                 }
                 .run(simd);
                 row += count * height;

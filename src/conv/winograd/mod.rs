@@ -10,12 +10,11 @@
 //! channels, which are read and written where they lie, or turned on the way.
 //!
 //! ```text
-//! for each box of tiles, some dozens
+//! for each box of tiles                                     V and M in L2
 //!     pixels of each tile                                   Bᵀ d B → V[point][tile][channel]
 //!     for each panel of output channels
-//!         for each block of tiles
-//!             M[point] = V[point] · U[panel][point]         as many products as points
-//!             Aᵀ m A → the output
+//!         M[point] = V[point] · U[panel][point]             as many products as points
+//!         Aᵀ m A → the output
 //! ```
 #![forbid(unsafe_code)]
 
@@ -102,14 +101,11 @@ impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
 
 /// Tiles of a box at least, where there are as many: all filters go by once for each box.
 const LEAST: usize = 32;
-/// Tiles whose products are made before they are transformed, while those of a panel stay in L2.
-const MOST: usize = 36;
 
-/// Sizes of a box of tiles: images, rows, columns.
-fn sizes<T>(lanes: usize, channels: usize, points: usize, tiles: [usize; 3]) -> [usize; 3] {
-    // V in half of L2.
-    let one = channels.next_multiple_of(lanes).saturating_mul(points * size_of::<T>()).max(1);
-    let most = (machine::caches().l2 / 2 / one).max(LEAST);
+/// Sizes of a box of tiles, images, rows and columns, for so many elements of V and of M for each of their points.
+fn sizes<T>(elements: usize, points: usize, tiles: [usize; 3]) -> [usize; 3] {
+    let one = elements.saturating_mul(points * size_of::<T>()).max(1);
+    let most = (machine::caches().l2 / 4 * 3 / one).max(LEAST);
     let mut sizes = [1; 3];
     let mut unit = 1;
     for axis in (0..3).rev() {
@@ -136,16 +132,15 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
     let [_, all, image @ ..] = problem.x.shape();
     let (inputs, lanes) = (all / cut.groups, tile.lanes);
     let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
-    let sizes = sizes::<T>(lanes, inputs, points, tiles);
+    let sizes = sizes::<T>(inputs.saturating_add(cut.width), points, tiles);
     let most: usize = sizes.iter().product();
-    let block = balanced(most, MOST, tile.narrow_rows);
     let rows = cut.rows.min(channels);
     let in_place = inputs == 0 || channels_last(problem.x.shape(), problem.x.strides());
     let last = channels_last(y.shape(), y.strides());
 
     // Odd numbers of vectors in a row and of rows for each point keep the points of a tile apart in L1.
     let pitch = (inputs.div_ceil(lanes) | 1) * lanes;
-    let (a_rows, c_rows) = (most | 1, block | 1);
+    let apart = most | 1;
     // The copy of an image's pixels, where their channels are not neighbours.
     let vectors = inputs.div_ceil(lanes);
     let pixels = Pixels {
@@ -171,9 +166,9 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
     if in_place {
         copy.fill(T::ZERO);
     }
-    let mut v = workspace::scratch(op, product(&[points, a_rows, pitch])?)?;
-    let mut products = workspace::scratch(op, points * c_rows * cut.width)?;
-    let mut stage = workspace::scratch(op, O * (block.min(sizes[2]) * O) * cut.width)?;
+    let mut v = workspace::scratch(op, product(&[points, apart, pitch])?)?;
+    let mut products = workspace::scratch(op, points * apart * cut.width)?;
+    let mut stage = workspace::scratch(op, O * (sizes[2] * O) * cut.width)?;
     let positions = sizes[0] * (sizes[1] * O).min(height) * (sizes[2] * O).min(width);
     let sums_pitch = positions.next_multiple_of(lanes) + lanes;
     let mut sums = workspace::scratch(op, if last { 0 } else { product(&[cut.width, sums_pitch])? })?;
@@ -211,7 +206,7 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
                 data: &copy,
                 sizes,
                 pitch,
-                stride: a_rows * pitch,
+                stride: apart * pitch,
                 v: &mut v,
             };
             T::dispatch(cut.isa, patches);
@@ -219,39 +214,34 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
             let w = tw.start * O..width.min(tw.end * O);
             for lines in blocks(0..rows, cut.width) {
                 let columns = lines.len().next_multiple_of(lanes);
-                for tiles in blocks(0..count, block) {
-                    let mut series = Series {
-                        count: points,
-                        rows: tiles.len(),
-                        columns,
-                        depth: inputs,
-                        tile_rows: tile_rows(tile, [tiles.len(), columns]),
-                        a: TensorView::from_slice(&v, [points * a_rows, pitch])?,
-                        first: tiles.start,
-                        a_rows,
-                        b: &u[(row + lines.start) * points * (inputs + 1)..],
-                        b_stride: (inputs + 1) * cut.width,
-                        width: cut.width,
-                        c: TensorViewMut::from_slice(&mut products, [points * c_rows, cut.width])?,
-                        c_rows,
-                    };
-                    T::series(cut.isa, &mut series);
-                    let channel = at[1] + first + lines.start;
-                    let outputs = Outputs::<T, O, P> {
-                        products: &products,
-                        stride: c_rows * cut.width,
-                        width: cut.width,
-                        tiles,
-                        sizes,
-                        image: [h.len(), w.len()],
-                        channels: first + lines.start..first + lines.end,
-                        origin: [n.start, h.start, w.start],
-                        stage: &mut stage,
-                    };
-                    match last {
-                        true => T::dispatch(cut.isa, outputs.pixels(problem, channel, at, y.view_mut())?),
-                        false => T::dispatch(cut.isa, outputs.planes(&mut sums, sums_pitch)),
-                    }
+                let mut series = Series {
+                    count: points,
+                    rows: count,
+                    columns,
+                    depth: inputs,
+                    tile_rows: tile_rows(tile, [count, columns]),
+                    a: TensorView::from_slice(&v, [points * apart, pitch])?,
+                    b: &u[(row + lines.start) * points * (inputs + 1)..],
+                    b_stride: (inputs + 1) * cut.width,
+                    width: cut.width,
+                    c: TensorViewMut::from_slice(&mut products, [points * apart, cut.width])?,
+                    apart,
+                };
+                T::series(cut.isa, &mut series);
+                let channel = at[1] + first + lines.start;
+                let outputs = Outputs::<T, O, P> {
+                    products: &products,
+                    stride: apart * cut.width,
+                    width: cut.width,
+                    sizes,
+                    image: [h.len(), w.len()],
+                    channels: first + lines.start..first + lines.end,
+                    origin: [n.start, h.start, w.start],
+                    stage: &mut stage,
+                };
+                match last {
+                    true => T::dispatch(cut.isa, outputs.pixels(problem, channel, at, y.view_mut())?),
+                    false => T::dispatch(cut.isa, outputs.planes(&mut sums, sums_pitch)),
                 }
                 if !last {
                     let channels = first + lines.start..first + lines.end;

@@ -15,15 +15,13 @@ use crate::tensor::{TensorView, TensorViewMut};
 /// Vectors of a panel at most.
 const VECTORS: usize = 2;
 
-/// Aᵀ m A of some tiles of a box for a panel of output channels. `O` outputs along each side of a tile, `P` points.
+/// Aᵀ m A of the tiles of a box for a panel of output channels. `O` outputs along each side of a tile, `P` points.
 pub(super) struct Outputs<'a, T, const O: usize, const P: usize> {
     /// `[point][tile][channel]`: elements between points, and between tiles.
     pub products: &'a [T],
     pub stride: usize,
     pub width: usize,
-    /// Of the box.
-    pub tiles: Range<usize>,
-    /// Images, rows and columns of tiles of the box.
+    /// Images, rows and columns of tiles.
     pub sizes: [usize; 3],
     /// Height and width of the box's outputs, which its last tiles may exceed.
     pub image: [usize; 2],
@@ -51,15 +49,6 @@ pub(super) struct ToPlanes<'a, T, const O: usize, const P: usize> {
     /// `[channel][pitch]`, in each row the box's outputs in row-major order.
     sums: &'a mut [T],
     pitch: usize,
-}
-
-/// Tiles that are neighbours in a row.
-struct Run {
-    image: usize,
-    row: usize,
-    columns: Range<usize>,
-    /// The first of them among the products.
-    from: usize,
 }
 
 impl<'a, T: Element, const O: usize, const P: usize> Outputs<'a, T, O, P> {
@@ -92,30 +81,15 @@ impl<'a, T: Element, const O: usize, const P: usize> Outputs<'a, T, O, P> {
         ToPlanes { outputs: self, sums, pitch }
     }
 
-    /// The tiles from `at` on that are neighbours in a row.
+    /// The outputs of the row of tiles `row` of all images to the stage, and the elements between its rows.
     #[inline(always)]
-    fn run(&self, at: usize) -> Run {
-        let [_, rows, columns] = self.sizes;
-        let (line, column) = (at / columns, at % columns);
-        let end = columns.min(column + self.tiles.end - at);
-        Run { image: line / rows, row: line % rows, columns: column..end, from: at - self.tiles.start }
-    }
-
-    /// Outputs of a row that tiles in these columns have, of those there are.
-    #[inline(always)]
-    fn inside(&self, columns: &Range<usize>) -> usize {
-        self.image[1].min(columns.end * O) - columns.start * O
-    }
-
-    /// The outputs of a run of tiles to the stage, and the elements between its rows.
-    #[inline(always)]
-    fn transform<S: Simd<T>>(&mut self, simd: S, run: &Run, bias: &[T]) -> usize {
-        let (width, count) = (self.width, run.columns.len());
+    fn transform<S: Simd<T>>(&mut self, simd: S, row: usize, bias: &[T]) -> usize {
+        let (width, count) = (self.width, self.sizes[2]);
         let line = count * O * width;
         for first in (0..self.channels.len()).step_by(S::LANES) {
             let bias = simd.load(&bias[first..]);
             for tile in 0..count {
-                let from = &self.products[(run.from + tile) * width + first..];
+                let from = &self.products[(row * count + tile) * width + first..];
                 let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
                 for i in 0..P {
                     for j in 0..P {
@@ -142,17 +116,14 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for ToPixels<'_, T, O
         let Self { mut outputs, mut y, residual, bias, finish } = self;
         let (width, channels, origin) = (outputs.width, outputs.channels.clone(), outputs.origin);
         let whole = channels.len() / S::LANES * S::LANES;
-        let mut at = outputs.tiles.start;
-        while at < outputs.tiles.end {
-            let run = outputs.run(at);
-            at += run.columns.len();
-            let line = outputs.transform(simd, &run, &bias);
-            let (inside, w) = (outputs.inside(&run.columns), origin[2] + run.columns.start * O);
-            let image = origin[0] + run.image;
+        let ([images, rows, _], [height, inside]) = (outputs.sizes, outputs.image);
+        for row in 0..images * rows {
+            let line = outputs.transform(simd, row, &bias);
+            let (image, top) = (origin[0] + row / rows, row % rows * O);
             let Ok(mut y) = y.view_mut().select::<4>(0, image) else { return };
             let residual = residual.and_then(|residual| residual.select::<4>(0, image).ok());
-            for i in 0..O.min(outputs.image[0] - run.row * O) {
-                let h = origin[1] + run.row * O + i;
+            for i in 0..O.min(height - top) {
+                let (h, w) = (origin[1] + top + i, origin[2]);
                 let stage = &mut outputs.stage[i * line..][..inside * width];
                 if let Some(residual) = residual {
                     let residual = residual.matrix_at([0, h]);
@@ -191,17 +162,15 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for ToPlanes<'_, T, O
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { mut outputs, sums, pitch } = self;
-        let ([height, width], panel) = (outputs.image, outputs.width);
+        let ([height, inside], panel) = (outputs.image, outputs.width);
         let bias = [T::ZERO; VECTORS * MOST_LANES];
-        let mut at = outputs.tiles.start;
-        while at < outputs.tiles.end {
-            let run = outputs.run(at);
-            at += run.columns.len();
-            let line = outputs.transform(simd, &run, &bias);
-            let inside = outputs.inside(&run.columns);
-            for i in 0..O.min(height - run.row * O) {
+        let [images, rows, _] = outputs.sizes;
+        for row in 0..images * rows {
+            let line = outputs.transform(simd, row, &bias);
+            let (image, top) = (row / rows, row % rows * O);
+            for i in 0..O.min(height - top) {
                 let stage = &outputs.stage[i * line..][..inside * panel];
-                let position = (run.image * height + run.row * O + i) * width + run.columns.start * O;
+                let position = (image * height + top + i) * inside;
                 for first in (0..outputs.channels.len()).step_by(S::LANES) {
                     let sums = &mut sums[first * pitch + position..];
                     if inside < 4 {
