@@ -131,7 +131,8 @@ pub enum Algorithm {
     ImplicitGemm,
     /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
     Winograd2,
-    /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM.
+    /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM. Weights that are not packed
+    /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels.
     Winograd4,
 }
 

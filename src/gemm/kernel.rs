@@ -201,6 +201,9 @@ macro_rules! each {
     ($i:ident in vectors $count:ident $body:block) => {
         each!(@ $count $i $body 0 1 2 3)
     };
+    ($i:ident in points $count:ident $body:block) => {
+        each!(@ $count $i $body 0 1 2 3 4 5)
+    };
     ($i:ident in pair $count:ident $body:block) => {
         each!(@ $count $i $body 0 1)
     };

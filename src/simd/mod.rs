@@ -94,6 +94,15 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     }
     /// Writes all lanes to the front of `dst`, which has room for them.
     fn store(self, v: Self::V, dst: &mut [T]);
+    /// Writes vectors `step` apart, the first of them to the front of `dst`, which has room for them all.
+    #[inline(always)]
+    fn store_apart<const N: usize>(self, v: [Self::V; N], dst: &mut [T], step: usize) {
+        assert!(fit::<N>(dst.len(), step, Self::LANES));
+        for (i, &vector) in v.iter().enumerate() {
+            // SAFETY: `fit` has found that the last of them, the farthest, ends inside `dst`.
+            self.store(vector, unsafe { dst.get_unchecked_mut(i * step..i * step + Self::LANES) });
+        }
+    }
     /// The elements of `src`, at most [`LANES`](Simd::LANES), the remaining lanes 0.
     fn load_partial(self, src: &[T]) -> Self::V;
     /// As [`store`](Simd::store), past the caches where `dst` is aligned to a vector: its lines are not read first.

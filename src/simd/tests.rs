@@ -350,6 +350,13 @@ token_test!(side_by_side, SideBySide, |s, _isa, T, S| {
         let starts = [0, step, 2 * step];
         let tight = &values[..2 * step + S::LANES];
         assert_eq!(flat(s.load_apart(tight, step)), expected(starts, S::LANES));
+        let mut out = vec![T::NAN; 2 * step + S::LANES];
+        s.store_apart::<3>(s.load_apart(&values, S::LANES), &mut out, step);
+        // The last of those that fall on one place stays.
+        for (i, &x) in out.iter().enumerate() {
+            let last = starts.iter().rposition(|start| (*start..start + S::LANES).contains(&i));
+            assert!(last.map_or(x.is_nan(), |n| x == values[n * S::LANES + i - starts[n]]));
+        }
         for len in [0, 1, S::LANES, 2 * S::LANES + 1] {
             let [mut apart, mut each] = [Streams::<T, 3>::none(); 2];
             apart.apart(&values[..2 * step + len], step, len);
@@ -446,7 +453,7 @@ fn a_short_slice_is_caught() {
     }
 }
 
-/// Reads three slices beyond their end, in one of the ways there are.
+/// Reads or writes three slices beyond their end, in one of the ways there are.
 struct Beyond(usize);
 
 impl SimdOp<f32> for Beyond {
@@ -454,7 +461,7 @@ impl SimdOp<f32> for Beyond {
 
     #[inline(always)]
     fn eval<S: Simd<f32>>(self, s: S) {
-        let values = vec![0.0; 2 * S::LANES + 2];
+        let mut values = vec![0.0; 2 * S::LANES + 2];
         let mut streams = Streams::<f32, 3>::none();
         match self.0 {
             0 => _ = s.load_apart::<3>(&values[1..], S::LANES / 2 + 1),
@@ -463,6 +470,8 @@ impl SimdOp<f32> for Beyond {
             3 => streams.each(S::LANES, |i| &values[..S::LANES - i]),
             4 => _ = streams.load(s, 0),
             5 => _ = streams.load_partial(s, 1),
+            6 => s.store_apart([s.splat(0.0); 3], &mut values[1..], S::LANES / 2 + 1),
+            7 => s.store_apart([s.splat(0.0); 3], &mut values, usize::MAX / 2 + 1),
             _ => {
                 streams.each(S::LANES, |_| &values);
                 _ = streams.load(s, 1);
@@ -472,9 +481,9 @@ impl SimdOp<f32> for Beyond {
 }
 
 #[test]
-fn a_read_beyond_is_caught() {
+fn an_access_beyond_is_caught() {
     for &isa in supported() {
-        for way in 0..7 {
+        for way in 0..9 {
             let caught = std::panic::catch_unwind(|| f32::dispatch(isa, Beyond(way)));
             assert!(caught.is_err(), "{isa}: {way}");
         }

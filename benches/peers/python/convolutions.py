@@ -222,7 +222,7 @@ def compare(problem, peers):
 
 def main():
     layers = json.loads((pathlib.Path(__file__).parent.parent / "convolutions.json").read_text())
-    own = [Tilewise(arguments.library, algorithm, last) for algorithm, last in [(0, False), (0, True), (1, False), (4, False)]]
+    own = [Tilewise(arguments.library, algorithm, last) for algorithm, last in [(0, False), (0, True), (1, False), (4, False), (4, True)]]
     peers = [PyTorch(False), PyTorch(True)]
     try:
         peers.append(OnnxRuntime())

@@ -4,6 +4,7 @@
 use super::transform::{self, POINTS, Square};
 use crate::conv::pixels::Pixels;
 use crate::element::Element;
+use crate::gemm::each;
 use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::TensorView;
 
@@ -66,21 +67,20 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Patches<'_, T, O,
                     let to = &mut v[tile * pitch..];
                     for vector in 0..channels.div_ceil(S::LANES) {
                         let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                        for i in 0..P {
+                        each!(i in points P {
                             let line = if vector < whole {
                                 pixels[i].load(simd, vector * step)
                             } else {
                                 pixels[i].load_partial(simd, vector * step)
                             };
                             square[i][..P].copy_from_slice(&line);
-                        }
+                        });
                         transform::input::<T, S, O>(simd, &mut square);
-                        for i in 0..P {
-                            for j in 0..P {
-                                let to = &mut to[(i * P + j) * stride + vector * S::LANES..];
-                                simd.store(square[i][j], to);
-                            }
-                        }
+                        each!(i in points P {
+                            let mut line = [simd.splat(T::ZERO); P];
+                            line.copy_from_slice(&square[i][..P]);
+                            simd.store_apart(line, &mut to[i * P * stride + vector * S::LANES..], stride);
+                        });
                     }
                     tile += 1;
                 }

@@ -9,6 +9,7 @@ use crate::conv::correlation::Correlation;
 use crate::conv::emit::Finish;
 use crate::element::Element;
 use crate::error::Result;
+use crate::gemm::each;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -91,18 +92,19 @@ impl<'a, T: Element, const O: usize, const P: usize> Outputs<'a, T, O, P> {
             for tile in 0..count {
                 let from = &self.products[(row * count + tile) * width + first..];
                 let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                for i in 0..P {
-                    for j in 0..P {
-                        square[i][j] = simd.load(&from[(i * P + j) * self.stride..]);
-                    }
-                }
+                each!(i in points P {
+                    let line = simd.load_apart::<P>(&from[i * P * self.stride..], self.stride);
+                    square[i][..P].copy_from_slice(&line);
+                });
                 transform::output::<T, S, O>(simd, &mut square);
-                for i in 0..O {
-                    let to = &mut self.stage[i * line + tile * O * width + first..];
-                    for j in 0..O {
-                        simd.store(simd.add(square[i][j], bias), &mut to[j * width..]);
+                each!(i in vectors O {
+                    let mut outputs = [bias; O];
+                    for (output, &sum) in outputs.iter_mut().zip(&square[i]) {
+                        *output = simd.add(sum, bias);
                     }
-                }
+                    let to = &mut self.stage[i * line + tile * O * width + first..];
+                    simd.store_apart(outputs, to, width);
+                });
             }
         }
         line
