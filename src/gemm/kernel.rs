@@ -247,10 +247,14 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));
         let (whole, factor) = (width == most, simd.splat(alpha));
         let beta = beta.map(|beta| simd.splat(beta));
+        // Where what is added lies, for each tile as C does.
+        let mut added = None;
         if let Some(Tail { bias, residual, .. }) = tail {
             assert!(bias.len() == columns);
             if let Some(residual) = residual {
-                assert!(residual.shape() == [rows, columns] && (residual.strides()[1] == 1 || columns == 1));
+                let ([lines, _], [stride, step]) = (residual.shape(), residual.strides());
+                assert!(residual.shape() == [rows, columns] && (step == 1 || columns == 1));
+                added = Some((residual.as_ptr(), if lines > 1 { stride } else { 0 }));
             }
         }
         let (line, two) = if PACKED { (1, 2) } else { (a.line, a.line.wrapping_mul(2)) };
@@ -266,9 +270,12 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         for tile in 0..count {
             // C is needed when the sums are done: to be written, it has to come too. Few steps are over before it does.
             let ask = beta.is_some() || (depth >= 64 && !stream);
-            for i in 0..if ask { R } else { 0 } {
+            for i in 0..if ask { R as isize } else { 0 } {
                 for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                    simd::prefetch(start.wrapping_offset(i as isize * row + j as isize));
+                    simd::prefetch(start.wrapping_offset(i * row + j as isize));
+                    if let Some((start, stride)) = added {
+                        simd::prefetch(start.wrapping_offset(i * stride + j as isize));
+                    }
                 }
             }
             let mut sums = [[simd.splat(T::ZERO); V]; R];
@@ -328,7 +335,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     });
                 }};
             }
-            if let Some(Tail { bias, residual, bounds: [low, high] }) = tail {
+            if let Some(Tail { bias, bounds: [low, high], .. }) = tail {
                 let bias = if down { bias } else { &bias[tile * most..][..width] };
                 each!(v in vectors V {
                     let bias = simd.load_partial(&bias[(v * S::LANES).min(width)..((v + 1) * S::LANES).min(width)]);
@@ -337,10 +344,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     });
                 });
                 // All of it before the first store: a load behind a store to another page's same place waits for it.
-                if let Some(residual) = residual {
-                    let stride = residual.strides()[0];
-                    let first = if down { (tile * R) as isize * stride } else { (tile * most) as isize };
-                    let start = residual.as_ptr().wrapping_offset(first);
+                if let Some((start, stride)) = added {
                     macro_rules! add {
                         ($width:expr, $load:ident) => {{
                             each!(i in rows R {
@@ -388,9 +392,11 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
             if down {
                 begins.0 = moved(begins.0, a.next);
                 start = start.wrapping_offset(R as isize * row);
+                added = added.map(|(start, stride)| (start.wrapping_offset(R as isize * stride), stride));
             } else {
                 begins.1 = begins.1.wrapping_offset(b.next);
                 start = start.wrapping_add(most);
+                added = added.map(|(start, stride)| (start.wrapping_add(most), stride));
             }
         }
     }
