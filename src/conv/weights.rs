@@ -286,7 +286,8 @@ pub(super) struct Lines<'a, T> {
 }
 
 impl<T: Element> Lines<'_, T> {
-    fn line(&self, row: usize, channel: usize) -> &[T] {
+    /// The taps of a row and a channel.
+    pub(super) fn line(&self, row: usize, channel: usize) -> &[T] {
         let [outer, inner] = if self.transposed { [channel, row] } else { [row, channel] };
         &self.matrix.row(outer).unwrap_or(&[])[inner * self.taps..][..self.taps]
     }
@@ -302,26 +303,35 @@ impl<T: Element> Lines<'_, T> {
         &self.seen[..self.count]
     }
 
-    /// All taps of a channel for the rows of a panel of `width`: element `tap · pitch + i` of `to` is of row i. The pitch
-    /// is returned.
+    /// Some channels for whose taps there is room, and that are turned before the first is read: what was just written in parts
+    /// is not there as a whole yet.
+    #[inline(always)]
+    pub(super) fn few(&self, channels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        blocks(channels, (MOST_TAPS / self.taps.max(1)).max(1))
+    }
+
+    /// All taps of channels, [`few`](Self::few), for the rows of a panel of `width`: element `(channel · taps + tap) · pitch + i`
+    /// of `to` is of row i. The distances from channel to channel and from tap to tap are returned.
     #[inline(always)]
     pub(super) fn turn<S: Simd<T>>(
         &self,
         simd: S,
         rows: &Range<usize>,
-        channel: usize,
+        channels: Range<usize>,
         width: usize,
         to: &mut [T; ROOM],
-    ) -> usize {
+    ) -> [usize; 2] {
         let pitch = width.next_multiple_of(4);
-        for first in (0..pitch).step_by(4) {
-            let mut four: [&[T]; 4] = [&[]; 4];
-            for (row, line) in (rows.start + first..rows.end).zip(&mut four) {
-                *line = self.line(row, channel);
+        for (channel, at) in channels.zip((0..).step_by(self.taps * pitch)) {
+            for first in (0..pitch).step_by(4) {
+                let mut four: [&[T]; 4] = [&[]; 4];
+                for (row, line) in (rows.start + first..rows.end).zip(&mut four) {
+                    *line = self.line(row, channel);
+                }
+                turn(simd, four, self.taps, &mut to[at + first..], pitch);
             }
-            turn(simd, four, self.taps, &mut to[first..], pitch);
         }
-        pitch
+        [self.taps * pitch, pitch]
     }
 
     fn pack(&self, cut: &Cut, data: &mut [T]) {
@@ -360,15 +370,17 @@ impl<T: Element> SimdOp<T> for Blocks<'_, T> {
             let panels = panels.chunks_exact_mut(width * steps.len());
             for (first, panel) in rows.clone().step_by(width).zip(panels) {
                 let rows = first..rows.end.min(first + width);
-                for channel in channels.clone() {
-                    let pitch = lines.turn(simd, &rows, channel, width, &mut turned);
-                    for (at, &tap) in lines.seen().iter().enumerate() {
-                        let (step, from) = (channel * count + at, &turned[tap * pitch..]);
-                        if steps.contains(&step) {
-                            let to = &mut panel[(step - steps.start) * width..][..width];
-                            for at in (0..width).step_by(S::LANES) {
-                                let end = width.min(at + S::LANES);
-                                simd.store_partial(simd.load(&from[at..]), &mut to[at..end]);
+                for few in lines.few(channels.clone()) {
+                    let [apart, pitch] = lines.turn(simd, &rows, few.clone(), width, &mut turned);
+                    for (channel, of_channel) in few.zip((0..).step_by(apart)) {
+                        for (at, &tap) in lines.seen().iter().enumerate() {
+                            let (step, from) = (channel * count + at, &turned[of_channel + tap * pitch..]);
+                            if steps.contains(&step) {
+                                let to = &mut panel[(step - steps.start) * width..][..width];
+                                for at in (0..width).step_by(S::LANES) {
+                                    let end = width.min(at + S::LANES);
+                                    simd.store_partial(simd.load(&from[at..]), &mut to[at..end]);
+                                }
                             }
                         }
                     }

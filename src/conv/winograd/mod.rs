@@ -34,10 +34,10 @@ use super::pixels::{Fill, Pixels};
 use super::weights::{Cut, Lines, ROOM};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Series, balanced, blocks, tile, tile_rows};
+use crate::gemm::{Series, balanced, blocks, each, tile, tile_rows};
 use crate::machine;
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{CACHE_LINE, Simd, SimdOp, prefetch};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -47,50 +47,63 @@ pub(super) fn pack<T: Element>(cut: &Cut, lines: &Lines<'_, T>, data: &mut [T]) 
     let channels = cut.depth / 9;
     let panel = cut.width * (channels + 1) * (outputs + 2) * (outputs + 2);
     let tasks = parallel::tasks(data.len(), 1 << 16);
+    let far = size_of_val(data) > machine::caches().l3 / 2;
     parallel::for_each_chunk_mut(data, panel, tasks, &|first, panels| {
         let (width, rows) = (cut.width, first * cut.width..cut.rows);
         match outputs {
-            2 => T::dispatch(cut.isa, Filters::<T, 2> { lines, channels, rows, width, panels }),
-            _ => T::dispatch(cut.isa, Filters::<T, 4> { lines, channels, rows, width, panels }),
+            2 => T::dispatch(cut.isa, Filters::<T, 2, 4> { lines, channels, rows, width, far, panels }),
+            _ => T::dispatch(cut.isa, Filters::<T, 4, 6> { lines, channels, rows, width, far, panels }),
         }
     });
 }
 
-struct Filters<'a, T, const O: usize> {
+/// Channels from those that are transformed to those whose filters, and whose places, are asked for: the processor does not see
+/// them coming, as filters lie in as many places as a panel has columns, and go to as many as it has points.
+const AHEAD: [usize; 2] = [8, 3];
+
+struct Filters<'a, T, const O: usize, const P: usize> {
     lines: &'a Lines<'a, T>,
     channels: usize,
     rows: Range<usize>,
     width: usize,
+    /// What is written does not stay in the last cache.
+    far: bool,
     panels: &'a mut [T],
 }
 
-impl<T: Element, const O: usize> SimdOp<T> for Filters<'_, T, O> {
+impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Filters<'_, T, O, P> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { lines, channels, rows, width, panels } = self;
-        let points = O + 2;
+        let Self { lines, channels, rows, width, far, panels } = self;
         let point = (channels + 1) * width;
         let mut taps = [T::ZERO; ROOM];
         for some in lines.some(0..channels) {
-            let panels = panels.chunks_exact_mut(points * points * point);
+            let panels = panels.chunks_exact_mut(P * P * point);
             for (first, panel) in rows.clone().step_by(width).zip(panels) {
                 let rows = first..rows.end.min(first + width);
-                for c in some.clone() {
+                for few in lines.few(some.clone()) {
                     // Lanes are output channels.
-                    let pitch = lines.turn(simd, &rows, c, width, &mut taps);
-                    for first in (0..width).step_by(S::LANES) {
-                        let lanes = S::LANES.min(width - first);
-                        let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
-                        for (at, &tap) in lines.seen().iter().enumerate().take(9) {
-                            square[at / 3][at % 3] = simd.load(&taps[tap * pitch + first..]);
-                        }
-                        transform::filter::<T, S, O>(simd, &mut square);
-                        for i in 0..points {
-                            for j in 0..points {
-                                let to = &mut panel[(i * points + j) * point + c * width + first..][..lanes];
-                                simd.store_partial(square[i][j], to);
+                    let [apart, pitch] = lines.turn(simd, &rows, few.clone(), width, &mut taps);
+                    for (c, of_channel) in few.zip((0..).step_by(apart)) {
+                        if far && c + AHEAD[0] < channels {
+                            rows.clone().for_each(|row| prefetch(lines.line(row, c + AHEAD[0]).as_ptr()));
+                            for at in (0..P * P).map(|k| k * point + (c + AHEAD[1]) * width) {
+                                let line = panel[at..][..width].chunks(CACHE_LINE / size_of::<T>());
+                                line.for_each(|line| prefetch(line.as_ptr()));
                             }
+                        }
+                        for first in (0..width).step_by(S::LANES) {
+                            let mut square: Square<S::V> = [[simd.splat(T::ZERO); POINTS]; POINTS];
+                            for (at, &tap) in lines.seen().iter().enumerate().take(9) {
+                                square[at / 3][at % 3] = simd.load(&taps[of_channel + tap * pitch + first..]);
+                            }
+                            transform::filter::<T, S, O>(simd, &mut square);
+                            each!(i in points P {
+                                let mut line = [simd.splat(T::ZERO); P];
+                                line.copy_from_slice(&square[i][..P]);
+                                simd.store_apart(line, &mut panel[i * P * point + c * width + first..], point);
+                            });
                         }
                     }
                 }
