@@ -165,9 +165,15 @@ impl<T: Element> Call<'_, T> {
                 } else {
                     Cut::new::<T>(self.isa, self.groups, sizes, winograd)
                 };
-                scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
-                filter.pack(self.op, &cut, &mut scratch)?;
-                Weights { cut, data: &scratch[..] }
+                let rows = if winograd == 0 && !cut.lanes { filter.in_place() } else { None };
+                match rows {
+                    Some(_) => Weights { cut, data: &[], in_place: rows },
+                    None => {
+                        scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
+                        filter.pack(self.op, &cut, &mut scratch)?;
+                        Weights { cut, data: &scratch[..], in_place: None }
+                    }
+                }
             }
         };
         let Call { op, x, kernel, stride, dilation, start, finish, .. } = *self;

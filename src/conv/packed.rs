@@ -85,7 +85,7 @@ impl<T: Element> PackedConvolution<T> {
             Form::Rows(packed) => packed.panels(),
             Form::Depthwise(..) | Form::Columns(_) => return None,
         };
-        Some(Weights { cut: self.cut, data })
+        Some(Weights { cut: self.cut, data, in_place: None })
     }
 
     /// A left operand `[c_out, c_in]` of plain products.

@@ -83,17 +83,24 @@ impl Cut {
     }
 }
 
-/// Weights packed into `data`.
+/// Weights packed into `data`, or read where they lie.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a, T> {
     pub cut: Cut,
     /// Groups, in each blocks of depth, in each panels.
     pub data: &'a [T],
+    /// `[groups · rows, depth]`, contiguous rows, where nothing is packed.
+    pub in_place: Option<TensorView<'a, T, 2>>,
 }
 
 impl<'a, T: Element> Weights<'a, T> {
     /// The panels of a group from row `first` on, over a block of depth.
     pub(super) fn panels(&self, group: usize, first: usize, steps: &Range<usize>) -> Panels<'a, T> {
+        if let Some(all) = self.in_place {
+            let first = group * self.cut.rows + first;
+            let rows = (group + 1) * self.cut.rows - first;
+            return Panels::Direct(all.tile([first, steps.start], [rows, steps.len()]));
+        }
         let padded = self.cut.padded();
         let start = group * self.cut.group_len() + steps.start * padded;
         let data = &self.data[start..][..steps.len() * padded];
@@ -207,6 +214,17 @@ impl<'a, T: Element> Filter<'a, T> {
         let [outer, inner, ..] = self.view.shape();
         let [d, h, w] = self.taps.map(|taps| taps.count);
         if self.transposed { [inner, outer / groups, d, h, w] } else { [outer / groups, inner, d, h, w] }
+    }
+
+    /// All groups as a matrix `[groups · rows, depth]` of contiguous rows, where they are one.
+    pub(super) fn in_place(&self) -> Option<TensorView<'a, T, 2>> {
+        let view = self.seen().ok().filter(|_| !self.transposed)?;
+        let [rows, rest @ ..] = view.shape();
+        if !merges(view.shape(), view.strides(), &[1, 2, 3, 4]) {
+            return None;
+        }
+        let matrix = view.reshape([rows, rest.iter().product()]).ok()?;
+        (matrix.strides()[1] == 1).then_some(matrix)
     }
 
     /// A group as lines of taps, where they lie in order.
