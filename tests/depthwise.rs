@@ -172,6 +172,47 @@ fn weight_gradients_of_channels_last_equal_the_reference() {
     }
 }
 
+/// Channels last are read and written in place where the window is 3 × 3 and the stride 2: all widths of what is left of a row,
+/// any padding, turned kernels, any number of threads.
+#[test]
+fn input_gradients_of_channels_last_equal_the_reference() {
+    let mut case = 0;
+    for channels in [2, 17, 40] {
+        for [height, width] in [[1, 1], [2, 3], [3, 4], [6, 9], [5, 12], [9, 20], [4, 16]] {
+            for flipped in [false, true] {
+                case += 1;
+                let padding = [[2 + case % 3, 2], [1 + case % 4, 1 + case / 2 % 2]];
+                let conv = Convolution::<2>::new().groups(channels).stride([2, 2]).padding_sides(padding);
+                let conv = conv.flipped(flipped);
+                let geometry =
+                    Geometry { groups: channels, stride: [2, 2], padding, flipped, ..Geometry::new() };
+                let x = [2, channels, height, width];
+                let w = wave([channels, 1, 3, 3], 0.2);
+                let dz = wave(conv.output_shape(x, w.shape()).unwrap(), 0.4);
+                let expected =
+                    conv::naive::backward_input(&geometry, dz.view(), w.view(), [height, width]).unwrap();
+                let dz_last = last(&dz);
+                for &isa in machine::supported() {
+                    let results = in_pools(|| {
+                        machine::with_isa(isa, || {
+                            let mut dx = Tensor::full([2, height, width, channels], f32::NAN).unwrap();
+                            let into = dx.view_mut().permute([0, 3, 1, 2]).unwrap();
+                            conv.backward_input_into(turned(&dz_last), w.view(), into).unwrap();
+                            dx
+                        })
+                        .unwrap()
+                    });
+                    for (found, expected) in turned(&results[0]).iter().zip(&expected) {
+                        let same = (f64::from(*found) - expected).abs() < 1e-5;
+                        assert!(same, "case {case} on {isa}: {found} {expected}");
+                    }
+                    assert!(results.iter().all(|dx| bits(dx.as_slice()) == bits(results[0].as_slice())));
+                }
+            }
+        }
+    }
+}
+
 /// Sums of more ones than an `f32` can count in a single chain of additions.
 #[test]
 fn a_long_sum_of_ones_is_exact() {

@@ -8,9 +8,11 @@
 
 mod backward;
 mod columns;
+mod depthwise;
 mod in_place;
 
 use self::columns::Columns;
+use self::depthwise::Depthwise;
 use self::in_place::InPlace;
 use super::Algorithm;
 use super::correlate::{Call, Operand};
@@ -98,6 +100,9 @@ impl<T: Element> Scatter<'_, T> {
         if let Some(call) = Columns::new(self, &y) {
             return call.run(y);
         }
+        if let Some(call) = Depthwise::new(self, &y) {
+            return call.run(y);
+        }
         if let Some(call) = InPlace::new(self, &y) {
             return call.run(y);
         }
@@ -121,6 +126,12 @@ impl<T: Element> Scatter<'_, T> {
             }
         }
         Ok(())
+    }
+
+    /// Nothing happens to the sums.
+    fn is_plain(&self) -> bool {
+        let Finish { bias, residual, activation } = self.finish;
+        bias.is_none() && residual.is_none() && activation == Activation::Identity
     }
 
     /// The positions `y` of one residue along each axis, from images of Z.

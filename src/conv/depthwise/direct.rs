@@ -32,7 +32,7 @@ pub(super) fn fits<T: Element>(forward: &Forward<'_, T>, shape: [usize; 5], stri
 }
 
 /// True where all channels of all pixels of a row are neighbours.
-pub(super) fn dense((shape, strides): ([usize; 5], [isize; 5])) -> bool {
+pub(in crate::conv) fn dense((shape, strides): ([usize; 5], [isize; 5])) -> bool {
     channels_last(shape, strides) && usize::try_from(strides[4]) == Ok(shape[1])
 }
 
@@ -139,7 +139,7 @@ impl<T: Element> Direct<'_, T> {
 }
 
 /// What lies at `at`, where that is inside.
-pub(super) fn within(at: isize, size: usize) -> Option<usize> {
+pub(in crate::conv) fn within(at: isize, size: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|&at| at < size)
 }
 
@@ -147,7 +147,7 @@ pub(super) fn within(at: isize, size: usize) -> Option<usize> {
 /// from `first` on as there are `zeros`, which stand for the padding. That is multiplied as well: 0 times what is infinite is
 /// not a number.
 #[inline(always)]
-pub(super) fn pixels<'s, T: Element, const SPAN: usize>(
+pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize>(
     to: &mut Streams<'s, T, SPAN>,
     line: Option<&'s [T]>,
     inside: Option<usize>,
@@ -262,12 +262,16 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
 }
 
 /// Elements of packed weights of so many channels.
-pub(super) fn packed_len(channels: usize) -> Option<usize> {
+pub(in crate::conv) fn packed_len(channels: usize) -> Option<usize> {
     channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)
 }
 
 /// Weights as vectors: of each [`MOST_LANES`] channels the taps, one after the other.
-pub(super) fn vectors_of<T: Element>(filter: &Filter<'_, T>, channels: usize, to: &mut [T]) -> Result<()> {
+pub(in crate::conv) fn vectors_of<T: Element>(
+    filter: &Filter<'_, T>,
+    channels: usize,
+    to: &mut [T],
+) -> Result<()> {
     to.fill(T::ZERO);
     let place = |channel: usize| channel / MOST_LANES * (9 * MOST_LANES) + channel % MOST_LANES;
     filter.spread(1, 0..channels, place, MOST_LANES, to)

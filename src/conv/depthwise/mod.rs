@@ -22,6 +22,7 @@ mod kernel;
 use std::ops::Range;
 
 use self::direct::Direct;
+pub(super) use self::direct::{dense, packed_len, pixels, vectors_of, within};
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
 

@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::activation::Activation;
 use crate::conv::Algorithm;
 use crate::conv::correlate::winograd;
 use crate::conv::im2col::Plan;
@@ -47,12 +46,10 @@ fn pixels_merge<T>(z: TensorView<'_, T, 5>) -> bool {
 impl<'a, 's, T: Element> Columns<'a, 's, T> {
     /// `None` where another path is taken for `y`, which has elements.
     pub(super) fn new(scatter: &'s Scatter<'a, T>, y: &TensorViewMut<'_, T, 5>) -> Option<Self> {
-        let Scatter { z, w, groups, sliding, ref finish, algorithm, .. } = *scatter;
-        let plain =
-            finish.bias.is_none() && finish.residual.is_none() && finish.activation == Activation::Identity;
+        let Scatter { z, w, groups, sliding, algorithm, .. } = *scatter;
         if algorithm != Algorithm::Auto
             || groups != 1
-            || !plain
+            || !scatter.is_plain()
             || z.is_empty()
             || !merges(w.shape(), w.strides(), &[1, 2, 3, 4])
         {
