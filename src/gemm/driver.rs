@@ -89,8 +89,8 @@ impl<T: Element> Scale<'_, T> {
     }
 }
 
-/// Multiplications that a task is worth at least: some microseconds.
-pub(crate) const GRAIN: usize = 1 << 19;
+/// Multiplications that a task is worth at least: some microseconds. Half of 96³ is.
+pub(crate) const GRAIN: usize = 3 << 17;
 /// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
 /// then threads of unlike speed even out, and what tasks pack twice is little.
 pub(super) const LARGE: usize = 1 << 31;
