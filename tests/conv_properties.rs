@@ -35,6 +35,12 @@ fn weights_packed_for_channels_last() {
         [1, 300, 520, 7, 3, 2, 1, 1],
         [1, 5, 6, 9, 3, 1, 4, 2],
         [2, 1, 3, 6, 3, 1, 2, 1],
+        // Rows long enough to be read in place: depth in one block and in several, which begin within a run, padding alone.
+        [2, 5, 20, 50, 5, 2, 4, 1],
+        [1, 40, 24, 52, 3, 2, 1, 1],
+        [2, 130, 66, 25, 3, 1, 1, 1],
+        [1, 3, 70, 20, 3, 1, 4, 1],
+        [1, 2, 6, 90, 7, 3, 0, 1],
     ];
     for [n, c_in, c_out, size, kernel, stride, padding, dilation] in layers {
         let conv = Convolution::<2>::new().stride([stride; 2]).padding([padding; 2]).dilation([dilation; 2]);

@@ -240,7 +240,7 @@ pub(super) fn product<T: Element>(
     // Panels have the height that they were packed with.
     let tile_rows = match a {
         Panels::Packed { width, .. } => width,
-        Panels::Direct(_) => tile_rows(plan.tile, c.shape()),
+        Panels::Direct(_) | Panels::Windows { .. } => tile_rows(plan.tile, c.shape()),
     };
     let mut block = Block {
         a,

@@ -7,6 +7,8 @@
 //!         for each block of output channels: y += patches · weights, finished with the last block
 //! ```
 //!
+//! Where rows of the output are long, windows are rows as they lie in a copy of some lines of the image with zeros around.
+//!
 //! The output gets its sums from the registers, in its own order.
 #![forbid(unsafe_code)]
 
@@ -18,7 +20,8 @@ use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, Order, Panels, Slab, Tile, balanced, depth_blocks, tile, tile_rows,
+    Bias, Block, Epilogue, GRAIN, Order, Panels, Runs, Slab, Tile, balanced, blocks, depth_blocks, tile,
+    tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -112,55 +115,134 @@ impl<T: Element> Rows<'_, T> {
         let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
         let across = !near && block <= self.tile.most_across();
         let nc = if across { n } else { balanced(n, most, self.tile.columns) };
+        let x = x.permute(channels_last)?;
+        let product =
+            |a: Panels<'_, T>, steps: &Range<usize>, c: TensorViewMut<'_, T, 2>, origin: [usize; 2]| {
+                let mut block = Block {
+                    a,
+                    b: self.slab.panels(steps.start, steps.len()).from(at[1] + origin[1]),
+                    tile_rows: tile_rows(self.tile, c.shape()),
+                    depth: steps.len(),
+                    alpha: T::ONE,
+                    beta: (steps.start > 0).then_some(T::ONE),
+                    epilogue: (steps.end == k && !epilogue.is_empty()).then_some(&epilogue),
+                    origin,
+                    next: None,
+                    stream: false,
+                    order: if across { Order::Fetch } else { Order::Usual },
+                    c,
+                };
+                T::block(isa, &mut block);
+            };
+        let flat = kernel[0] == 1 && dilation == [1; 3] && (1..3).all(|axis| stride[axis] <= kernel[axis]);
+        if flat && kernel[1..] != [1; 2] && near && k > 0 && width >= IN_PLACE {
+            // Windows of a copy with zeros around, row by row of the output.
+            let (run, line) = (kernel[2] * x.shape()[4], (width - 1) * stride[2] + kernel[2]);
+            let span = |rows: usize| (rows - 1) * stride[1] + kernel[1];
+            let line = line.checked_mul(x.shape()[4]).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+            let most = l2 / 4 / size_of::<T>() / line.max(1);
+            let most = (most.saturating_sub(span(1)) / stride[1] + 1).min(height);
+            let len = line.checked_mul(span(most) + 1).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+            let mut copy = scratch::<T>(op, len)?;
+            for (image, d) in (0..images).flat_map(|image| (0..depth).map(move |d| (image, d))) {
+                let x = x.select::<4>(0, at[0] + image)?;
+                for rows in blocks(0..height, most) {
+                    let place = |axis: usize, first: usize| {
+                        start[axis] + ((at[2 + axis] + first) * stride[axis]) as isize
+                    };
+                    let place = [place(0, d), place(1, rows.start), place(2, 0)];
+                    T::dispatch(isa, Pad { x, place, lines: span(rows.len()), line, to: &mut copy });
+                    for steps in depth_blocks(0..k, self.kc) {
+                        for columns in depth_blocks(0..n, nc) {
+                            for (i, row) in rows.clone().enumerate() {
+                                let view = TensorView::as_strided(
+                                    &copy[i * stride[1] * line..],
+                                    [width, kernel[1], run],
+                                    [(stride[2] * x.shape()[3]) as isize, line as isize, 1],
+                                )?;
+                                let first = ((image * depth + d) * height + row) * width;
+                                let c = c.tile_mut([first, columns.start], [width, columns.len()]);
+                                let Some(runs) = Runs::new(&view, steps.start) else { continue };
+                                product(
+                                    Panels::Windows { view, runs: &runs },
+                                    &steps,
+                                    c,
+                                    [first, columns.start],
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+            return Ok(());
+        }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         let mut rows = scratch::<T>(op, len)?;
-        let x = x.permute(channels_last)?;
         let first = [at[0], at[2], at[3], at[4]];
         for pixels in depth_blocks(0..pixels, block) {
             for steps in depth_blocks(0..k, self.kc) {
                 let pixels = pixels.clone();
                 let count = pixels.len();
                 if !steps.is_empty() {
-                    let steps = steps.clone();
-                    let to = &mut rows[..];
-                    T::dispatch(
-                        isa,
-                        Fill {
-                            x,
-                            kernel,
-                            stride,
-                            dilation,
-                            start,
-                            first,
-                            sizes,
-                            pixels: pixels.clone(),
-                            steps,
-                            pitch,
-                            to,
-                        },
-                    );
+                    let (steps, pixels, to) = (steps.clone(), pixels.clone(), &mut rows[..]);
+                    let fill =
+                        Fill { x, kernel, stride, dilation, start, first, sizes, pixels, steps, pitch, to };
+                    T::dispatch(isa, fill);
                 }
                 let a = TensorView::as_strided(&rows, [count, steps.len()], [pitch as isize, 1])?;
                 for columns in depth_blocks(0..n, nc) {
-                    let mut block = Block {
-                        a: Panels::Direct(a),
-                        b: self.slab.panels(steps.start, steps.len()).from(at[1] + columns.start),
-                        tile_rows: tile_rows(self.tile, [count, columns.len()]),
-                        depth: steps.len(),
-                        alpha: T::ONE,
-                        beta: (steps.start > 0).then_some(T::ONE),
-                        epilogue: (steps.end == k && !epilogue.is_empty()).then_some(&epilogue),
-                        origin: [pixels.start, columns.start],
-                        next: None,
-                        stream: false,
-                        order: if across { Order::Fetch } else { Order::Usual },
-                        c: c.tile_mut([pixels.start, columns.start], [count, columns.len()]),
-                    };
-                    T::block(isa, &mut block);
+                    let c = c.tile_mut([pixels.start, columns.start], [count, columns.len()]);
+                    product(Panels::Direct(a), &steps, c, [pixels.start, columns.start]);
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Outputs of a row from which on its windows are read in place: with fewer, tiles are too low.
+const IN_PLACE: usize = 24;
+
+/// Copies lines of an image `[depth, height, width, channels]`, zeros around it.
+struct Pad<'p, T> {
+    x: TensorView<'p, T, 4>,
+    /// Where the first pixel lies.
+    place: [isize; 3],
+    lines: usize,
+    /// Elements of a line.
+    line: usize,
+    to: &'p mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Pad<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { x, place: [d, h, w], lines, line, to } = self;
+        let [depth, height, width, channels] = x.shape();
+        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
+        let first = usize::try_from(w).unwrap_or(0).min(width);
+        let before = (w.min(0).unsigned_abs().saturating_mul(channels)).min(line);
+        let inside = ((width - first) * channels).min(line - before);
+        for i in 0..lines {
+            let to = &mut to[i * line..];
+            let at = within(d, depth).and_then(|d| Some([d, within(h + i as isize, height)?]));
+            let Some(at) = at else {
+                copy(simd, &[], to, line);
+                continue;
+            };
+            copy(simd, &[], to, before);
+            if let Some(from) = x.line(at) {
+                copy(simd, &from[first * channels..], &mut to[before..], inside);
+            } else {
+                let pixels = x.matrix_at(at);
+                for (j, to) in to[before..][..inside].iter_mut().enumerate() {
+                    *to = pixels.get([first + j / channels, j % channels]).copied().unwrap_or(T::ZERO);
+                }
+            }
+            copy(simd, &[], &mut to[before + inside..], line - before - inside);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::tensor::TensorViewMut;
 use super::ahead::Ahead;
 use super::block::Block;
 use super::epilogue::Tail;
-use super::panel::Panels;
+use super::panel::{Panels, Runs};
 use super::series::Series;
 use super::sweep::{Merge, Sweep};
 use super::tiny::Tiny;
@@ -37,9 +37,10 @@ kernels! {
     }
 }
 
-/// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`.
+/// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`, and further
+/// where there are `runs`, each beyond the one before.
 // Invariant: of `count` panels `height` lines of `depth` steps can be read. Where they are `packed`, `line` is 1 or there is one
-// line; else `step` is 1 or there is one step.
+// line, and there are no `runs`; else `step` is 1 or there is one step.
 #[derive(Clone, Copy)]
 pub(super) struct Lhs<'a, T> {
     ptr: *const T,
@@ -48,6 +49,7 @@ pub(super) struct Lhs<'a, T> {
     next: isize,
     /// The lines are neighbours.
     packed: bool,
+    runs: Option<&'a Runs>,
     count: usize,
     height: usize,
     depth: usize,
@@ -80,7 +82,21 @@ impl<'a, T: Element> Lhs<'a, T> {
         width: usize,
         depth: usize,
     ) -> Self {
+        let mut in_runs = None;
         let (ptr, line, step, next, packed) = match panels {
+            Panels::Windows { view, runs } => {
+                let ([lines, all, steps], [line, apart, step]) = (view.shape(), view.strides());
+                let (all, begin) = (all.checked_mul(steps), runs.first);
+                assert!(Runs::new(&view, begin) == Some(*runs));
+                assert!((step == 1 || steps == 1) && first + count * height <= lines);
+                assert!(all.is_some_and(|all| begin < all && depth <= all - begin));
+                in_runs = Some(runs);
+                let begin =
+                    apart.wrapping_mul((begin / steps) as isize).wrapping_add((begin % steps) as isize);
+                let ptr =
+                    view.as_ptr().wrapping_offset(line.wrapping_mul(first as isize).wrapping_add(begin));
+                (ptr, line, 1, line.wrapping_mul(height as isize), false)
+            }
             Panels::Packed { data, .. } => {
                 let (first, line) = (first / width * width, first % width);
                 let panels = &data[first * depth..][..count * width * depth];
@@ -96,7 +112,18 @@ impl<'a, T: Element> Lhs<'a, T> {
                 (ptr.wrapping_offset(first as isize * line), line, step, next, packed)
             }
         };
-        Self { ptr, line, step, next, packed, count, height, depth, borrow: std::marker::PhantomData }
+        Self {
+            ptr,
+            line,
+            step,
+            next,
+            packed,
+            runs: in_runs,
+            count,
+            height,
+            depth,
+            borrow: std::marker::PhantomData,
+        }
     }
 }
 
@@ -123,6 +150,7 @@ impl<'a, T: Element> Rhs<'a, T> {
                 assert!(first + (count - 1) * tile_columns + width <= lines && depth <= steps && line == 1);
                 (view.as_ptr().wrapping_add(first), step, tile_columns as isize, width)
             }
+            Panels::Windows { .. } => unreachable!("internal error: windows as a right operand"),
         };
         Self { ptr, step, next, width, readable, count, depth, borrow: std::marker::PhantomData }
     }
@@ -293,9 +321,10 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     bt = bt.wrapping_offset(b.step);
                 })*};
             }
-            let mut left = depth;
+            let (mut left, mut until) =
+                (depth, if PACKED { usize::MAX } else { a.runs.map_or(usize::MAX, |runs| runs.until) });
             loop {
-                let steps = ahead.steps().min(left);
+                let steps = ahead.steps().min(left).min(until);
                 macro_rules! turns {
                     ($masked:literal) => {
                         for _ in 0..steps / UNROLL {
@@ -319,6 +348,13 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 ahead.ask();
                 if left == 0 {
                     break;
+                }
+                if let (false, Some(runs)) = (PACKED, a.runs) {
+                    until -= steps;
+                    if until == 0 {
+                        at = moved(at, runs.jump);
+                        until = runs.steps;
+                    }
                 }
             }
             // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.

@@ -93,6 +93,6 @@ pub use gram::gram;
 pub(crate) use kernel::{Kernels, each};
 pub use packed::Packed;
 pub(crate) use packed::Slab;
-pub(crate) use panel::{PanelSource, Panels, pack, packed_len, transpose};
+pub(crate) use panel::{PanelSource, Panels, Runs, pack, packed_len, transpose};
 pub(crate) use series::Series;
 pub(crate) use split::Sums;

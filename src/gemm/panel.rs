@@ -160,6 +160,30 @@ pub enum Panels<'a, T> {
     Packed { data: &'a [T], width: usize, depth: usize },
     /// In place: `[lines, depth]`.
     Direct(TensorView<'a, T, 2>),
+    /// A left operand in place, `[lines, runs, steps of each]`: windows of an image.
+    Windows { view: TensorView<'a, T, 3>, runs: &'a Runs },
+}
+
+/// Steps that lie in runs.
+// Invariant: none of the lengths is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Runs {
+    /// The first step, of all of them, of a block of depth.
+    pub(super) first: usize,
+    /// Steps until the first run ends, and of each other.
+    pub(super) until: usize,
+    pub(super) steps: usize,
+    /// From the end of a run to the next.
+    pub(super) jump: isize,
+}
+
+impl Runs {
+    /// The runs of `view`, `[lines, runs, steps of each]`, from step `first` on; `None` where there are no steps.
+    pub(crate) fn new<T>(view: &TensorView<'_, T, 3>, first: usize) -> Option<Self> {
+        let ([_, _, steps], [_, apart, _]) = (view.shape(), view.strides());
+        let until = steps - first.checked_rem(steps)?;
+        Some(Self { first, until, steps, jump: apart.wrapping_sub(steps as isize) })
+    }
 }
 
 impl<'a, T: Element> Panels<'a, T> {
@@ -179,6 +203,7 @@ impl<'a, T: Element> Panels<'a, T> {
             Panels::Packed { data, width: 1, .. } => data.get(..depth),
             Panels::Packed { .. } => None,
             Panels::Direct(view) => view.row(0)?.get(..depth),
+            Panels::Windows { .. } => None,
         }
     }
 
@@ -188,6 +213,7 @@ impl<'a, T: Element> Panels<'a, T> {
         match self {
             Panels::Packed { .. } => true,
             Panels::Direct(view) => view.strides().contains(&1) || view.shape()[1] <= 1,
+            Panels::Windows { .. } => true,
         }
     }
 
@@ -201,6 +227,10 @@ impl<'a, T: Element> Panels<'a, T> {
             Panels::Direct(view) => {
                 let [lines, depth] = view.shape();
                 Panels::Direct(view.tile([from, 0], [lines - from, depth]))
+            }
+            Panels::Windows { view, runs } => {
+                let [lines, count, steps] = view.shape();
+                Panels::Windows { view: view.tile([from, 0, 0], [lines - from, count, steps]), runs }
             }
         }
     }
