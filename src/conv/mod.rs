@@ -53,13 +53,13 @@
 //! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
 //! some megabytes. Weights that are turned in the call are there twice more meanwhile. A thread has a copy of the input of one box of outputs and the patches of
 //! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
-//! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 2 MiB of L2:
+//! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
 //!
 //! | patches | bytes |
 //! | --- | ---: |
 //! | the matrix | 57.8 M |
-//! | implicit GEMM | 1.35 M |
-//! | Winograd, tiles of 2 × 2 / 4 × 4 | 1.90 M / 2.43 M |
+//! | implicit GEMM | 0.69 M |
+//! | Winograd, tiles of 2 × 2 / 4 × 4 | 1.30 M / 1.94 M |
 #![forbid(unsafe_code)]
 
 mod backward;

@@ -91,6 +91,8 @@ impl<T: Element> Direct<'_, T> {
         let mut y = y.view_mut().permute(order)?;
         // So many writes go beyond the caches, of which others have a share, and wait for lines that are not asked for.
         let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().l3 / 8;
+        // What caches hold comes in time by itself, and asking for it takes longer.
+        let ask = (x.len() + y.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
         for at in 0..images * depths * height {
             let (image, d, h) = (at / height / depths, at / height % depths, at % height);
             let x = x.select::<4>(0, origin[0] + image)?;
@@ -107,7 +109,7 @@ impl<T: Element> Direct<'_, T> {
             };
             let lines = [line(0), line(1), line(2)];
             // What the next row of outputs reads besides, where the height has no dilation.
-            let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i));
+            let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i).filter(|_| ask));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
             let mut windows = Windows::<T, STRIDE, SPAN> {
