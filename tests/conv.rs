@@ -220,10 +220,10 @@ where
     let all = conv.backward(x, weight, dz).unwrap();
     for (dx, dw, db) in [by_columns, by_zeros] {
         near("dx", case.dx.view(), &dx, &sizes.0, dx_terms, case.algorithm);
-        near("dw", case.dw.view(), &dw, &sizes.1, dw_terms, Algorithm::ImplicitGemm);
+        near("dw", case.dw.view(), &dw, &sizes.1, dw_terms, case.algorithm);
         near("db", case.db.view(), &db, &sizes.2, db_terms, Algorithm::ImplicitGemm);
         near("owned dx", all.input.view(), &dx, &sizes.0, dx_terms, case.algorithm);
-        near("owned dw", all.weight.view(), &dw, &sizes.1, dw_terms, Algorithm::ImplicitGemm);
+        near("owned dw", all.weight.view(), &dw, &sizes.1, dw_terms, case.algorithm);
         near("owned db", all.bias.view(), &db, &sizes.2, db_terms, Algorithm::ImplicitGemm);
     }
     assert!(all.input == conv.backward_input(dz, weight, *image).unwrap(), "dx alone");

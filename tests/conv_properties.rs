@@ -475,7 +475,7 @@ fn auto_is_nearly_as_accurate_as_the_implicit_gemm() {
         let (x, w) = (draw([1, c_in, size, size]), draw([c_out, c_in, 3, 3]));
         let wide =
             |t: &Tensor<f32, 4>| Tensor::from_fn(t.shape(), |at| f64::from(*t.get(at).unwrap())).unwrap();
-        let [y, dx, _] = by_columns(layer, &wide(&x), &wide(&w), |[_, c, i, j]| {
+        let [y, dx, dw] = by_columns(layer, &wide(&x), &wide(&w), |[_, c, i, j]| {
             f64::from(*x.get([0, c % c_in, i, j]).unwrap())
         });
         let dz = Tensor::from_fn([1, c_out, size, size], |[_, c, i, j]| *x.get([0, c % c_in, i, j]).unwrap())
@@ -490,12 +490,13 @@ fn auto_is_nearly_as_accurate_as_the_implicit_gemm() {
             };
             let found = conv.forward(x.view(), w.view(), None).unwrap();
             let gradient = conv.backward_input(dz.view(), w.view(), [size; 2]).unwrap();
-            [worst(&found, &y), worst(&gradient, &dx)]
+            let of_weight = conv.backward_weight(x.view(), dz.view(), [3, 3]).unwrap();
+            [worst(&found, &y), worst(&gradient, &dx), worst(&of_weight, &dw)]
         };
         let plain = errors(Algorithm::ImplicitGemm);
         let ratio = |algorithm| {
             let errors = errors(algorithm);
-            [errors[0] / plain[0], errors[1] / plain[1]]
+            [0, 1, 2].map(|i| errors[i] / plain[i])
         };
         let (auto, two, four) =
             (ratio(Algorithm::Auto), ratio(Algorithm::Winograd2), ratio(Algorithm::Winograd4));

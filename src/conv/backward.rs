@@ -164,7 +164,7 @@ impl<const S: usize> Convolution<S> {
         if self.geometry.flipped {
             dw = dw.flip(2)?.flip(3)?.flip(4)?;
         }
-        T::weight_gradient(op, machine::isa()?, x, dz, self.geometry.groups, &sliding, dw)
+        T::weight_gradient(op, machine::isa()?, [x, dz], self.geometry.groups, &sliding, self.algorithm, dw)
     }
 
     /// db `[c_out]`, the sums of dZ `[batch, c_out, spatial…]` over all but the channels, in a fixed order.

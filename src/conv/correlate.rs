@@ -190,16 +190,19 @@ pub(super) fn winograd(
     positions: Option<usize>,
 ) -> usize {
     let fits = kernel == [1, 3, 3] && plain;
-    let (least, most) = (rows.min(channels), rows.max(channels));
-    // What the transforms of pixels cost is shared by output channels, that of the filters by positions.
-    let many = least >= 16 && most >= 24;
-    let enough = |n: usize| n >= 192 && n >= most / 4 * 3;
     match algorithm {
         Algorithm::Winograd4 if fits => 4,
         Algorithm::Winograd2 if fits => 2,
-        Algorithm::Auto if fits && many && positions.is_none_or(enough) => 2,
+        Algorithm::Auto if fits && pays([rows, channels], positions) => 2,
         _ => 0,
     }
+}
+
+/// Whether Winograd's transforms pay, for tiles of 2, for so many channels out and in, and positions where they are known.
+pub(super) fn pays([rows, channels]: [usize; 2], positions: Option<usize>) -> bool {
+    let (least, most) = (rows.min(channels), rows.max(channels));
+    // What the transforms of pixels cost is shared by output channels, that of the filters by positions.
+    least >= 16 && most >= 24 && positions.is_none_or(|n| n >= 192 && n >= most / 4 * 3)
 }
 
 /// Output channels from which on patches as rows pay.

@@ -189,7 +189,7 @@ impl<T: Element> Finish<'_, T> {
 
 /// y += x.
 #[inline(always)]
-fn add<T: Element, S: Simd<T>>(simd: S, y: &mut [T], x: &[T]) {
+pub(super) fn add<T: Element, S: Simd<T>>(simd: S, y: &mut [T], x: &[T]) {
     let whole = y.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {
         simd.store(simd.add(simd.load(&y[at..]), simd.load(&x[at..])), &mut y[at..]);

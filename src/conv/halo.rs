@@ -400,7 +400,7 @@ fn zeros<T: Element, S: Simd<T>>(simd: S, range: std::ops::Range<usize>, to: &mu
 
 /// Copies `from` to the front of `to`, inline: rows are short.
 #[inline(always)]
-pub(super) fn copy<T: Element, S: Simd<T>>(simd: S, from: &[T], to: &mut [T]) {
+fn copy<T: Element, S: Simd<T>>(simd: S, from: &[T], to: &mut [T]) {
     let to = &mut to[..from.len()];
     let whole = from.len() / S::LANES * S::LANES;
     for at in (0..whole).step_by(S::LANES) {

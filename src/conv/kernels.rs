@@ -1,6 +1,7 @@
 //! What is compiled in this crate, for each element type, and not again in every crate that convolves.
 #![forbid(unsafe_code)]
 
+use super::Algorithm;
 use super::correlate::Call;
 use super::transpose::Scatter;
 use super::weight_gradient;
@@ -28,13 +29,13 @@ kernels! {
         fn weight_gradient(
             op: &'static str,
             isa: Isa,
-            x: TensorView<'_, Self, 5>,
-            dz: TensorView<'_, Self, 5>,
+            operands: [TensorView<'_, Self, 5>; 2],
             groups: usize,
             sliding: &Sliding,
+            algorithm: Algorithm,
             dw: TensorViewMut<'_, Self, 5>,
         ) -> Result<()> {
-            weight_gradient::run(op, isa, x, dz, groups, sliding, dw)
+            weight_gradient::run(op, isa, operands, groups, sliding, algorithm, dw)
         }
 
         /// [`Filter::pack`].

@@ -31,21 +31,22 @@
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
-//! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights stay in L2, and nothing is dilated |
+//! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights stay in L2, the kernel has no depth and no dilation, and windows touch |
 //! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14, not Winograd's | the same, the weights turned in the call |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
-//! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels | Winograd, tiles of 2 × 2 outputs |
+//! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels, weights where they lie if that is in order |
 //! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
-//! | `backward_input`, transposed convolution without bias or activation, depthwise, 3 × 3, stride 2, channels last | channels as lanes, both tensors as they lie |
+//! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
 //! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
+//! | `backward_weight`, where Winograd pays as above, one group, no depth | Winograd's adjoint, tiles of 2 × 2 gradients: a product over tiles for each point, boxes summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory
@@ -125,7 +126,8 @@ pub struct Convolution<const S: usize> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// The fastest whose error is at most 4 times that of the implicit GEMM: [`Winograd2`](Self::Winograd2) where it pays.
+    /// The fastest whose error is at most 4 times that of the implicit GEMM: [`Winograd2`](Self::Winograd2) where it pays, forward and
+    /// for both gradients.
     #[default]
     Auto,
     /// Patches into panels, for any geometry.
@@ -133,7 +135,8 @@ pub enum Algorithm {
     /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
     Winograd2,
     /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM. Weights that are not packed
-    /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels.
+    /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels. The gradient for the
+    /// weights has the tiles of `Winograd2`.
     Winograd4,
 }
 

@@ -23,7 +23,7 @@ pub struct PackedConvolution<T> {
 
 /// How packed weights lie.
 enum Form<T> {
-    /// Panels of a left operand, group after group.
+    /// Panels of a left operand, or Winograd's of a right one, group after group.
     Panels(Aligned<T>),
     /// Depthwise weights as they are, row-major, and as `depthwise` packs them.
     Depthwise(Aligned<T>, Aligned<T>),
@@ -78,7 +78,7 @@ impl<T: Element> PackedConvolution<T> {
         Ok(Some((Filter::new(view), (!vectors.is_empty()).then_some(&vectors[..]))))
     }
 
-    /// The panels of a left operand, where they are that.
+    /// The panels, where they are those of [`Weights`].
     pub(super) fn weights(&self) -> Option<Weights<'_, T>> {
         let data = match &self.form {
             Form::Panels(data) => data,

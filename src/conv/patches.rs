@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use super::correlate::Call;
 use super::correlation::axis;
+use super::depthwise::within;
 use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -95,7 +96,6 @@ impl<T: Element> Rows<'_, T> {
         let ([images, n, depth, height, width], k) = (y.shape(), self.slab.depth());
         let (sizes, pixels) = ([images, depth, height, width], images * depth * height * width);
         let channels_last = [0, 2, 3, 4, 1];
-        let mut c = y.permute(channels_last)?.reshape([pixels, n])?;
         let residual = match residual {
             Some(residual) => Some(residual.permute(channels_last)?.reshape([pixels, n])?),
             None => None,
@@ -105,83 +105,27 @@ impl<T: Element> Rows<'_, T> {
             None => None,
         };
         let epilogue = Epilogue { bias, residual, activation: finish.activation };
-        let pitch = self.kc.min(k) + self.tile.lanes;
         let (l1, l2) = (machine::caches().l1d, machine::caches().l2);
-        let panel = self.kc * size_of::<T>();
         // Where weights stay in L2, patches do in L1; else many pixels share what comes from memory.
         let near = k.saturating_mul(n).saturating_mul(size_of::<T>()) <= l2 / 2;
+        let pitch = self.kc.min(k) + self.tile.lanes;
         let most = if near { l1 / 2 } else { l2 / 4 } / size_of::<T>() / pitch;
         let block = balanced(pixels, most.max(2 * self.tile.rows), self.tile.rows);
-        let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
         let across = !near && block <= self.tile.most_across();
+        let panel = self.kc * size_of::<T>();
+        let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
         let nc = if across { n } else { balanced(n, most, self.tile.columns) };
-        let x = x.permute(channels_last)?;
-        let product =
-            |a: Panels<'_, T>, steps: &Range<usize>, c: TensorViewMut<'_, T, 2>, origin: [usize; 2]| {
-                let mut block = Block {
-                    a,
-                    b: self.slab.panels(steps.start, steps.len()).from(at[1] + origin[1]),
-                    tile_rows: tile_rows(self.tile, c.shape()),
-                    depth: steps.len(),
-                    alpha: T::ONE,
-                    beta: (steps.start > 0).then_some(T::ONE),
-                    epilogue: (steps.end == k && !epilogue.is_empty()).then_some(&epilogue),
-                    origin,
-                    next: None,
-                    stream: false,
-                    order: if across { Order::Fetch } else { Order::Usual },
-                    c,
-                };
-                T::block(isa, &mut block);
-            };
-        let flat = kernel[0] == 1 && dilation == [1; 3] && (1..3).all(|axis| stride[axis] <= kernel[axis]);
-        if flat && kernel[1..] != [1; 2] && near && k > 0 && width >= IN_PLACE {
-            // Windows of a copy with zeros around, row by row of the output.
-            let (run, line) = (kernel[2] * x.shape()[4], (width - 1) * stride[2] + kernel[2]);
-            let span = |rows: usize| (rows - 1) * stride[1] + kernel[1];
-            let line = line.checked_mul(x.shape()[4]).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
-            let most = l2 / 4 / size_of::<T>() / line.max(1);
-            let most = (most.saturating_sub(span(1)) / stride[1] + 1).min(height);
-            let len = line.checked_mul(span(most) + 1).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
-            let mut copy = scratch::<T>(op, len)?;
-            for (image, d) in (0..images).flat_map(|image| (0..depth).map(move |d| (image, d))) {
-                let x = x.select::<4>(0, at[0] + image)?;
-                for rows in blocks(0..height, most) {
-                    let place = |axis: usize, first: usize| {
-                        start[axis] + ((at[2 + axis] + first) * stride[axis]) as isize
-                    };
-                    let place = [place(0, d), place(1, rows.start), place(2, 0)];
-                    T::dispatch(isa, Pad { x, place, lines: span(rows.len()), line, to: &mut copy });
-                    for steps in depth_blocks(0..k, self.kc) {
-                        for columns in depth_blocks(0..n, nc) {
-                            for (i, row) in rows.clone().enumerate() {
-                                let view = TensorView::as_strided(
-                                    &copy[i * stride[1] * line..],
-                                    [width, kernel[1], run],
-                                    [(stride[2] * x.shape()[3]) as isize, line as isize, 1],
-                                )?;
-                                let first = ((image * depth + d) * height + row) * width;
-                                let c = c.tile_mut([first, columns.start], [width, columns.len()]);
-                                let Some(runs) = Runs::new(&view, steps.start) else { continue };
-                                product(
-                                    Panels::Windows { view, runs: &runs },
-                                    &steps,
-                                    c,
-                                    [first, columns.start],
-                                );
-                            }
-                        }
-                    }
-                }
-            }
+        let order = if across { Order::Fetch } else { Order::Usual };
+        let c = y.permute(channels_last)?.reshape([pixels, n])?;
+        let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, order };
+        if near && k > 0 && self.windows(sizes, at, &mut sums)? {
             return Ok(());
         }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         let mut rows = scratch::<T>(op, len)?;
-        let first = [at[0], at[2], at[3], at[4]];
+        let (x, first) = (x.permute(channels_last)?, [at[0], at[2], at[3], at[4]]);
         for pixels in depth_blocks(0..pixels, block) {
             for steps in depth_blocks(0..k, self.kc) {
-                let pixels = pixels.clone();
                 let count = pixels.len();
                 if !steps.is_empty() {
                     let (steps, pixels, to) = (steps.clone(), pixels.clone(), &mut rows[..]);
@@ -190,18 +134,97 @@ impl<T: Element> Rows<'_, T> {
                     T::dispatch(isa, fill);
                 }
                 let a = TensorView::as_strided(&rows, [count, steps.len()], [pitch as isize, 1])?;
-                for columns in depth_blocks(0..n, nc) {
-                    let c = c.tile_mut([pixels.start, columns.start], [count, columns.len()]);
-                    product(Panels::Direct(a), &steps, c, [pixels.start, columns.start]);
-                }
+                sums.add(Panels::Direct(a), &steps, pixels.clone());
             }
         }
         Ok(())
     }
+
+    /// The same over windows of a copy with zeros around, row by row of the output; false where they are not for that.
+    fn windows(&self, sizes: [usize; 4], at: [usize; 5], sums: &mut Sums<'_, T>) -> Result<bool> {
+        let Call { op, isa, x, kernel, stride, dilation, start, .. } = *self.call;
+        let ([images, depth, height, width], k) = (sizes, self.slab.depth());
+        let touch = (1..3).all(|axis| stride[axis] <= kernel[axis]);
+        if kernel[0] != 1 || kernel[1..] == [1; 2] || dilation != [1; 3] || !touch || width < LEAST {
+            return Ok(false);
+        }
+        let x = x.permute([0, 2, 3, 4, 1])?;
+        let channels = x.shape()[4];
+        let span = |rows: usize| (rows - 1) * stride[1] + kernel[1];
+        let line = ((width - 1) * stride[2] + kernel[2]).saturating_mul(channels);
+        let room = machine::caches().l2 / 4 / size_of::<T>();
+        if line.saturating_mul(span(1)) > room {
+            return Ok(false);
+        }
+        let most = ((room / line - span(1)) / stride[1] + 1).min(height);
+        // The last line ends in whole vectors.
+        let mut copy = scratch::<T>(op, line * span(most) + self.tile.lanes)?;
+        for (image, d) in (0..images).flat_map(|image| (0..depth).map(move |d| (image, d))) {
+            let x = x.select::<4>(0, at[0] + image)?;
+            for rows in blocks(0..height, most) {
+                let place = |axis: usize, first: usize| {
+                    start[axis] + ((at[2 + axis] + first) * stride[axis]) as isize
+                };
+                let place = [place(0, d), place(1, rows.start), place(2, 0)];
+                T::dispatch(isa, Pad { x, place, lines: span(rows.len()), line, to: &mut copy });
+                for steps in blocks(0..k, self.kc) {
+                    for (i, row) in rows.clone().enumerate() {
+                        let view = TensorView::as_strided(
+                            &copy[i * stride[1] * line..],
+                            [width, kernel[1], kernel[2] * channels],
+                            [(stride[2] * channels) as isize, line as isize, 1],
+                        )?;
+                        let first = ((image * depth + d) * height + row) * width;
+                        let runs = &Runs::new(&view, steps.start);
+                        sums.add(Panels::Windows { view, runs }, &steps, first..first + width);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The sums of a part.
+struct Sums<'s, T> {
+    rows: &'s Rows<'s, T>,
+    /// `[pixels, output channels]`, of which the first is `channel`.
+    c: TensorViewMut<'s, T, 2>,
+    channel: usize,
+    epilogue: Epilogue<'s, T>,
+    /// Output channels at a time.
+    nc: usize,
+    order: Order,
+}
+
+impl<T: Element> Sums<'_, T> {
+    /// Adds some steps of some pixels, whose patches are `a`.
+    fn add(&mut self, a: Panels<'_, T>, steps: &Range<usize>, pixels: Range<usize>) {
+        let Self { rows: &Rows { call, slab, tile, .. }, channel, ref epilogue, nc, order, .. } = *self;
+        for columns in depth_blocks(0..self.c.shape()[1], nc) {
+            let origin = [pixels.start, columns.start];
+            let shape = [pixels.len(), columns.len()];
+            let mut block = Block {
+                a,
+                b: slab.panels(steps.start, steps.len()).from(channel + columns.start),
+                tile_rows: tile_rows(tile, shape),
+                depth: steps.len(),
+                alpha: T::ONE,
+                beta: (steps.start > 0).then_some(T::ONE),
+                epilogue: (steps.end == slab.depth() && !epilogue.is_empty()).then_some(epilogue),
+                origin,
+                next: None,
+                stream: false,
+                order,
+                c: self.c.tile_mut(origin, shape),
+            };
+            T::block(call.isa, &mut block);
+        }
+    }
 }
 
 /// Outputs of a row from which on its windows are read in place: with fewer, tiles are too low.
-const IN_PLACE: usize = 24;
+const LEAST: usize = 24;
 
 /// Copies lines of an image `[depth, height, width, channels]`, zeros around it.
 struct Pad<'p, T> {
@@ -221,7 +244,6 @@ impl<T: Element> SimdOp<T> for Pad<'_, T> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { x, place: [d, h, w], lines, line, to } = self;
         let [depth, height, width, channels] = x.shape();
-        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
         let first = usize::try_from(w).unwrap_or(0).min(width);
         let before = (w.min(0).unsigned_abs().saturating_mul(channels)).min(line);
         let inside = ((width - first) * channels).min(line - before);
@@ -274,7 +296,6 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
         let [_, depth, height, width, channels] = x.shape();
         // Taps of a row of the kernel, and their channels: neighbours where the image's rows are dense.
         let unit = kernel[2] * channels;
-        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
         let place = |axis: usize, output: usize, tap: usize| {
             start[axis] + (output * stride[axis] + tap * dilation[axis]) as isize
         };

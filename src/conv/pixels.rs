@@ -1,7 +1,7 @@
 //! The input of a box of outputs as pixels of a block of channels, zeros around it.
 #![forbid(unsafe_code)]
 
-use super::depthwise::Reach;
+use super::depthwise::{Reach, within};
 use crate::element::Element;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorView;
@@ -99,7 +99,6 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
         let Self { x, pixels, to } = self;
         let Pixels { depth, depths, at, rows, columns, vectors, .. } = pixels;
         let [_, image_depth, height, width] = x.shape();
-        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
         let left = usize::try_from(-at[1]).unwrap_or(0).min(columns);
         let first = usize::try_from(at[1]).unwrap_or(0).min(width);
         let inside = (width - first).min(columns - left);

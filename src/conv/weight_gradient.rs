@@ -13,9 +13,12 @@
 #![forbid(unsafe_code)]
 
 mod in_place;
+mod winograd;
 
 use std::ops::Range;
 
+use self::winograd::Winograd;
+use super::Algorithm;
 use super::depthwise::{self, Reach};
 use super::halo::{self, Fill, Halo};
 use super::pointwise;
@@ -33,10 +36,10 @@ use crate::workspace;
 pub(super) fn run<T: Element>(
     op: &'static str,
     isa: Isa,
-    x: TensorView<'_, T, 5>,
-    dz: TensorView<'_, T, 5>,
+    [x, dz]: [TensorView<'_, T, 5>; 2],
     groups: usize,
     sliding: &Sliding,
+    algorithm: Algorithm,
     dw: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
     if dw.is_empty() {
@@ -60,6 +63,9 @@ pub(super) fn run<T: Element>(
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     let work = dw.len().saturating_mul(positions);
     let tasks = parallel::threads_for(work, GRAIN);
+    if let Some(gradient) = Winograd::new(op, isa, [x, dz], groups, sliding, algorithm) {
+        return gradient.run(dw, tasks);
+    }
     // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
     let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
     let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);

@@ -1,4 +1,4 @@
-//! Weights as panels of a left operand: rows are output channels, depth is `(channel, tap)`.
+//! Weights as panels of a left operand: rows are output channels, depth is `(channel, tap)`; or as `lanes` and `winograd` have them.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -87,7 +87,7 @@ impl Cut {
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a, T> {
     pub cut: Cut,
-    /// Groups, in each blocks of depth, in each panels.
+    /// Groups, in each blocks of depth, in each panels; of filters for Winograd what [`winograd::pack`] makes.
     pub data: &'a [T],
     /// `[groups · rows, depth]`, contiguous rows, where nothing is packed.
     pub in_place: Option<TensorView<'a, T, 2>>,

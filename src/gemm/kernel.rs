@@ -23,7 +23,7 @@ kernels! {
         /// Computes a small product with the kernels of `isa`.
         fn tiny(isa: Isa, tiny: &mut Tiny<'_, '_, Self>);
 
-        /// Computes a series of tiles with the kernels of `isa`.
+        /// Computes a series of products with the kernels of `isa`.
         fn series(isa: Isa, series: &mut Series<'_, Self>);
 
         /// Adds some steps to the sums of a row of tiles with the kernels of `isa`.
@@ -37,8 +37,8 @@ kernels! {
     }
 }
 
-/// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`, and further
-/// where there are `runs`, each beyond the one before.
+/// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`, and `jump`
+/// further for each of the `runs` that has ended.
 // Invariant: of `count` panels `height` lines of `depth` steps can be read. Where they are `packed`, `line` is 1 or there is one
 // line, and there are no `runs`; else `step` is 1 or there is one step.
 #[derive(Clone, Copy)]
@@ -87,7 +87,7 @@ impl<'a, T: Element> Lhs<'a, T> {
             Panels::Windows { view, runs } => {
                 let ([lines, all, steps], [line, apart, step]) = (view.shape(), view.strides());
                 let (all, begin) = (all.checked_mul(steps), runs.first);
-                assert!(Runs::new(&view, begin) == Some(*runs));
+                assert!(Runs::new(&view, begin) == *runs);
                 assert!((step == 1 || steps == 1) && first + count * height <= lines);
                 assert!(all.is_some_and(|all| begin < all && depth <= all - begin));
                 in_runs = Some(runs);

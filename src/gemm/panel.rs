@@ -165,7 +165,7 @@ pub enum Panels<'a, T> {
 }
 
 /// Steps that lie in runs.
-// Invariant: none of the lengths is 0.
+// Invariant: `until` and `steps` are not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Runs {
     /// The first step, of all of them, of a block of depth.
@@ -178,11 +178,11 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// The runs of `view`, `[lines, runs, steps of each]`, from step `first` on; `None` where there are no steps.
-    pub(crate) fn new<T>(view: &TensorView<'_, T, 3>, first: usize) -> Option<Self> {
+    /// The runs of `view`, `[lines, runs, steps of each]`, from step `first` on.
+    pub(crate) fn new<T>(view: &TensorView<'_, T, 3>, first: usize) -> Self {
         let ([_, _, steps], [_, apart, _]) = (view.shape(), view.strides());
-        let until = steps - first.checked_rem(steps)?;
-        Some(Self { first, until, steps, jump: apart.wrapping_sub(steps as isize) })
+        assert!(steps > 0, "a run has steps");
+        Self { first, until: steps - first % steps, steps, jump: apart.wrapping_sub(steps as isize) }
     }
 }
 
@@ -228,10 +228,7 @@ impl<'a, T: Element> Panels<'a, T> {
                 let [lines, depth] = view.shape();
                 Panels::Direct(view.tile([from, 0], [lines - from, depth]))
             }
-            Panels::Windows { view, runs } => {
-                let [lines, count, steps] = view.shape();
-                Panels::Windows { view: view.tile([from, 0, 0], [lines - from, count, steps]), runs }
-            }
+            Panels::Windows { .. } => unreachable!("internal error: windows are not cut"),
         }
     }
 }

@@ -34,9 +34,8 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Series {
-            count, rows, columns, depth, tile_rows, a, b, b_stride, width, ref mut c, apart, ..
-        } = *self;
+        let Series { count, rows, columns, depth, tile_rows, a, b, b_stride, width, ref mut c, apart } =
+            *self;
         let panel = width * depth;
         for i in 0..count {
             let a = Panels::Direct(a.tile([i * apart, 0], [rows, depth]));
@@ -50,11 +49,11 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
             let mut row = 0;
             while row < rows {
                 let height = height(rows - row, tile_rows, S::TILE_ROWS);
-                let count = if height == tile_rows { ((rows - row) / height).min(STRIP) } else { 1 };
+                let tiles = if height == tile_rows { ((rows - row) / height).min(STRIP) } else { 1 };
                 Strip {
-                    a: Lhs::panels(a, row, [count, height], height, depth),
+                    a: Lhs::panels(a, row, [tiles, height], height, depth),
                     b,
-                    count,
+                    count: tiles,
                     height,
                     down: true,
                     depth,
@@ -63,10 +62,10 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                     stream: false,
                     tail: None,
                     ahead: &mut ahead,
-                    c: &mut c.tile_mut([i * apart + row, 0], [count * height, columns]),
+                    c: &mut c.tile_mut([i * apart + row, 0], [tiles * height, columns]),
                 }
                 .run(simd);
-                row += count * height;
+                row += tiles * height;
             }
         }
     }

@@ -345,17 +345,15 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
     }
 }
 
-impl<'a, T, const N: usize> TensorView<'a, T, N> {
-    /// The part that begins at `at`. The caller keeps it inside.
+impl<'a, T> TensorView<'a, T, 2> {
+    /// The part of a matrix that begins at `at`. The caller keeps it inside.
     #[inline(always)]
-    pub(crate) fn tile(&self, at: [usize; N], shape: [usize; N]) -> TensorView<'a, T, N> {
+    pub(crate) fn tile(&self, at: [usize; 2], shape: [usize; 2]) -> TensorView<'a, T, 2> {
         // The tile's elements are elements of this view.
         let (offset, layout) = self.layout.tile(at, shape);
         TensorView { ptr: self.ptr.wrapping_offset(offset), layout, borrow: PhantomData }
     }
-}
 
-impl<'a, T> TensorView<'a, T, 2> {
     /// Row `index` as a slice, where the row is contiguous and exists.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> Option<&'a [T]> {

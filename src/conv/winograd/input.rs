@@ -1,15 +1,17 @@
-//! From pixels to points: the left operand of the products.
+//! From pixels to points: the operands of the products.
 #![forbid(unsafe_code)]
 
 use super::transform::{self, POINTS, Square};
+use crate::conv::depthwise::within;
 use crate::conv::pixels::Pixels;
 use crate::element::Element;
 use crate::gemm::each;
 use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::TensorView;
 
-/// Bᵀ d B of all tiles of a box. `O` outputs along each side of a tile, `P` pixels.
-pub(super) struct Patches<'a, T, const O: usize, const P: usize> {
+/// All tiles of a box, `O` outputs along each side: Bᵀ d B for as many pixels as points, `P` and `Q` of them, else, for pixels of dZ,
+/// A d Aᵀ.
+pub(in crate::conv) struct Patches<'a, T, const O: usize, const P: usize, const Q: usize> {
     /// `[images, depth, height, width, channels]`.
     pub x: TensorView<'a, T, 5>,
     /// The plane that is read; without one, zeros.
@@ -27,13 +29,12 @@ pub(super) struct Patches<'a, T, const O: usize, const P: usize> {
     pub v: &'a mut [T],
 }
 
-impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Patches<'_, T, O, P> {
+impl<T: Element, const O: usize, const P: usize, const Q: usize> SimdOp<T> for Patches<'_, T, O, P, Q> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { x, depth, start, copy, data, sizes: [images, rows, columns], pitch, stride, v } = self;
         let [_, _, height, width, channels] = x.shape();
-        let within = |at: isize, size: usize| usize::try_from(at).ok().filter(|&at| at < size);
         // In the image vectors of channels are neighbours, in the copy each is apart.
         let (len, step, whole) = match copy {
             Some(pixels) => {
@@ -75,11 +76,15 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Patches<'_, T, O,
                             };
                             square[i][..P].copy_from_slice(&line);
                         });
-                        transform::input::<T, S, O>(simd, &mut square);
-                        each!(i in points P {
-                            let mut line = [simd.splat(T::ZERO); P];
-                            line.copy_from_slice(&square[i][..P]);
-                            simd.store_apart(line, &mut to[i * P * stride + vector * S::LANES..], stride);
+                        if P == Q {
+                            transform::input::<T, S, O>(simd, &mut square);
+                        } else {
+                            transform::gradient(simd, &mut square);
+                        }
+                        each!(i in points Q {
+                            let mut line = [simd.splat(T::ZERO); Q];
+                            line.copy_from_slice(&square[i][..Q]);
+                            simd.store_apart(line, &mut to[i * Q * stride + vector * S::LANES..], stride);
                         });
                     }
                     tile += 1;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::transform::{self, POINTS, Square};
 use crate::activation;
 use crate::conv::correlation::Correlation;
-use crate::conv::emit::Finish;
+use crate::conv::emit::{Finish, add};
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::each;
@@ -142,7 +142,14 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for ToPixels<'_, T, O
                         }
                     }
                 }
-                activation::apply(simd, finish.activation, stage);
+                if channels.len() == width {
+                    activation::apply(simd, finish.activation, stage);
+                } else {
+                    // Lanes without a channel are whatever they were.
+                    for sums in stage.chunks_exact_mut(width) {
+                        activation::apply(simd, finish.activation, &mut sums[..channels.len()]);
+                    }
+                }
                 let mut y = y.matrix_at_mut([0, h]);
                 for (i, sums) in stage.chunks_exact(width).enumerate() {
                     let Some(to) = y.row_mut(w + i) else { return };
@@ -165,7 +172,8 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for ToPlanes<'_, T, O
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { mut outputs, sums, pitch } = self;
         let ([height, inside], panel) = (outputs.image, outputs.width);
-        let bias = [T::ZERO; VECTORS * MOST_LANES];
+        // What is added with these stays what it is, −0 as well.
+        let bias = [T::from_f64(-0.0); VECTORS * MOST_LANES];
         let [images, rows, _] = outputs.sizes;
         for row in 0..images * rows {
             let line = outputs.transform(simd, row, &bias);
@@ -198,17 +206,5 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for ToPlanes<'_, T, O
                 }
             }
         }
-    }
-}
-
-/// y += x.
-#[inline(always)]
-fn add<T: Element, S: Simd<T>>(simd: S, y: &mut [T], x: &[T]) {
-    let whole = y.len() / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        simd.store(simd.add(simd.load(&y[at..]), simd.load(&x[at..])), &mut y[at..]);
-    }
-    for at in whole..y.len() {
-        y[at] += x[at];
     }
 }

@@ -1,4 +1,4 @@
-//! The transforms of F(2 × 2, 3 × 3) and F(4 × 4, 3 × 3), a vector of tiles, or of filters, at a time.
+//! The transforms of F(2 × 2, 3 × 3) and F(4 × 4, 3 × 3), for a vector of channels of a tile, or of filters, at a time.
 //!
 //! With points 0, ±1, (±2,) ∞: y = Aᵀ ((G g Gᵀ) ⊙ (Bᵀ d B)) A.
 #![forbid(unsafe_code)]
@@ -124,6 +124,44 @@ pub(super) fn filter<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &m
             square[i][j] = column[i];
         }
     }
+}
+
+/// A dy Aᵀ of F(2 × 2, 3 × 3): the gradients of a tile, 2 × 2, for its points.
+#[inline(always)]
+pub(super) fn gradient<T: Element, S: Simd<T>>(simd: S, square: &mut Square<S::V>) {
+    let line = |a, b| [a, simd.add(a, b), simd.sub(a, b), simd.neg(b)];
+    for row in square.iter_mut().take(2) {
+        let [a, b, ..] = *row;
+        row[..4].copy_from_slice(&line(a, b));
+    }
+    for j in 0..4 {
+        let column = line(square[0][j], square[1][j]);
+        for i in 0..4 {
+            square[i][j] = column[i];
+        }
+    }
+}
+
+/// Gᵀ m G of F(2 × 2, 3 × 3): the gradients of filters, 3 × 3, from those of their points, which lie `point` apart.
+#[inline(always)]
+pub(in crate::conv) fn weights<T: Element, S: Simd<T>>(simd: S, from: &[T], point: usize) -> [S::V; 9] {
+    let half = simd.splat(T::from_f64(0.5));
+    let line = |x: [S::V; 4]| {
+        let (sum, difference) = (simd.add(x[1], x[2]), simd.sub(x[1], x[2]));
+        [simd.mul_add(half, sum, x[0]), simd.mul(half, difference), simd.mul_add(half, sum, x[3])]
+    };
+    let mut rows = [[simd.splat(T::ZERO); 3]; 4];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = line(simd.load_apart(&from[4 * i * point..], point));
+    }
+    let mut taps = [simd.splat(T::ZERO); 9];
+    for j in 0..3 {
+        let column = line([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
+        for i in 0..3 {
+            taps[3 * i + j] = column[i];
+        }
+    }
+    taps
 }
 
 #[cfg(test)]
