@@ -469,7 +469,9 @@ fn not_a_number_is_never_lost() {
 #[test]
 fn auto_is_nearly_as_accurate_as_the_implicit_gemm() {
     let mut rng = tilewise::random::Rng::seed(7);
-    for [c_in, c_out, size] in [[64, 64, 56], [128, 128, 28], [256, 256, 14], [512, 128, 7], [32, 48, 40]] {
+    for [c_in, c_out, size] in
+        [[64, 64, 56], [128, 128, 28], [256, 256, 14], [512, 128, 7], [32, 48, 40], [96, 96, 20]]
+    {
         let layer = [c_in, c_out, 1, size, 3, 1, 1, 1];
         let mut draw = |shape: [usize; 4]| Tensor::from_fn(shape, |_| rng.normal(0.0f32, 1.0)).unwrap();
         let (x, w) = (draw([1, c_in, size, size]), draw([c_out, c_in, 3, 3]));

@@ -71,6 +71,7 @@ pub struct Manner {
 }
 
 struct Builder {
+    batch: usize,
     manner: Manner,
     rng: Rng,
     steps: Vec<Step>,
@@ -92,8 +93,15 @@ fn kind(channels: usize, kernel: usize, stride: usize, activation: Activation) -
 }
 
 impl Builder {
-    fn new(manner: Manner) -> Self {
-        Self { manner, rng: Rng::seed(1), steps: Vec::new(), numbers: Vec::new(), largest: 3 * SIDE * SIDE }
+    fn new(batch: usize, manner: Manner) -> Self {
+        Self {
+            batch,
+            manner,
+            rng: Rng::seed(1),
+            steps: Vec::new(),
+            numbers: Vec::new(),
+            largest: 3 * SIDE * SIDE,
+        }
     }
 
     fn random<const N: usize>(&mut self, shape: [usize; N], most: f32) -> Result<Tensor<f32, N>> {
@@ -119,8 +127,11 @@ impl Builder {
             self.random([channels, shape[0] / groups, kernel, kernel], gain * (6.0 / fan_in).sqrt())?;
         let bias = self.random([channels], 0.1)?;
         let options = Convolution::new().stride([stride; 2]).padding([kernel / 2; 2]).groups(groups);
-        let options = options.activation(activation).algorithm(self.manner.algorithm);
+        let options = options.activation(activation);
         let [_, after @ ..] = options.output_shape([1, shape[0], shape[1], shape[2]], weight.shape())?;
+        // Filters for few outputs come from memory each time: the fewer points they have, the better.
+        let few = self.batch * after[1] * after[2] < channels;
+        let options = options.algorithm(if few { Algorithm::Auto } else { self.manner.algorithm });
         self.largest = self.largest.max(after.iter().product());
         let weight = match self.manner.channels_last {
             true => options.pack_channels_last(weight.view())?,
@@ -146,8 +157,8 @@ impl Builder {
         self.steps.push(Step { from, to, convs });
     }
 
-    fn finish(mut self, (slot, shape): Place, batch: usize) -> Result<Network> {
-        let channels_last = self.manner.channels_last;
+    fn finish(mut self, (slot, shape): Place) -> Result<Network> {
+        let (batch, channels_last) = (self.batch, self.manner.channels_last);
         let head = self.random([CLASSES, shape[0]], (3.0 / shape[0] as f32).sqrt())?;
         let head_bias = self.random([CLASSES], 0.1)?;
         let image = Tensor::from_fn([batch, 3, SIDE, SIDE], |_| self.rng.uniform(-1.0, 1.0))?;
@@ -172,7 +183,7 @@ impl Builder {
 
 pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
     let (relu, linear) = (Activation::Relu, Activation::Identity);
-    let mut net = Builder::new(manner);
+    let mut net = Builder::new(batch, manner);
     let stem = net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(64, 7, 2, relu), None)?;
     let mut x = (0, [stem[0], stem[1] / 2, stem[2] / 2]);
     net.steps.push(Step { from: (1, stem), to: x, convs: Vec::new() });
@@ -191,12 +202,12 @@ pub fn resnet50(batch: usize, manner: Manner) -> Result<Network> {
             x = (to, net.conv((3, middle), to, kind(4 * width, 1, 1, relu), Some(shortcut))?);
         }
     }
-    net.finish(x, batch)
+    net.finish(x)
 }
 
 pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
     let (relu6, linear) = (Activation::relu6(), Activation::Identity);
-    let mut net = Builder::new(manner);
+    let mut net = Builder::new(batch, manner);
     let mut x = (1, net.conv((IMAGES, [3, SIDE, SIDE]), 1, kind(32, 3, 2, relu6), None)?);
     let settings = [
         (1, 16, 1, 1),
@@ -225,7 +236,7 @@ pub fn mobilenet_v2(batch: usize, manner: Manner) -> Result<Network> {
         }
     }
     let last = net.conv(x, 2, kind(1280, 1, 1, relu6), None)?;
-    net.finish((2, last), batch)
+    net.finish((2, last))
 }
 
 impl Step {

@@ -46,7 +46,7 @@
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
 //! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
-//! | `backward_weight`, where Winograd pays as above, one group, no depth | Winograd's adjoint, tiles of 2 × 2 gradients: a product over tiles for each point, boxes summed in order |
+//! | `backward_weight`, where Winograd pays as above, one group, no depth | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 in images of 400 outputs and more: a product over tiles for each point, boxes summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory
@@ -126,8 +126,8 @@ pub struct Convolution<const S: usize> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// The fastest whose error is at most 4 times that of the implicit GEMM: [`Winograd2`](Self::Winograd2) where it pays, forward and
-    /// for both gradients.
+    /// The fastest whose error is at most 4 times that of the implicit GEMM: [`Winograd2`](Self::Winograd2) where it pays, and for the
+    /// gradient for the weights, whose sums are long, [`Winograd4`](Self::Winograd4) in large images.
     #[default]
     Auto,
     /// Patches into panels, for any geometry.
@@ -135,8 +135,7 @@ pub enum Algorithm {
     /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
     Winograd2,
     /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM. Weights that are not packed
-    /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels. The gradient for the
-    /// weights has the tiles of `Winograd2`.
+    /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels.
     Winograd4,
 }
 

@@ -63,7 +63,13 @@ pub(super) fn run<T: Element>(
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     let work = dw.len().saturating_mul(positions);
     let tasks = parallel::threads_for(work, GRAIN);
-    if let Some(gradient) = Winograd::new(op, isa, [x, dz], groups, sliding, algorithm) {
+    if algorithm == Algorithm::Winograd4
+        || (algorithm == Algorithm::Auto && winograd::suits_four([height, width]))
+    {
+        if let Some(gradient) = Winograd::<T, 4, 6>::new(op, isa, [x, dz], groups, sliding, algorithm) {
+            return gradient.run(dw, tasks);
+        }
+    } else if let Some(gradient) = Winograd::<T, 2, 4>::new(op, isa, [x, dz], groups, sliding, algorithm) {
         return gradient.run(dw, tasks);
     }
     // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.

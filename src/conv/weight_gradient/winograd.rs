@@ -1,7 +1,7 @@
-//! The gradient for 3 × 3 weights in fewer multiplications: the adjoint of F(2 × 2, 3 × 3) for the filter.
+//! The gradient for 3 × 3 weights in fewer multiplications: the adjoint of F(2 × 2, 3 × 3), or F(4 × 4, 3 × 3), for the filter.
 //!
-//! With y = Aᵀ ((G g Gᵀ) ⊙ (Bᵀ d B)) A for each tile, dg = Gᵀ (Σ over tiles of (A dy Aᵀ) ⊙ (Bᵀ d B)) G: for each of 16 points a
-//! product over tiles, 4 multiplications for each output and weight where there are 9.
+//! With y = Aᵀ ((G g Gᵀ) ⊙ (Bᵀ d B)) A for each tile, dg = Gᵀ (Σ over tiles of (A dy Aᵀ) ⊙ (Bᵀ d B)) G: for each of 16 points, or 36,
+//! a product over tiles: 4 multiplications for each output and pair of channels, or 2.25, where there are 9.
 //!
 //! ```text
 //! for some boxes of tiles, one for each task                a hundred tiles and more
@@ -31,15 +31,19 @@ use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
-/// Outputs along a side of a tile, pixels under it, points.
-const SIDE: usize = 2;
-const SPAN: usize = 4;
-const POINTS: usize = 16;
+/// Whether tiles of 4 × 4 outputs are nearly full, and so many in an image that the sums are as accurate as those of the patches,
+/// which grow with the positions: those of few are not.
+pub(super) fn suits_four(image: [usize; 2]) -> bool {
+    let [full, padded] =
+        [1, 4].map(|unit| image.iter().fold(1usize, |n, size| n.saturating_mul(size.div_ceil(unit) * unit)));
+    full >= 400 && padded <= full.saturating_add(full / 5)
+}
+
 /// Tiles of a box: fewer, and the sums go by too often; more, and what is transformed goes to memory.
 const TILES: Range<usize> = 64..256;
 
-/// A gradient of one group, over images without depth.
-pub(super) struct Winograd<'a, T> {
+/// A gradient of one group, over images without depth, for tiles of `O` outputs along a side and `P` pixels.
+pub(super) struct Winograd<'a, T, const O: usize, const P: usize> {
     op: &'static str,
     isa: Isa,
     tile: Tile,
@@ -70,7 +74,7 @@ impl Share {
     }
 }
 
-impl<'a, T: Element> Winograd<'a, T> {
+impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
     /// `None` where it does not fit, or where `algorithm` leaves the choice and it does not pay.
     pub(super) fn new(
         op: &'static str,
@@ -96,8 +100,8 @@ impl<'a, T: Element> Winograd<'a, T> {
             return None;
         }
         let tile = tile::<T>(isa);
-        let tiles = [images, height.div_ceil(SIDE), width.div_ceil(SIDE)];
-        let channels = outputs.saturating_add(x.shape()[1]).saturating_mul(POINTS * size_of::<T>());
+        let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
+        let channels = outputs.saturating_add(x.shape()[1]).saturating_mul(P * P * size_of::<T>());
         let most = (machine::caches().l2 / channels.max(1)).clamp(TILES.start, TILES.end);
         let (mut sizes, mut unit) = ([1; 3], 1);
         for axis in (0..3).rev() {
@@ -125,7 +129,7 @@ impl<'a, T: Element> Winograd<'a, T> {
         let shares = [self.share(0), self.share(1)];
         let mut of_box = 0usize;
         for share in &shares {
-            let len = product(&[POINTS, apart, share.pitch])?.checked_add(share.copy);
+            let len = product(&[P * P, apart, share.pitch])?.checked_add(share.copy);
             of_box =
                 len.and_then(|len| len.checked_add(of_box)).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         }
@@ -134,16 +138,16 @@ impl<'a, T: Element> Winograd<'a, T> {
         let mut boxes_data = workspace::scratch(op, product(&[together, of_box])?)?;
         let columns = inputs.next_multiple_of(tile.lanes);
         let point = product(&[outputs, columns])?;
-        let mut sums = workspace::scratch(op, product(&[POINTS, point])?)?;
+        let mut sums = workspace::scratch(op, product(&[P * P, point])?)?;
 
         for some in blocks(0..all, together) {
             let data = &mut boxes_data[..some.len() * of_box];
             parallel::for_each_chunk_mut(data, of_box, tasks, &|first, data| {
                 for (index, data) in (some.start + first..).zip(data.chunks_exact_mut(of_box)) {
                     let part = &self.part(index);
-                    let (x, dz) = data.split_at_mut(shares[0].copy + POINTS * apart * shares[0].pitch);
-                    self.transform::<SPAN>(0, part, &shares[0], apart, x);
-                    self.transform::<SIDE>(1, part, &shares[1], apart, dz);
+                    let (x, dz) = data.split_at_mut(shares[0].copy + P * P * apart * shares[0].pitch);
+                    self.transform::<P>(0, part, &shares[0], apart, x);
+                    self.transform::<O>(1, part, &shares[1], apart, dz);
                 }
             });
             let data = &boxes_data[..];
@@ -151,7 +155,7 @@ impl<'a, T: Element> Winograd<'a, T> {
                 for (index, sums) in sums.chunks_exact_mut(point).enumerate() {
                     for (i, data) in some.clone().zip(data.chunks_exact(of_box)) {
                         let count = self.part(i).iter().map(Range::len).product();
-                        let (x, dz) = data.split_at(shares[0].copy + POINTS * apart * shares[0].pitch);
+                        let (x, dz) = data.split_at(shares[0].copy + P * P * apart * shares[0].pitch);
                         let at = (first + index) * apart;
                         let b = shares[0].point(x, at, [columns, count]);
                         let (Ok(a), Ok(b)) = (shares[1].point(dz, at, [outputs, count]), b) else {
@@ -196,7 +200,7 @@ impl<'a, T: Element> Winograd<'a, T> {
     fn share(&self, index: usize) -> Share {
         let view = &self.operands[index];
         let (channels, lanes) = (view.shape()[1], self.tile.lanes);
-        let span = |tiles: usize| tiles * SIDE + if index == 0 { SPAN - SIDE } else { 0 };
+        let span = |tiles: usize| tiles * O + if index == 0 { P - O } else { 0 };
         let pixels = Pixels {
             depth: [0, 1],
             depths: 1,
@@ -214,8 +218,8 @@ impl<'a, T: Element> Winograd<'a, T> {
         Share { pixels, in_place, copy, pitch: (channels.div_ceil(lanes) | 1) * lanes }
     }
 
-    /// The points of a box of tiles, of X with `P` = 4 pixels along a side of a tile, of dZ with 2.
-    fn transform<const P: usize>(
+    /// The points of a box of tiles, of X with `SPAN` = `P` pixels along a side of a tile, of dZ with `O`.
+    fn transform<const SPAN: usize>(
         &self,
         index: usize,
         [n, th, tw]: &[Range<usize>; 3],
@@ -226,7 +230,7 @@ impl<'a, T: Element> Winograd<'a, T> {
         let view = &self.operands[index];
         let (copy, to) = data.split_at_mut(share.copy);
         let start = if index == 0 { self.start } else { [0; 2] };
-        let start = [(0, th), (1, tw)].map(|(axis, tiles)| start[axis] + (tiles.start * SIDE) as isize);
+        let start = [(0, th), (1, tw)].map(|(axis, tiles)| start[axis] + (tiles.start * O) as isize);
         let pixels = Pixels { at: start, ..share.pixels };
         let Ok(images) = view.slice(0, n.clone(), 1) else { return };
         if share.in_place {
@@ -238,7 +242,7 @@ impl<'a, T: Element> Winograd<'a, T> {
             }
         }
         let Ok(x) = images.permute([0, 2, 3, 4, 1]) else { return };
-        let patches = Patches::<T, SIDE, P, SPAN> {
+        let patches = Patches::<T, O, SPAN, P> {
             x,
             depth: Some(0),
             start,
@@ -267,12 +271,12 @@ impl<'a, T: Element> Winograd<'a, T> {
         }
         let (sums, point, columns) = sums;
         let sums = &sums[at[0] * columns..];
-        T::dispatch(self.isa, Weights { dw, sums, point, columns });
+        T::dispatch(self.isa, Weights::<T, P> { dw, sums, point, columns });
         Ok(())
     }
 }
 
-struct Weights<'w, T> {
+struct Weights<'w, T, const P: usize> {
     dw: TensorViewMut<'w, T, 5>,
     /// `[point][output][input]`, from the first output on: elements between points, and between outputs.
     sums: &'w [T],
@@ -280,7 +284,7 @@ struct Weights<'w, T> {
     columns: usize,
 }
 
-impl<T: Element> SimdOp<T> for Weights<'_, T> {
+impl<T: Element, const P: usize> SimdOp<T> for Weights<'_, T, P> {
     type Output = ();
 
     #[inline(always)]
@@ -291,7 +295,7 @@ impl<T: Element> SimdOp<T> for Weights<'_, T> {
         let mut turned = [T::ZERO; 9 * crate::simd::MOST_LANES];
         for o in 0..outputs {
             for first in (0..inputs).step_by(S::LANES) {
-                let taps = weights(simd, &sums[o * columns + first..], point);
+                let taps = weights::<T, S, P>(simd, &sums[o * columns + first..], point);
                 // Lane by lane the nine taps, the last four with some before them again.
                 simd.store_transposed([taps[0], taps[1], taps[2], taps[3]], &mut turned, 9);
                 simd.store_transposed([taps[4], taps[5], taps[6], taps[7]], &mut turned[4..], 9);
@@ -313,5 +317,20 @@ impl<T: Element> SimdOp<T> for Weights<'_, T> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::suits_four;
+
+    #[test]
+    fn large_images_have_large_tiles() {
+        assert!(suits_four([20, 20]) && suits_four([56, 56]) && suits_four([4, 100]));
+        // Few outputs, and tiles that are half empty.
+        assert!(
+            !suits_four([14, 14]) && !suits_four([16, 24]) && !suits_four([2, 400]) && !suits_four([0, 7])
+        );
+        assert!(suits_four([usize::MAX / 8 * 4, 4]));
     }
 }

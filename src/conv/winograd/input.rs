@@ -79,7 +79,7 @@ impl<T: Element, const O: usize, const P: usize, const Q: usize> SimdOp<T> for P
                         if P == Q {
                             transform::input::<T, S, O>(simd, &mut square);
                         } else {
-                            transform::gradient(simd, &mut square);
+                            transform::gradient::<T, S, O>(simd, &mut square);
                         }
                         each!(i in points Q {
                             let mut line = [simd.splat(T::ZERO); Q];

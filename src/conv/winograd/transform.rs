@@ -126,37 +126,74 @@ pub(super) fn filter<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &m
     }
 }
 
-/// A dy Aᵀ of F(2 × 2, 3 × 3): the gradients of a tile, 2 × 2, for its points.
+/// A dy Aᵀ: the gradients of the `O`² outputs of a tile, for its points.
 #[inline(always)]
-pub(super) fn gradient<T: Element, S: Simd<T>>(simd: S, square: &mut Square<S::V>) {
-    let line = |a, b| [a, simd.add(a, b), simd.sub(a, b), simd.neg(b)];
-    for row in square.iter_mut().take(2) {
-        let [a, b, ..] = *row;
-        row[..4].copy_from_slice(&line(a, b));
+pub(super) fn gradient<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &mut Square<S::V>) {
+    let splat = |x: f64| simd.splat(T::from_f64(x));
+    let (two, four) = (splat(2.0), splat(4.0));
+    macro_rules! line {
+        ($x:expr) => {{
+            let x = $x;
+            if O == 2 {
+                [x[0], simd.add(x[0], x[1]), simd.sub(x[0], x[1]), simd.neg(x[1]), x[4], x[5]]
+            } else {
+                let (even, odd) = (simd.add(x[0], x[2]), simd.add(x[1], x[3]));
+                let even2 = simd.mul_add(four, x[2], x[0]);
+                let odd2 = simd.mul(two, simd.mul_add(four, x[3], x[1]));
+                let outer = [simd.add(even2, odd2), simd.sub(even2, odd2)];
+                [x[0], simd.add(even, odd), simd.sub(even, odd), outer[0], outer[1], x[3]]
+            }
+        }};
     }
-    for j in 0..4 {
-        let column = line(square[0][j], square[1][j]);
-        for i in 0..4 {
+    for row in square.iter_mut().take(O) {
+        *row = line!(*row);
+    }
+    for j in 0..O + 2 {
+        let column =
+            line!([square[0][j], square[1][j], square[2][j], square[3][j], square[4][j], square[5][j]]);
+        for i in 0..POINTS {
             square[i][j] = column[i];
         }
     }
 }
 
-/// Gᵀ m G of F(2 × 2, 3 × 3): the gradients of filters, 3 × 3, from those of their points, which lie `point` apart.
+/// Gᵀ m G: the gradients of 3 × 3 filters, from those of their points, which lie `point` apart. `P` points along an axis.
 #[inline(always)]
-pub(in crate::conv) fn weights<T: Element, S: Simd<T>>(simd: S, from: &[T], point: usize) -> [S::V; 9] {
-    let half = simd.splat(T::from_f64(0.5));
-    let line = |x: [S::V; 4]| {
-        let (sum, difference) = (simd.add(x[1], x[2]), simd.sub(x[1], x[2]));
-        [simd.mul_add(half, sum, x[0]), simd.mul(half, difference), simd.mul_add(half, sum, x[3])]
-    };
-    let mut rows = [[simd.splat(T::ZERO); 3]; 4];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = line(simd.load_apart(&from[4 * i * point..], point));
+pub(in crate::conv) fn weights<T: Element, S: Simd<T>, const P: usize>(
+    simd: S,
+    from: &[T],
+    point: usize,
+) -> [S::V; 9] {
+    let splat = |x: f64| simd.splat(T::from_f64(x));
+    let (half, quarter, sixth, twelfth, twenty_fourth) =
+        (splat(0.5), splat(0.25), splat(1.0 / 6.0), splat(1.0 / 12.0), splat(1.0 / 24.0));
+    macro_rules! line {
+        ($x:expr) => {{
+            let x = $x;
+            let (sum, difference) = (simd.add(x[1], x[2]), simd.sub(x[1], x[2]));
+            if P == 4 {
+                [simd.mul_add(half, sum, x[0]), simd.mul(half, difference), simd.mul_add(half, sum, x[3])]
+            } else {
+                let (sum2, difference2) = (simd.add(x[3], x[4]), simd.sub(x[3], x[4]));
+                let outer = simd.neg_mul_add(sixth, sum, simd.mul(twenty_fourth, sum2));
+                [
+                    simd.mul_add(quarter, x[0], outer),
+                    simd.neg_mul_add(sixth, difference, simd.mul(twelfth, difference2)),
+                    simd.mul_add(sixth, simd.sub(sum2, sum), x[5]),
+                ]
+            }
+        }};
     }
-    let mut taps = [simd.splat(T::ZERO); 9];
+    let zero = simd.splat(T::ZERO);
+    let mut rows = [[zero; 3]; POINTS];
+    for (i, row) in rows.iter_mut().enumerate().take(P) {
+        let mut points = [zero; POINTS];
+        points[..P].copy_from_slice(&simd.load_apart::<P>(&from[P * i * point..], point));
+        *row = line!(points);
+    }
+    let mut taps = [zero; 9];
     for j in 0..3 {
-        let column = line([rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
+        let column = line!([rows[0][j], rows[1][j], rows[2][j], rows[3][j], rows[4][j], rows[5][j]]);
         for i in 0..3 {
             taps[3 * i + j] = column[i];
         }
