@@ -87,8 +87,14 @@ impl<T: Element> Call<'_, T> {
         if packed.is_some_and(|packed| packed.columns().is_some()) {
             return if plain { Path::PointwiseRows } else { Path::Patches };
         }
+        let all = |fits: &dyn Fn([usize; 5], [isize; 5]) -> bool| {
+            self.images_of(y, strides).all(|(shape, strides)| fits(shape, strides))
+        };
+        let rows = |shape: [usize; 5], strides: [isize; 5]| {
+            channels_last(shape, strides) && merges(shape, strides, &[0, 2, 3, 4])
+        };
         if let Operand::View(w) = self.w
-            && !plain
+            && !(plain && all(&rows))
             && groups == 1
             && y[1] >= CHANNELS
             && self.algorithm == Algorithm::Auto
@@ -98,7 +104,7 @@ impl<T: Element> Call<'_, T> {
             && dilation[2] == 1
             && self.x.strides()[4] == channels as isize
             // Each run of pixels reads all weights.
-            && (y[4] >= RUN || merges(y, strides, &[0, 2, 3, 4]))
+            && (y[4] >= if plain { 2 * RUN } else { RUN } || merges(y, strides, &[0, 2, 3, 4]))
             && images * y[2..].iter().product::<usize>() >= POSITIONS
             && self.winograd(w, y) == 0
         {
@@ -108,12 +114,6 @@ impl<T: Element> Call<'_, T> {
             return Path::Implicit;
         }
         let positions: usize = image.iter().product();
-        let all = |fits: &dyn Fn([usize; 5], [isize; 5]) -> bool| {
-            self.images_of(y, strides).all(|(shape, strides)| fits(shape, strides))
-        };
-        let rows = |shape: [usize; 5], strides: [isize; 5]| {
-            channels_last(shape, strides) && merges(shape, strides, &[0, 2, 3, 4])
-        };
         if packed.is_none() && all(&rows) {
             Path::PointwiseRows
         } else if all(&|shape, strides| merges(shape, strides, &[2, 3, 4]))
@@ -207,7 +207,7 @@ pub(super) fn pays([rows, channels]: [usize; 2], positions: Option<usize>) -> bo
 
 /// Output channels from which on patches as rows pay.
 const CHANNELS: usize = 32;
-/// Outputs along a row from which on it is a run of its own for patches.
+/// Outputs along a row from which on it is a run of its own for patches; twice as many where these are single pixels.
 const RUN: usize = 14;
 /// Outputs from which on turning the weights in the call pays.
 const POSITIONS: usize = 512;
