@@ -32,7 +32,7 @@
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights stay in L2, the kernel has no depth and no dilation, and windows touch |
-//! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14, not Winograd's | the same, the weights turned in the call |
+//! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
