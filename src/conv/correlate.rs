@@ -93,8 +93,12 @@ impl<T: Element> Call<'_, T> {
         let rows = |shape: [usize; 5], strides: [isize; 5]| {
             channels_last(shape, strides) && merges(shape, strides, &[0, 2, 3, 4])
         };
+        let positions: usize = image.iter().product();
+        let planes = || {
+            all(&|shape, strides| merges(shape, strides, &[2, 3, 4])) && (images == 1 || positions >= SMALL)
+        };
         if let Operand::View(w) = self.w
-            && !(plain && all(&rows))
+            && !(plain && (all(&rows) || planes()))
             && groups == 1
             && y[1] >= CHANNELS
             && self.algorithm == Algorithm::Auto
@@ -113,12 +117,9 @@ impl<T: Element> Call<'_, T> {
         if !plain || packed.is_some_and(|packed| packed.rows().is_none()) {
             return Path::Implicit;
         }
-        let positions: usize = image.iter().product();
         if packed.is_none() && all(&rows) {
             Path::PointwiseRows
-        } else if all(&|shape, strides| merges(shape, strides, &[2, 3, 4]))
-            && (images == 1 || positions >= SMALL)
-        {
+        } else if planes() {
             Path::PointwiseImages
         } else {
             Path::Implicit

@@ -44,16 +44,17 @@
 //! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
-//! | `backward_weight`, 1 × 1, stride 1, no padding, one group, pixels mergeable | a GEMM for each run of pixels, summed in order |
+//! | `backward_weight`, 1 × 1, no padding, one group, pixels of dZ mergeable | a GEMM for each run of pixels, summed in order; pixels of X that are not, as with a stride, are copied where channels come first |
+//! | `backward_weight`, 3 × 3, stride and dilation 1, one group, no depth, where Winograd pays as above | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 where an image has 400 outputs and fills them: a product over tiles for each point, boxes summed in order |
 //! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
-//! | `backward_weight`, where Winograd pays as above, one group, no depth | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 in images of 400 outputs and more: a product over tiles for each point, boxes summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory
 //!
 //! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
 //! some megabytes. Weights that are turned in the call are there twice more meanwhile. A thread has a copy of the input of one box of outputs and the patches of
-//! some hundred of them, in its L2. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
+//! some hundred of them, in its L2. Winograd's weight gradient has some hundred tiles for each
+//! thread at a time, and its sums, 16/9 or 4 times the weights. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
 //!
 //! | patches | bytes |

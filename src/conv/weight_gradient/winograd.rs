@@ -4,7 +4,7 @@
 //! a product over tiles: 4 multiplications for each output and pair of channels, or 2.25, where there are 9.
 //!
 //! ```text
-//! for some boxes of tiles, one for each task                a hundred tiles and more
+//! for some boxes of tiles, one for each task                some dozen to 256 tiles
 //!     pixels → Bᵀ d B, dZ → A dy Aᵀ                         [point][tile][channel], tasks are boxes
 //!     for each box, in order
 //!         M[point] += dZ[point]ᵀ · X[point]                 tasks are points
@@ -40,7 +40,9 @@ pub(super) fn suits_four(image: [usize; 2]) -> bool {
 }
 
 /// Tiles of a box: fewer, and the sums go by too often; more, and what is transformed goes to memory.
-const TILES: Range<usize> = 64..256;
+const TILES: [usize; 2] = [64, 256];
+/// Bytes of the boxes that are there at a time, where there are several.
+const TOGETHER: usize = 64 << 20;
 
 /// A gradient of one group, over images without depth, for tiles of `O` outputs along a side and `P` pixels.
 pub(super) struct Winograd<'a, T, const O: usize, const P: usize> {
@@ -102,7 +104,7 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
         let tile = tile::<T>(isa);
         let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
         let channels = outputs.saturating_add(x.shape()[1]).saturating_mul(P * P * size_of::<T>());
-        let most = (machine::caches().l2 / channels.max(1)).clamp(TILES.start, TILES.end);
+        let most = (machine::caches().l2 / channels.max(1)).clamp(TILES[0], TILES[1]);
         let (mut sizes, mut unit) = ([1; 3], 1);
         for axis in (0..3).rev() {
             sizes[axis] = balanced(tiles[axis], (most / unit).max(1), 1);
@@ -134,7 +136,8 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
                 len.and_then(|len| len.checked_add(of_box)).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         }
         let all: usize = (0..3).map(|axis| self.tiles[axis].div_ceil(sizes[axis])).product();
-        let together = tasks.clamp(1, all);
+        let few = (TOGETHER / of_box.saturating_mul(size_of::<T>()).max(1)).max(1);
+        let together = tasks.clamp(1, all).min(few);
         let mut boxes_data = workspace::scratch(op, product(&[together, of_box])?)?;
         let columns = inputs.next_multiple_of(tile.lanes);
         let point = product(&[outputs, columns])?;
@@ -213,8 +216,13 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
             multiplier: 1,
             channels,
         };
-        let in_place = channels == 0 || channels_last(view.shape(), view.strides());
-        let copy = if in_place { channels } else { self.sizes[0].saturating_mul(pixels.len()) };
+        let in_place = channels_last(view.shape(), view.strides());
+        // Whole vectors: what lies behind stays aligned.
+        let copy = if in_place {
+            channels.next_multiple_of(lanes)
+        } else {
+            self.sizes[0].saturating_mul(pixels.len())
+        };
         Share { pixels, in_place, copy, pitch: (channels.div_ceil(lanes) | 1) * lanes }
     }
 
@@ -291,7 +299,6 @@ impl<T: Element, const P: usize> SimdOp<T> for Weights<'_, T, P> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { mut dw, sums, point, columns } = self;
         let [outputs, inputs, ..] = dw.shape();
-        let flat = dw.view().reshape::<2>([outputs, inputs * 9]).is_ok_and(|dw| dw.strides()[1] == 1);
         let mut turned = [T::ZERO; 9 * crate::simd::MOST_LANES];
         for o in 0..outputs {
             for first in (0..inputs).step_by(S::LANES) {
@@ -301,8 +308,7 @@ impl<T: Element, const P: usize> SimdOp<T> for Weights<'_, T, P> {
                 simd.store_transposed([taps[4], taps[5], taps[6], taps[7]], &mut turned[4..], 9);
                 simd.store_transposed([taps[5], taps[6], taps[7], taps[8]], &mut turned[5..], 9);
                 let count = S::LANES.min(inputs - first);
-                let rows = if flat { dw.view_mut().reshape([outputs, inputs * 9]).ok() } else { None };
-                if let Some(mut rows) = rows
+                if let Ok(mut rows) = dw.view_mut().reshape([outputs, inputs * 9])
                     && let Some(run) = rows.row_mut(o)
                 {
                     run[first * 9..][..count * 9].copy_from_slice(&turned[..count * 9]);

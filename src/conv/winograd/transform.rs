@@ -21,14 +21,14 @@ struct Constants<S, V> {
 }
 
 macro_rules! transforms {
-    ($(#[$doc:meta])* $name:ident, $columns:expr, |$c:ident, $x:ident| $two:expr, $four:expr) => {
+    ($(#[$doc:meta])* $name:ident, $rows:expr, $columns:expr, |$c:ident, $x:ident| $two:expr, $four:expr) => {
         $(#[$doc])*
         /// `O`, 2 or 4, outputs along an axis. Works on rows, then on columns, in place.
         #[inline(always)]
         pub(super) fn $name<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &mut Square<S::V>) {
             let splat = |x: f64| simd.splat(T::from_f64(x));
             let $c = Constants { simd, two: splat(2.0), four: splat(4.0), five: splat(5.0) };
-            for i in 0..O + 2 {
+            for i in 0..$rows {
                 let $x = square[i];
                 square[i] = if O == 2 { $two } else { $four };
             }
@@ -45,7 +45,7 @@ macro_rules! transforms {
 
 transforms!(
     /// Bᵀ d B: the patch of a tile, (outputs + 2)² elements.
-    input, O + 2, |c, x| {
+    input, O + 2, O + 2, |c, x| {
         let s = c.simd;
         [s.sub(x[0], x[2]), s.add(x[1], x[2]), s.sub(x[2], x[1]), s.sub(x[1], x[3]), x[4], x[5]]
     }, {
@@ -65,7 +65,7 @@ transforms!(
 
 transforms!(
     /// Aᵀ m A: the products of a tile, (outputs + 2)², to its outputs².
-    output, O, |c, x| {
+    output, O + 2, O, |c, x| {
         let s = c.simd;
         let (sum, difference) = (s.add(x[1], x[2]), s.sub(x[1], x[2]));
         [s.add(x[0], sum), s.sub(difference, x[3]), x[2], x[3], x[4], x[5]]
@@ -81,6 +81,19 @@ transforms!(
             x[4],
             x[5],
         ]
+    }
+);
+
+transforms!(
+    /// A dy Aᵀ: the gradients of a tile, outputs², for its points, (outputs + 2)².
+    gradient, O, O + 2, |c, x| {
+        let s = c.simd;
+        [x[0], s.add(x[0], x[1]), s.sub(x[0], x[1]), s.neg(x[1]), x[4], x[5]]
+    }, {
+        let s = c.simd;
+        let (even, odd) = (s.add(x[0], x[2]), s.add(x[1], x[3]));
+        let (even2, odd2) = (s.mul_add(c.four, x[2], x[0]), s.mul(c.two, s.mul_add(c.four, x[3], x[1])));
+        [x[0], s.add(even, odd), s.sub(even, odd), s.add(even2, odd2), s.sub(even2, odd2), x[3]]
     }
 );
 
@@ -115,37 +128,6 @@ pub(super) fn filter<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &m
         }};
     }
     for row in square.iter_mut().take(3) {
-        *row = line!(*row);
-    }
-    for j in 0..O + 2 {
-        let column =
-            line!([square[0][j], square[1][j], square[2][j], square[3][j], square[4][j], square[5][j]]);
-        for i in 0..POINTS {
-            square[i][j] = column[i];
-        }
-    }
-}
-
-/// A dy Aᵀ: the gradients of the `O`² outputs of a tile, for its points.
-#[inline(always)]
-pub(super) fn gradient<T: Element, S: Simd<T>, const O: usize>(simd: S, square: &mut Square<S::V>) {
-    let splat = |x: f64| simd.splat(T::from_f64(x));
-    let (two, four) = (splat(2.0), splat(4.0));
-    macro_rules! line {
-        ($x:expr) => {{
-            let x = $x;
-            if O == 2 {
-                [x[0], simd.add(x[0], x[1]), simd.sub(x[0], x[1]), simd.neg(x[1]), x[4], x[5]]
-            } else {
-                let (even, odd) = (simd.add(x[0], x[2]), simd.add(x[1], x[3]));
-                let even2 = simd.mul_add(four, x[2], x[0]);
-                let odd2 = simd.mul(two, simd.mul_add(four, x[3], x[1]));
-                let outer = [simd.add(even2, odd2), simd.sub(even2, odd2)];
-                [x[0], simd.add(even, odd), simd.sub(even, odd), outer[0], outer[1], x[3]]
-            }
-        }};
-    }
-    for row in square.iter_mut().take(O) {
         *row = line!(*row);
     }
     for j in 0..O + 2 {
