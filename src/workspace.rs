@@ -25,6 +25,12 @@ pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<Aligned<T>> {
     Ok(data)
 }
 
+/// The product of sizes, as a number of elements.
+pub(crate) fn product(op: &'static str, sizes: &[usize]) -> Result<usize> {
+    let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
+    len.ok_or(Error::Alloc { op, bytes: usize::MAX })
+}
+
 /// What `to` holds becomes a copy of `from`; where there is no memory, it is what it was.
 pub(crate) fn try_copy<T: Copy>(op: &'static str, from: &[T], to: &mut Vec<T>) -> Result<()> {
     let bytes = size_of_val(from);

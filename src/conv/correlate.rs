@@ -166,15 +166,14 @@ impl<T: Element> Call<'_, T> {
                 } else {
                     Cut::new::<T>(self.isa, self.groups, sizes, winograd)
                 };
-                let rows = if winograd == 0 && !cut.lanes { filter.in_place() } else { None };
-                match rows {
-                    Some(_) => Weights { cut, data: &[], in_place: rows },
-                    None => {
-                        scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
-                        filter.pack(self.op, &cut, &mut scratch)?;
-                        Weights { cut, data: &scratch[..], in_place: None }
-                    }
+                let in_place = if winograd == 0 && !cut.lanes { filter.in_place() } else { None };
+                let mut data = &[][..];
+                if in_place.is_none() {
+                    scratch = workspace::scratch(self.op, cut.len(self.op)?)?;
+                    filter.pack(self.op, &cut, &mut scratch)?;
+                    data = &scratch;
                 }
+                Weights { cut, data, in_place }
             }
         };
         let Call { op, x, kernel, stride, dilation, start, finish, .. } = *self;
@@ -200,7 +199,7 @@ pub(super) fn winograd(
 }
 
 /// Whether Winograd's transforms pay, for tiles of 2, for so many channels out and in, and positions where they are known.
-pub(super) fn pays([rows, channels]: [usize; 2], positions: Option<usize>) -> bool {
+fn pays([rows, channels]: [usize; 2], positions: Option<usize>) -> bool {
     let (least, most) = (rows.min(channels), rows.max(channels));
     // What the transforms of pixels cost is shared by output channels, that of the filters by positions.
     least >= 16 && most >= 24 && positions.is_none_or(|n| n >= 192 && n >= most / 4 * 3)

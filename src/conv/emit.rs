@@ -3,6 +3,7 @@
 
 use crate::activation::{self, Activation};
 use crate::element::Element;
+use crate::error::Result;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -16,7 +17,20 @@ pub struct Finish<'a, T> {
     pub(super) activation: Activation,
 }
 
-impl<T: Element> Finish<'_, T> {
+impl<'a, T: Element> Finish<'a, T> {
+    /// The part of the residual at `at` that has this shape.
+    pub(super) fn residual_at(
+        &self,
+        at: [usize; 5],
+        shape: [usize; 5],
+    ) -> Result<Option<TensorView<'a, T, 5>>> {
+        let Some(mut residual) = self.residual else { return Ok(None) };
+        for axis in 0..5 {
+            residual = residual.slice(axis, at[axis]..at[axis] + shape[axis], 1)?;
+        }
+        Ok(Some(residual))
+    }
+
     pub(super) fn bias(&self, channel: usize) -> T {
         self.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO)
     }

@@ -205,16 +205,24 @@ pub(super) fn sizes(output: [usize; 4], most: usize) -> [usize; 4] {
 
 /// Boxes of at most these sizes that make up `output`, in row-major order.
 pub(super) fn boxes(output: [usize; 4], sizes: [usize; 4]) -> impl Iterator<Item = [Range<usize>; 4]> {
-    let counts: [usize; 4] = std::array::from_fn(|axis| output[axis].div_ceil(sizes[axis]));
-    (0..counts.iter().product()).map(move |mut at: usize| {
-        let mut ranges = [0; 4].map(|_| 0..0);
-        for axis in (0..4).rev() {
-            let start = at % counts[axis] * sizes[axis];
-            ranges[axis] = start..output[axis].min(start + sizes[axis]);
-            at /= counts[axis];
-        }
-        ranges
-    })
+    (0..count(output, sizes)).map(move |index| nth(output, sizes, index))
+}
+
+/// How many [`boxes`] there are.
+pub(super) fn count(output: [usize; 4], sizes: [usize; 4]) -> usize {
+    (0..4).map(|axis| output[axis].div_ceil(sizes[axis])).product()
+}
+
+/// One of [`boxes`].
+pub(super) fn nth(output: [usize; 4], sizes: [usize; 4], index: usize) -> [Range<usize>; 4] {
+    let (mut at, mut ranges) = (index, [0; 4].map(|_| 0..0));
+    for axis in (0..4).rev() {
+        let count = output[axis].div_ceil(sizes[axis]);
+        let start = at % count * sizes[axis];
+        ranges[axis] = start..output[axis].min(start + sizes[axis]);
+        at /= count;
+    }
+    ranges
 }
 
 impl<T: Element> Correlation<'_, T> {
@@ -240,15 +248,13 @@ impl<T: Element> Correlation<'_, T> {
         y: TensorViewMut<'_, T, 5>,
         turned: &mut [T],
     ) -> Result<()> {
-        let (mut y, mut residual) = (y, self.finish.residual);
+        let mut y = y;
         for (axis, range) in ranges.iter().enumerate() {
             y = y.slice(axis, range.clone(), 1)?;
-            if let Some(residual) = &mut residual {
-                *residual = residual.slice(axis, at[axis] + range.start..at[axis] + range.end, 1)?;
-            }
         }
-        let channel = at[1] + ranges[1].start;
-        let emit = Emit { sums, pitch, y, residual, channel, finish: &self.finish, turned };
+        let first = std::array::from_fn(|axis| at[axis] + ranges[axis].start);
+        let residual = self.finish.residual_at(first, y.shape())?;
+        let emit = Emit { sums, pitch, y, residual, channel: first[1], finish: &self.finish, turned };
         T::dispatch(self.weights.cut.isa, emit);
         Ok(())
     }

@@ -56,13 +56,7 @@ impl<T: Element> Rows<'_, T> {
         let width = self.tile.columns;
         let best = (tasks > 1).then(|| axis(y.shape(), tasks, self.slab.lines(), width)).flatten();
         let Some(cut) = best.filter(|&(axis, unit)| y.shape()[axis] > unit) else {
-            let mut residual = self.call.finish.residual;
-            for (axis, (&first, len)) in at.iter().zip(y.shape()).enumerate() {
-                residual = match residual {
-                    Some(residual) => Some(residual.slice(axis, first..first + len, 1)?),
-                    None => None,
-                };
-            }
+            let residual = self.call.finish.residual_at(at, y.shape())?;
             let axes = apart(|axes| {
                 let residual = residual.map(|r| r.strides());
                 [Some(y.strides()), residual]

@@ -123,12 +123,13 @@ pub(super) fn sums_products<T>(x: &TensorView<'_, T, 5>, dz: &TensorView<'_, T, 
         && (merged(&AXES) || (merged(&AXES[1..]) && (images == 1 || positions >= SMALL)))
 }
 
-/// dW `[outputs, inputs]` = Σ over runs of pixels of dZᵀ · X, for a single group.
+/// dW `[outputs, inputs, 1, 1, 1]` = Σ over runs of pixels of dZᵀ · X, for a single group.
 pub(super) fn weight_gradient<T: Element>(
     x: TensorView<'_, T, 5>,
     dz: TensorView<'_, T, 5>,
-    mut dw: TensorViewMut<'_, T, 2>,
+    dw: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
+    let mut dw = dw.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
     let axes = apart(|axes| [&x, &dz].iter().all(|view| merges(view.shape(), view.strides(), axes)));
     add_products(x, dz, axes, T::ZERO, &mut dw)
 }

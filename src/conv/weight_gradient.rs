@@ -51,14 +51,11 @@ pub(super) fn run<T: Element>(
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
     if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {
-        return pointwise::weight_gradient(
-            x,
-            dz,
-            dw.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?,
-        );
+        return pointwise::weight_gradient(x, dz, dw);
     }
-    let single = sliding.kernel == [1; 3] && sliding.padding == [[0; 2]; 3];
-    if groups == 1 && single && !dz.is_empty() && !channels_last(dz.shape(), dz.strides()) {
+    let pixels = sliding.kernel == [1; 3] && sliding.padding == [[0; 2]; 3];
+    if groups == 1 && pixels && !channels_last(dz.shape(), dz.strides()) && pointwise::sums_products(&dz, &dz)
+    {
         // Pixels that lie a stride apart, side by side; where channels last are neighbours, boxes are as fast.
         let mut seen = x;
         for axis in 0..3 {
@@ -67,14 +64,8 @@ pub(super) fn run<T: Element>(
         }
         let mut copy = workspace::scratch(op, seen.len())?;
         let mut pixels = TensorViewMut::from_slice(&mut copy[..], seen.shape())?;
-        if pointwise::sums_products(&pixels.view(), &dz) {
-            pixels.copy_from(seen);
-            return pointwise::weight_gradient(
-                pixels.view(),
-                dz,
-                dw.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?,
-            );
-        }
+        pixels.copy_from(seen);
+        return pointwise::weight_gradient(pixels.view(), dz, dw);
     }
     let [images, _, depth, height, width] = dz.shape();
     let outputs = dz.shape()[1] / groups;
@@ -83,14 +74,10 @@ pub(super) fn run<T: Element>(
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     let work = dw.len().saturating_mul(positions);
     let tasks = parallel::threads_for(work, GRAIN);
-    if algorithm == Algorithm::Winograd4
-        || (algorithm == Algorithm::Auto && winograd::suits_four([height, width]))
-    {
-        if let Some(gradient) = Winograd::<T, 4, 6>::new(op, isa, [x, dz], groups, sliding, algorithm) {
-            return gradient.run(dw, tasks);
-        }
-    } else if let Some(gradient) = Winograd::<T, 2, 4>::new(op, isa, [x, dz], groups, sliding, algorithm) {
-        return gradient.run(dw, tasks);
+    match winograd::outputs([&x, &dz], groups, sliding, algorithm) {
+        0 => {}
+        2 => return Winograd::<T, 2, 4>::new(op, isa, [x, dz], sliding).run(dw, tasks),
+        _ => return Winograd::<T, 4, 6>::new(op, isa, [x, dz], sliding).run(dw, tasks),
     }
     // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
     let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);

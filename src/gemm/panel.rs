@@ -224,11 +224,7 @@ impl<'a, T: Element> Panels<'a, T> {
             Panels::Packed { data, width, depth } => {
                 Panels::Packed { data: &data[from * depth..], width, depth }
             }
-            Panels::Direct(view) => {
-                let [lines, depth] = view.shape();
-                Panels::Direct(view.tile([from, 0], [lines - from, depth]))
-            }
-            Panels::Windows { .. } => unreachable!("internal error: windows are not cut"),
+            _ => unreachable!("internal error: what lies in place is not cut"),
         }
     }
 }

@@ -229,9 +229,7 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
     /// What a row of pixels adds to sums side by side.
     #[inline(always)]
     fn add<S: Simd<T>>(&self, simd: S, row: usize, first: usize, x: [S::V; SPAN], sums: &mut [S::V; SIDE]) {
-        let at = first / MOST_LANES * (9 * MOST_LANES) + row * (3 * MOST_LANES) + first % MOST_LANES;
-        let taps: [_; 3] = simd.load_apart(&self.weights[at..], MOST_LANES);
-        for (t, tap) in taps.into_iter().enumerate() {
+        for (t, tap) in taps_of(simd, self.weights, row, first).into_iter().enumerate() {
             for (i, sum) in sums.iter_mut().enumerate() {
                 *sum = simd.mul_add(tap, x[i * STRIDE + t], *sum);
             }
@@ -266,6 +264,18 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
 /// Elements of packed weights of so many channels.
 pub(in crate::conv) fn packed_len(channels: usize) -> Option<usize> {
     channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)
+}
+
+/// The taps of a row of the kernel for the vector of channels from `first` on, of weights as [`vectors_of`] has them.
+#[inline(always)]
+pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>>(
+    simd: S,
+    weights: &[T],
+    row: usize,
+    first: usize,
+) -> [S::V; 3] {
+    let at = first / MOST_LANES * (9 * MOST_LANES) + row * (3 * MOST_LANES) + first % MOST_LANES;
+    simd.load_apart(&weights[at..], MOST_LANES)
 }
 
 /// Weights as vectors: of each [`MOST_LANES`] channels the taps, one after the other.

@@ -22,7 +22,7 @@ mod kernel;
 use std::ops::Range;
 
 use self::direct::Direct;
-pub(super) use self::direct::{dense, packed_len, pixels, vectors_of, within};
+pub(super) use self::direct::{dense, packed_len, pixels, taps_of, vectors_of, within};
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
 
@@ -57,6 +57,9 @@ pub(super) struct Reach {
 }
 
 impl Reach {
+    /// Each output reads its own place, as where dZ itself is read.
+    pub(super) const SELF: Self = Self { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], start: [0; 3] };
+
     pub(super) fn of(sliding: &Sliding) -> Self {
         let Sliding { kernel, stride, dilation, padding } = *sliding;
         Self { kernel, stride, dilation, start: padding.map(|[before, _]| -(before as isize)) }
@@ -355,8 +358,7 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
         let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
         let vectors = vectors.min(channels.div_ceil(S::LANES));
         let whole = reach.pixels(S::LANES, vectors, [rows, columns], multiplier);
-        // Where dZ itself is read.
-        let plain = Reach { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], start: [0; 3] };
+        let plain = Reach::SELF;
         let given = plain.pixels(S::LANES, vectors, [rows, columns], 1);
         let (mut pixels, mut gradients) = (scratch::<T>(op, whole.len())?, scratch::<T>(op, given.len())?);
         let mut sums = scratch::<T>(op, taps * S::LANES * vectors)?;

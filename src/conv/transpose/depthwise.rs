@@ -11,13 +11,13 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::conv::depthwise::{dense, packed_len, pixels, vectors_of, within};
+use crate::conv::depthwise::{dense, packed_len, pixels, taps_of, vectors_of, within};
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::GRAIN;
 use crate::parallel;
-use crate::simd::{MOST_LANES, Simd, SimdOp, Streams};
+use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
@@ -107,22 +107,18 @@ impl<T: Element> SimdOp<T> for Rows<'_, T> {
                 let row = place.checked_sub(tap).filter(|row| row % 2 == 0 && row / 2 < rows)? / 2;
                 Some((tap, z.line([at[2] + d, row])?))
             };
-            let mut lines = [line(0).or_else(|| line(1)), line(2)];
-            if lines[0].is_none() {
-                lines.swap(0, 1);
-            }
+            // Two at most.
+            let lines = [line(0), line(1), line(2)];
+            let count = lines.iter().flatten().count();
             let mut column = before_w / 2;
             while 2 * column < width + before_w {
                 let left = column as isize - 1;
                 let inside = within(left, (columns + 1).saturating_sub(SPAN));
                 let mut under = [(0, Streams::<T, SPAN>::none()); 2];
-                for ((tap, streams), line) in under.iter_mut().zip(&lines) {
-                    if let &Some((of, line)) = line {
-                        *tap = of;
-                        pixels(streams, Some(line), inside, (left, columns), (0, channels), zeros);
-                    }
+                for ((tap, streams), &(of, line)) in under.iter_mut().zip(lines.iter().flatten()) {
+                    *tap = of;
+                    pixels(streams, Some(line), inside, (left, columns), (0, channels), zeros);
                 }
-                let count = lines.iter().flatten().count();
                 let positions = Positions {
                     under: &under[..count],
                     weights,
@@ -159,8 +155,7 @@ impl<T: Element> Positions<'_, T> {
             let mut sums = [simd.splat(T::ZERO); 2 * SIDE];
             for (row, streams) in under {
                 let x = if at < whole { streams.load(simd, at) } else { streams.load_partial(simd, at) };
-                let place = at / MOST_LANES * (9 * MOST_LANES) + row * (3 * MOST_LANES) + at % MOST_LANES;
-                let taps: [_; 3] = simd.load_apart(&weights[place..], MOST_LANES);
+                let taps = taps_of(simd, weights, *row, at);
                 for i in 0..SIDE {
                     sums[2 * i] = simd.mul_add(taps[0], x[i + 1], sums[2 * i]);
                     sums[2 * i] = simd.mul_add(taps[2], x[i], sums[2 * i]);

@@ -17,23 +17,43 @@
 use std::ops::Range;
 
 use crate::conv::Algorithm;
-use crate::conv::correlate::pays;
-use crate::conv::emit::channels_last;
-use crate::conv::pixels::{Fill, Pixels};
-use crate::conv::winograd::{Patches, weights};
+use crate::conv::correlate::winograd;
+use crate::conv::depthwise::Reach;
+use crate::conv::implicit::{count, nth, sizes};
+use crate::conv::winograd::{Source, weights};
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::gemm::{Block, Order, Panels, Tile, balanced, blocks, tile, tile_rows};
+use crate::error::Result;
+use crate::gemm::{Block, Order, Panels, Tile, blocks, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
-use crate::workspace;
+use crate::workspace::{self, product};
+
+/// Outputs along a side of the tiles for a gradient, 2 or 4; 0 where it does not fit, or where `algorithm` leaves the choice and it
+/// does not pay: of one group, over images without depth.
+pub(super) fn outputs<T>(
+    [x, dz]: [&TensorView<'_, T, 5>; 2],
+    groups: usize,
+    sliding: &Sliding,
+    algorithm: Algorithm,
+) -> usize {
+    let ([images, rows, depth, height, width], [_, channels, ..]) = (dz.shape(), x.shape());
+    if groups != 1 || depth != 1 || sliding.padding[0] != [0; 2] || dz.is_empty() {
+        return 0;
+    }
+    let plain = [sliding.stride, sliding.dilation] == [[1; 3]; 2];
+    let [d, h, w] = sliding.kernel;
+    match winograd(algorithm, [rows, channels, d, h, w], plain, Some(images * height * width)) {
+        2 if algorithm == Algorithm::Auto && suits_four([height, width]) => 4,
+        outputs => outputs,
+    }
+}
 
 /// Whether tiles of 4 × 4 outputs are nearly full, and so many in an image that the sums are as accurate as those of the patches,
 /// which grow with the positions: those of few are not.
-pub(super) fn suits_four(image: [usize; 2]) -> bool {
+fn suits_four(image: [usize; 2]) -> bool {
     let [full, padded] =
         [1, 4].map(|unit| image.iter().fold(1usize, |n, size| n.saturating_mul(size.div_ceil(unit) * unit)));
     full >= 400 && padded <= full.saturating_add(full / 5)
@@ -44,131 +64,83 @@ const TILES: [usize; 2] = [64, 256];
 /// Bytes of the boxes that are there at a time, where there are several.
 const TOGETHER: usize = 64 << 20;
 
-/// A gradient of one group, over images without depth, for tiles of `O` outputs along a side and `P` pixels.
+/// A gradient for tiles of `O` outputs along a side and `P` pixels.
 pub(super) struct Winograd<'a, T, const O: usize, const P: usize> {
     op: &'static str,
     isa: Isa,
     tile: Tile,
     /// X and dZ, `[images, channels, 1, height, width]`.
     operands: [TensorView<'a, T, 5>; 2],
-    /// Of the image position under the first tile.
-    start: [isize; 2],
-    /// Images, rows and columns of tiles, and of a box of them.
-    tiles: [usize; 3],
-    sizes: [usize; 3],
-}
-
-/// Of X or dZ the part of a box's memory: the copy of its pixels, and what they become.
-#[derive(Clone, Copy)]
-struct Share {
-    pixels: Pixels,
-    in_place: bool,
-    /// Elements of the copy, or of the zeros around the image.
-    copy: usize,
-    /// Elements from tile to tile.
-    pitch: usize,
-}
-
-impl Share {
-    /// A point's tiles from `tile` of all points' on, `[channels, tiles]`.
-    fn point<'d, T>(&self, data: &'d [T], tile: usize, shape: [usize; 2]) -> Result<TensorView<'d, T, 2>> {
-        TensorView::as_strided(&data[self.copy + tile * self.pitch..], shape, [1, self.pitch as isize])
-    }
+    sources: [Source; 2],
+    /// Images, 1, rows and columns of tiles, and of a box of them.
+    tiles: [usize; 4],
+    sizes: [usize; 4],
 }
 
 impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
-    /// `None` where it does not fit, or where `algorithm` leaves the choice and it does not pay.
+    /// Where [`outputs`] are `O`.
     pub(super) fn new(
         op: &'static str,
         isa: Isa,
-        [x, dz]: [TensorView<'a, T, 5>; 2],
-        groups: usize,
+        operands: [TensorView<'a, T, 5>; 2],
         sliding: &Sliding,
-        algorithm: Algorithm,
-    ) -> Option<Self> {
-        let [images, outputs, depth, height, width] = dz.shape();
-        let fits = groups == 1
-            && sliding.kernel == [1, 3, 3]
-            && [sliding.stride, sliding.dilation] == [[1; 3]; 2]
-            && sliding.padding[0] == [0; 2]
-            && depth == 1
-            && !dz.is_empty();
-        let chosen = match algorithm {
-            Algorithm::Auto => pays([outputs, x.shape()[1]], Some(images * height * width)),
-            Algorithm::ImplicitGemm => false,
-            Algorithm::Winograd2 | Algorithm::Winograd4 => true,
-        };
-        if !fits || !chosen {
-            return None;
-        }
-        let tile = tile::<T>(isa);
-        let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
-        let channels = outputs.saturating_add(x.shape()[1]).saturating_mul(P * P * size_of::<T>());
-        let most = (machine::caches().l2 / channels.max(1)).clamp(TILES[0], TILES[1]);
-        let (mut sizes, mut unit) = ([1; 3], 1);
-        for axis in (0..3).rev() {
-            sizes[axis] = balanced(tiles[axis], (most / unit).max(1), 1);
-            if sizes[axis] < tiles[axis] {
-                break;
-            }
-            unit *= sizes[axis];
-        }
-        let start = [1, 2].map(|axis| -(sliding.padding[axis][0] as isize));
-        Some(Self { op, isa, tile, operands: [x, dz], start, tiles, sizes })
+    ) -> Self {
+        let [x, dz] = &operands;
+        let [images, outputs, _, height, width] = dz.shape();
+        let (tile, inputs) = (tile::<T>(isa), x.shape()[1]);
+        let tiles = [images, 1, height.div_ceil(O), width.div_ceil(O)];
+        let one = outputs.saturating_add(inputs).saturating_mul(P * P * size_of::<T>());
+        let sizes = sizes(tiles, (machine::caches().l2 / one.max(1)).clamp(TILES[0], TILES[1]));
+        let room = [sizes[0], sizes[2] * O, sizes[3] * O];
+        let sources = [
+            Source::new(x, inputs, Reach::of(sliding), tile.lanes, room),
+            Source::new(dz, outputs, Reach::SELF, tile.lanes, room),
+        ];
+        Self { op, isa, tile, operands, sources, tiles, sizes }
     }
 
     /// Computes `dw`, `[outputs, inputs, 1, 3, 3]`.
     pub(super) fn run(&self, dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
-        let Self { op, isa, tile, sizes, .. } = *self;
+        let Self { op, isa, ref sources, tiles, sizes, .. } = *self;
         let [outputs, inputs, ..] = dw.shape();
-        let most: usize = sizes.iter().product();
-        let product = |sizes: &[usize]| {
-            let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
-            len.ok_or(Error::Alloc { op, bytes: usize::MAX })
-        };
         // Odd numbers of vectors and of tiles keep the points of a tile apart in L1.
-        let apart = most | 1;
-        let shares = [self.share(0), self.share(1)];
-        let mut of_box = 0usize;
-        for share in &shares {
-            let len = product(&[P * P, apart, share.pitch])?.checked_add(share.copy);
-            of_box =
-                len.and_then(|len| len.checked_add(of_box)).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+        let apart = sizes.iter().product::<usize>() | 1;
+        let mut shares = [0; 2];
+        for (share, source) in shares.iter_mut().zip(sources) {
+            *share = product(op, &[P * P, apart, source.pitch])?.saturating_add(source.room);
         }
-        let all: usize = (0..3).map(|axis| self.tiles[axis].div_ceil(sizes[axis])).product();
+        let [share, of_box] = [shares[0], shares[0].saturating_add(shares[1])];
+        let all = count(tiles, sizes);
         let few = (TOGETHER / of_box.saturating_mul(size_of::<T>()).max(1)).max(1);
         let together = tasks.clamp(1, all).min(few);
-        let mut boxes_data = workspace::scratch(op, product(&[together, of_box])?)?;
-        let columns = inputs.next_multiple_of(tile.lanes);
-        let point = product(&[outputs, columns])?;
-        let mut sums = workspace::scratch(op, product(&[P * P, point])?)?;
+        let mut data = workspace::scratch(op, product(op, &[together, of_box])?)?;
+        let columns = inputs.next_multiple_of(self.tile.lanes);
+        let point = product(op, &[outputs, columns])?;
+        let mut sums = workspace::scratch(op, product(op, &[P * P, point])?)?;
 
         for some in blocks(0..all, together) {
-            let data = &mut boxes_data[..some.len() * of_box];
-            parallel::for_each_chunk_mut(data, of_box, tasks, &|first, data| {
+            parallel::for_each_chunk_mut(&mut data[..some.len() * of_box], of_box, tasks, &|first, data| {
                 for (index, data) in (some.start + first..).zip(data.chunks_exact_mut(of_box)) {
-                    let part = &self.part(index);
-                    let (x, dz) = data.split_at_mut(shares[0].copy + P * P * apart * shares[0].pitch);
-                    self.transform::<P>(0, part, &shares[0], apart, x);
-                    self.transform::<O>(1, part, &shares[1], apart, dz);
+                    let (x, dz) = data.split_at_mut(share);
+                    self.transform::<P>(0, index, apart, x);
+                    self.transform::<O>(1, index, apart, dz);
                 }
             });
-            let data = &boxes_data[..];
+            let data = &data[..];
             parallel::for_each_chunk_mut(&mut sums, point, tasks, &|first, sums| {
                 for (index, sums) in sums.chunks_exact_mut(point).enumerate() {
                     for (i, data) in some.clone().zip(data.chunks_exact(of_box)) {
-                        let count = self.part(i).iter().map(Range::len).product();
-                        let (x, dz) = data.split_at(shares[0].copy + P * P * apart * shares[0].pitch);
-                        let at = (first + index) * apart;
-                        let b = shares[0].point(x, at, [columns, count]);
-                        let (Ok(a), Ok(b)) = (shares[1].point(dz, at, [outputs, count]), b) else {
-                            return;
-                        };
+                        let depth = nth(tiles, sizes, i).iter().map(Range::len).product();
+                        let (x, dz) = data.split_at(share);
+                        let tile = (first + index) * apart;
+                        let a = sources[1].point(dz, tile, [outputs, depth]);
+                        let b = sources[0].point(x, tile, [columns, depth]);
+                        let (Ok(a), Ok(b)) = (a, b) else { return };
                         let mut block = Block {
                             a: Panels::Direct(a),
                             b: Panels::Direct(b),
-                            tile_rows: tile_rows(tile, [outputs, columns]),
-                            depth: count,
+                            tile_rows: tile_rows(self.tile, [outputs, columns]),
+                            depth,
                             alpha: T::ONE,
                             beta: (i > 0).then_some(T::ONE),
                             epilogue: None,
@@ -186,82 +158,15 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
         self.finish(dw, [0], (&sums, point, columns), tasks)
     }
 
-    /// Images, rows and columns of the tiles of a box.
-    fn part(&self, index: usize) -> [Range<usize>; 3] {
-        let mut rest = index;
-        let mut part = [0; 3].map(|_| 0..0);
-        for axis in (0..3).rev() {
-            let (all, size) = (self.tiles[axis], self.sizes[axis]);
-            let first = rest % all.div_ceil(size) * size;
-            part[axis] = first..all.min(first + size);
-            rest /= all.div_ceil(size);
-        }
-        part
-    }
-
-    /// How X (0) or dZ (1) lies in the memory of a box.
-    fn share(&self, index: usize) -> Share {
-        let view = &self.operands[index];
-        let (channels, lanes) = (view.shape()[1], self.tile.lanes);
-        let span = |tiles: usize| tiles * O + if index == 0 { P - O } else { 0 };
-        let pixels = Pixels {
-            depth: [0, 1],
-            depths: 1,
-            at: [0; 2],
-            rows: span(self.sizes[1]),
-            columns: span(self.sizes[2]),
-            lanes,
-            vectors: channels.div_ceil(lanes),
-            channel: 0,
-            multiplier: 1,
-            channels,
-        };
-        let in_place = channels_last(view.shape(), view.strides());
-        // Whole vectors: what lies behind stays aligned.
-        let copy = if in_place {
-            channels.next_multiple_of(lanes)
-        } else {
-            self.sizes[0].saturating_mul(pixels.len())
-        };
-        Share { pixels, in_place, copy, pitch: (channels.div_ceil(lanes) | 1) * lanes }
-    }
-
-    /// The points of a box of tiles, of X with `SPAN` = `P` pixels along a side of a tile, of dZ with `O`.
-    fn transform<const SPAN: usize>(
-        &self,
-        index: usize,
-        [n, th, tw]: &[Range<usize>; 3],
-        share: &Share,
-        apart: usize,
-        data: &mut [T],
-    ) {
-        let view = &self.operands[index];
-        let (copy, to) = data.split_at_mut(share.copy);
-        let start = if index == 0 { self.start } else { [0; 2] };
-        let start = [(0, th), (1, tw)].map(|(axis, tiles)| start[axis] + (tiles.start * O) as isize);
-        let pixels = Pixels { at: start, ..share.pixels };
-        let Ok(images) = view.slice(0, n.clone(), 1) else { return };
-        if share.in_place {
-            copy.fill(T::ZERO);
-        } else {
-            for (image, to) in copy.chunks_exact_mut(pixels.len()).enumerate().take(n.len()) {
-                let Ok(x) = images.select(0, image) else { return };
-                T::dispatch(self.isa, Fill { x, pixels, to });
-            }
-        }
-        let Ok(x) = images.permute([0, 2, 3, 4, 1]) else { return };
-        let patches = Patches::<T, O, SPAN, P> {
-            x,
-            depth: Some(0),
-            start,
-            copy: (!share.in_place).then_some(&pixels),
-            data: copy,
-            sizes: [n.len(), th.len(), tw.len()],
-            pitch: share.pitch,
-            stride: apart * share.pitch,
-            v: to,
-        };
-        T::dispatch(self.isa, patches);
+    /// The points of a box of tiles, of X (0) with `SPAN` = `P` pixels along a side of a tile, of dZ (1) with `O`.
+    fn transform<const SPAN: usize>(&self, operand: usize, index: usize, apart: usize, data: &mut [T]) {
+        let [n, d, th, tw] = nth(self.tiles, self.sizes, index);
+        let source = &self.sources[operand];
+        let (copy, v) = data.split_at_mut(source.room);
+        let Ok(x) = self.operands[operand].slice(0, n.clone(), 1) else { return };
+        let place = [d.start, th.start * O, tw.start * O];
+        let sizes = [n.len(), th.len(), tw.len()];
+        source.transform::<T, O, SPAN, P>(self.isa, x, (place, sizes), copy, (v, apart * source.pitch));
     }
 
     /// Gᵀ M G of the output channels from `at` on.
@@ -299,8 +204,9 @@ impl<T: Element, const P: usize> SimdOp<T> for Weights<'_, T, P> {
     fn eval<S: Simd<T>>(self, simd: S) {
         let Self { mut dw, sums, point, columns } = self;
         let [outputs, inputs, ..] = dw.shape();
-        let mut turned = [T::ZERO; 9 * crate::simd::MOST_LANES];
+        let mut turned = [T::ZERO; 9 * MOST_LANES];
         for o in 0..outputs {
+            let Ok(mut dw) = dw.view_mut().select::<4>(0, o) else { return };
             for first in (0..inputs).step_by(S::LANES) {
                 let taps = weights::<T, S, P>(simd, &sums[o * columns + first..], point);
                 // Lane by lane the nine taps, the last four with some before them again.
@@ -308,15 +214,13 @@ impl<T: Element, const P: usize> SimdOp<T> for Weights<'_, T, P> {
                 simd.store_transposed([taps[4], taps[5], taps[6], taps[7]], &mut turned[4..], 9);
                 simd.store_transposed([taps[5], taps[6], taps[7], taps[8]], &mut turned[5..], 9);
                 let count = S::LANES.min(inputs - first);
-                if let Ok(mut rows) = dw.view_mut().reshape([outputs, inputs * 9])
-                    && let Some(run) = rows.row_mut(o)
-                {
+                if let Some(run) = dw.as_mut_slice() {
                     run[first * 9..][..count * 9].copy_from_slice(&turned[..count * 9]);
                     continue;
                 }
                 for (i, taps) in turned.chunks_exact(9).enumerate().take(count) {
                     for (tap, &x) in taps.iter().enumerate() {
-                        if let Some(to) = dw.get_mut([o, first + i, 0, tap / 3, tap % 3]) {
+                        if let Some(to) = dw.get_mut([first + i, 0, tap / 3, tap % 3]) {
                             *to = x;
                         }
                     }

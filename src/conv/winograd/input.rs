@@ -2,31 +2,109 @@
 #![forbid(unsafe_code)]
 
 use super::transform::{self, POINTS, Square};
-use crate::conv::depthwise::within;
-use crate::conv::pixels::Pixels;
+use crate::conv::depthwise::{Reach, within};
+use crate::conv::emit::channels_last;
+use crate::conv::pixels::{Fill, Pixels};
 use crate::element::Element;
+use crate::error::Result;
 use crate::gemm::each;
+use crate::machine::Isa;
 use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::TensorView;
 
+/// How X, or dZ, is read for the points of its tiles, and where these go.
+#[derive(Clone, Copy)]
+pub(in crate::conv) struct Source {
+    reach: Reach,
+    pixels: Pixels,
+    in_place: bool,
+    /// Elements of the copy of a box's pixels, or of the zeros around the image: whole vectors, so that what lies behind is aligned.
+    pub room: usize,
+    /// Elements from tile to tile: an odd number of vectors keeps the points of a tile apart in L1.
+    pub pitch: usize,
+}
+
+impl Source {
+    /// For `channels` of `x`, windows of `reach`, and boxes of at most so many images, rows and columns of outputs.
+    pub(in crate::conv) fn new<T>(
+        x: &TensorView<'_, T, 5>,
+        channels: usize,
+        reach: Reach,
+        lanes: usize,
+        [images, rows, columns]: [usize; 3],
+    ) -> Self {
+        let vectors = channels.div_ceil(lanes);
+        let pixels = reach.pixels(lanes, vectors, [rows, columns], 1);
+        let in_place = channels == 0 || channels_last(x.shape(), x.strides());
+        let room = if in_place { vectors * lanes } else { images.saturating_mul(pixels.len()) };
+        Self { reach, pixels, in_place, room, pitch: (vectors | 1) * lanes }
+    }
+
+    /// Of a box's memory, `room` and what [`transform`](Self::transform) wrote behind it, some channels of a point's tiles, which begin
+    /// with tile `first` of all points': `[channels, tiles]`.
+    pub(in crate::conv) fn point<'d, T>(
+        &self,
+        data: &'d [T],
+        first: usize,
+        shape: [usize; 2],
+    ) -> Result<TensorView<'d, T, 2>> {
+        TensorView::as_strided(&data[self.room + first * self.pitch..], shape, [1, self.pitch as isize])
+    }
+
+    /// The points of a box of tiles, images, rows and columns of them in `sizes`, to `v`, `stride` elements from point to point.
+    /// The first has its first output at `place`; `x` has the box's images, and all of the channels. `copy` has [`room`](Self::room).
+    pub(in crate::conv) fn transform<T: Element, const O: usize, const P: usize, const Q: usize>(
+        &self,
+        isa: Isa,
+        x: TensorView<'_, T, 5>,
+        (place, sizes): ([usize; 3], [usize; 3]),
+        copy: &mut [T],
+        (v, stride): (&mut [T], usize),
+    ) {
+        let [images, rows, columns] = sizes;
+        let pixels = self.pixels.over(&self.reach, place, [rows * O, columns * O], 0, x.shape()[1]);
+        if self.in_place {
+            copy.fill(T::ZERO);
+        } else {
+            for (image, to) in copy.chunks_exact_mut(pixels.len()).enumerate().take(images) {
+                let Ok(x) = x.select(0, image) else { return };
+                T::dispatch(isa, Fill { x, pixels, to });
+            }
+        }
+        let Ok(x) = x.permute([0, 2, 3, 4, 1]) else { return };
+        let patches = Patches::<T, O, P, Q> {
+            x,
+            depth: within(pixels.depth[0], x.shape()[1]),
+            start: pixels.at,
+            copy: (!self.in_place).then_some(&pixels),
+            data: copy,
+            sizes,
+            pitch: self.pitch,
+            stride,
+            v,
+        };
+        T::dispatch(isa, patches);
+    }
+}
+
 /// All tiles of a box, `O` outputs along each side: Bᵀ d B for as many pixels as points, `P` and `Q` of them, else, for pixels of dZ,
 /// A d Aᵀ.
-pub(in crate::conv) struct Patches<'a, T, const O: usize, const P: usize, const Q: usize> {
+struct Patches<'a, T, const O: usize, const P: usize, const Q: usize> {
     /// `[images, depth, height, width, channels]`.
-    pub x: TensorView<'a, T, 5>,
+    x: TensorView<'a, T, 5>,
     /// The plane that is read; without one, zeros.
-    pub depth: Option<usize>,
+    depth: Option<usize>,
     /// Row and column of the first tile's first pixel; in the padding they are negative.
-    pub start: [isize; 2],
+    start: [isize; 2],
     /// How the copy in `data` lies, where there is one, image after image; else `data` is the pixel around the image, zeros.
-    pub copy: Option<&'a Pixels>,
-    pub data: &'a [T],
+    copy: Option<&'a Pixels>,
+    data: &'a [T],
     /// Images, rows and columns of tiles.
-    pub sizes: [usize; 3],
+    sizes: [usize; 3],
     /// `[point][tile][channel]`: elements between tiles, and between points.
-    pub pitch: usize,
-    pub stride: usize,
-    pub v: &'a mut [T],
+    pitch: usize,
+    stride: usize,
+    v: &'a mut [T],
 }
 
 impl<T: Element, const O: usize, const P: usize, const Q: usize> SimdOp<T> for Patches<'_, T, O, P, Q> {

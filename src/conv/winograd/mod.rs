@@ -22,7 +22,7 @@ mod input;
 mod output;
 mod transform;
 
-pub(super) use self::input::Patches;
+pub(super) use self::input::Source;
 pub(super) use self::transform::weights;
 
 use std::ops::Range;
@@ -30,19 +30,18 @@ use std::ops::Range;
 use self::output::Outputs;
 use self::transform::{POINTS, Square};
 use super::correlation::Correlation;
-use super::depthwise::within;
+use super::depthwise::Reach;
 use super::emit::channels_last;
-use super::implicit::boxes;
-use super::pixels::{Fill, Pixels};
+use super::implicit::{boxes, sizes};
 use super::weights::{Cut, Lines, ROOM};
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::gemm::{Series, balanced, blocks, each, tile, tile_rows};
+use crate::error::Result;
+use crate::gemm::{Series, blocks, each, tile, tile_rows};
 use crate::machine;
 use crate::parallel;
 use crate::simd::{CACHE_LINE, Simd, SimdOp, prefetch};
 use crate::tensor::{TensorView, TensorViewMut};
-use crate::workspace;
+use crate::workspace::{self, product};
 
 /// Packs the filters of a group, whose kernels are 3 × 3, as `[panel][point][channel][row]`, with a channel more than there are.
 pub(super) fn pack<T: Element>(cut: &Cut, lines: &Lines<'_, T>, data: &mut [T]) {
@@ -118,22 +117,6 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Filters<'_, T, O,
 /// Tiles of a box at least, where there are as many: all filters go by once for each box.
 const LEAST: usize = 32;
 
-/// Sizes of a box of tiles, images, rows and columns, for so many elements of V and of M for each of their points.
-fn sizes<T>(elements: usize, points: usize, tiles: [usize; 3]) -> [usize; 3] {
-    let one = elements.saturating_mul(points * size_of::<T>()).max(1);
-    let most = (machine::caches().l2 / 4 * 3 / one).max(LEAST);
-    let mut sizes = [1; 3];
-    let mut unit = 1;
-    for axis in (0..3).rev() {
-        sizes[axis] = balanced(tiles[axis], (most / unit).max(1), 1);
-        if sizes[axis] < tiles[axis] {
-            break;
-        }
-        unit *= sizes[axis];
-    }
-    sizes
-}
-
 /// Computes the part `y`, one plane deep, whose first element is `at` in the output, on this thread. `O` outputs along each
 /// side of a tile, `P` pixels.
 pub(super) fn run<T: Element, const O: usize, const P: usize>(
@@ -145,87 +128,46 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
     let (op, cut, points) = (problem.op, problem.weights.cut, P * P);
     let tile = tile::<T>(cut.isa);
     let [images, channels, _, height, width] = y.shape();
-    let [_, all, image @ ..] = problem.x.shape();
-    let (inputs, lanes) = (all / cut.groups, tile.lanes);
-    let tiles = [images, height.div_ceil(O), width.div_ceil(O)];
-    let sizes = sizes::<T>(inputs.saturating_add(cut.width), points, tiles);
+    let (inputs, lanes) = (problem.x.shape()[1] / cut.groups, tile.lanes);
+    // V and M in L2.
+    let tiles = [images, 1, height.div_ceil(O), width.div_ceil(O)];
+    let one = inputs.saturating_add(cut.width).saturating_mul(points * size_of::<T>()).max(1);
+    let sizes = sizes(tiles, (machine::caches().l2 / 4 * 3 / one).max(LEAST));
     let most: usize = sizes.iter().product();
     let rows = cut.rows.min(channels);
-    let in_place = inputs == 0 || channels_last(problem.x.shape(), problem.x.strides());
     let last = channels_last(y.shape(), y.strides());
-
-    // Odd numbers of vectors in a row and of rows for each point keep the points of a tile apart in L1.
-    let pitch = (inputs.div_ceil(lanes) | 1) * lanes;
+    // As an odd number of vectors in a row, one of rows for each point keeps the points of a tile apart in L1.
     let apart = most | 1;
-    // The copy of an image's pixels, where their channels are not neighbours.
-    let vectors = inputs.div_ceil(lanes);
-    let pixels = Pixels {
-        depth: [0, 1],
-        depths: 1,
-        at: [0; 2],
-        rows: sizes[1] * O + 2,
-        columns: sizes[2] * O + 2,
-        lanes,
-        vectors,
-        channel: 0,
-        multiplier: 1,
-        channels: inputs,
-    };
+    let Correlation { x, kernel, stride, dilation, start, .. } = *problem;
+    let reach = Reach { kernel, stride, dilation, start };
+    let source = Source::new(&x, inputs, reach, lanes, [sizes[0], sizes[2] * O, sizes[3] * O]);
 
     // All memory first: where it is lacking, nothing has been written.
-    let product = |sizes: &[usize]| {
-        let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
-        len.ok_or(Error::Alloc { op, bytes: usize::MAX })
-    };
-    let mut copy =
-        workspace::scratch(op, if in_place { inputs } else { product(&[sizes[0], pixels.len()])? })?;
-    if in_place {
-        copy.fill(T::ZERO);
-    }
-    let mut v = workspace::scratch(op, product(&[points, apart, pitch])?)?;
+    let mut copy = workspace::scratch(op, source.room)?;
+    let mut v = workspace::scratch(op, product(op, &[points, apart, source.pitch])?)?;
     let mut products = workspace::scratch(op, points * apart * cut.width)?;
-    let mut stage = workspace::scratch(op, O * (sizes[2] * O) * cut.width)?;
-    let positions = sizes[0] * (sizes[1] * O).min(height) * (sizes[2] * O).min(width);
+    let mut stage = workspace::scratch(op, O * (sizes[3] * O) * cut.width)?;
+    let positions = sizes[0] * (sizes[2] * O).min(height) * (sizes[3] * O).min(width);
     let sums_pitch = positions.next_multiple_of(lanes) + lanes;
-    let mut sums = workspace::scratch(op, if last { 0 } else { product(&[cut.width, sums_pitch])? })?;
+    let mut sums = workspace::scratch(op, if last { 0 } else { product(op, &[cut.width, sums_pitch])? })?;
 
     for first in (0..channels).step_by(rows) {
         let group = (at[1] + first) / cut.rows;
         let row = at[1] + first - group * cut.rows;
         let u = &problem.weights.data[group * cut.group_len()..][..cut.group_len()];
-        let x = problem.x.slice(1, group * inputs..(group + 1) * inputs, 1)?;
-        for part in boxes([1, tiles[0], tiles[1], tiles[2]], [1, sizes[0], sizes[1], sizes[2]]) {
-            let [_, n, th, tw] = part;
+        let x = x.slice(1, group * inputs..(group + 1) * inputs, 1)?;
+        for [n, _, th, tw] in boxes(tiles, sizes) {
             let sizes = [n.len(), th.len(), tw.len()];
             let count = sizes.iter().product();
             let x = x.slice(0, at[0] + n.start..at[0] + n.end, 1)?;
-            let start = |axis: usize, first: usize| problem.start[axis] + (at[2 + axis] + first) as isize;
-            let start = [start(0, 0), start(1, th.start * O), start(2, tw.start * O)];
-            let pixels = Pixels {
-                depth: [start[0], 1],
-                at: [start[1], start[2]],
-                rows: sizes[1] * O + 2,
-                columns: sizes[2] * O + 2,
-                ..pixels
-            };
-            if !in_place {
-                for (image, to) in copy.chunks_exact_mut(pixels.len()).enumerate().take(sizes[0]) {
-                    T::dispatch(cut.isa, Fill { x: x.select(0, image)?, pixels, to });
-                }
-            }
-            let depth = within(start[0], image[0]);
-            let patches = Patches::<T, O, P, P> {
-                x: x.permute([0, 2, 3, 4, 1])?,
-                depth,
-                start: [start[1], start[2]],
-                copy: (!in_place).then_some(&pixels),
-                data: &copy,
-                sizes,
-                pitch,
-                stride: apart * pitch,
-                v: &mut v,
-            };
-            T::dispatch(cut.isa, patches);
+            let place = [at[2], at[3] + th.start * O, at[4] + tw.start * O];
+            source.transform::<T, O, P, P>(
+                cut.isa,
+                x,
+                (place, sizes),
+                &mut copy,
+                (&mut v, apart * source.pitch),
+            );
             let h = th.start * O..height.min(th.end * O);
             let w = tw.start * O..width.min(tw.end * O);
             for lines in blocks(0..rows, cut.width) {
@@ -236,7 +178,7 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
                     columns,
                     depth: inputs,
                     tile_rows: tile_rows(tile, [count, columns]),
-                    a: TensorView::from_slice(&v, [points * apart, pitch])?,
+                    a: TensorView::from_slice(&v, [points * apart, source.pitch])?,
                     b: &u[(row + lines.start) * points * (inputs + 1)..],
                     b_stride: (inputs + 1) * cut.width,
                     width: cut.width,
@@ -244,23 +186,21 @@ pub(super) fn run<T: Element, const O: usize, const P: usize>(
                     apart,
                 };
                 T::series(cut.isa, &mut series);
-                let channel = at[1] + first + lines.start;
+                let channels = first + lines.start..first + lines.end;
                 let outputs = Outputs::<T, O, P> {
                     products: &products,
                     stride: apart * cut.width,
                     width: cut.width,
                     sizes,
                     image: [h.len(), w.len()],
-                    channels: first + lines.start..first + lines.end,
+                    channels: channels.clone(),
                     origin: [n.start, h.start, w.start],
                     stage: &mut stage,
                 };
-                match last {
-                    true => T::dispatch(cut.isa, outputs.pixels(problem, channel, at, y.view_mut())?),
-                    false => T::dispatch(cut.isa, outputs.planes(&mut sums, sums_pitch)),
-                }
-                if !last {
-                    let channels = first + lines.start..first + lines.end;
+                if last {
+                    T::dispatch(cut.isa, outputs.pixels(problem, at, y.view_mut())?);
+                } else {
+                    T::dispatch(cut.isa, outputs.planes(&mut sums, sums_pitch));
                     let part = [n.clone(), channels, 0..1, h.clone(), w.clone()];
                     problem.emit((&sums, sums_pitch), part, at, y.view_mut(), &mut [])?;
                 }

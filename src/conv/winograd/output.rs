@@ -53,25 +53,18 @@ pub(super) struct ToPlanes<'a, T, const O: usize, const P: usize> {
 }
 
 impl<'a, T: Element, const O: usize, const P: usize> Outputs<'a, T, O, P> {
-    /// To the part `y` at `at` of the output; `channel` is the panel's first there.
+    /// To the part `y` at `at` of the output.
     pub(super) fn pixels(
         self,
         problem: &'a Correlation<'_, T>,
-        channel: usize,
         at: [usize; 5],
         y: TensorViewMut<'a, T, 5>,
     ) -> Result<ToPixels<'a, T, O, P>> {
         let channels_last = [0, 2, 3, 4, 1];
-        let mut residual = problem.finish.residual;
-        for (axis, (&first, len)) in at.iter().zip(y.shape()).enumerate() {
-            residual = match residual {
-                Some(residual) => Some(residual.slice(axis, first..first + len, 1)?),
-                None => None,
-            };
-        }
+        let residual = problem.finish.residual_at(at, y.shape())?;
         let mut bias = [T::ZERO; VECTORS * MOST_LANES];
         for (i, bias) in bias.iter_mut().enumerate().take(self.channels.len()) {
-            *bias = problem.finish.bias(channel + i);
+            *bias = problem.finish.bias(at[1] + self.channels.start + i);
         }
         let residual = residual.map(|residual| residual.permute(channels_last)).transpose()?;
         Ok(ToPixels { outputs: self, y: y.permute(channels_last)?, residual, bias, finish: &problem.finish })
