@@ -39,6 +39,10 @@ type Task<'t> = &'t mut (dyn FnMut() + Send + 't);
 /// While a thread waits, rayon may run a job on it that has nothing to do with this call: such a job must
 /// not find the instruction set that [`machine::with_isa`] forces here. Tasks of ours get theirs handed down.
 fn both(a: Task<'_>, b: Task<'_>) {
+    if SHARE.get() == 1 {
+        a();
+        return b();
+    }
     let before = machine::force(None);
     let forced = before.forced();
     let a = move || {
@@ -58,24 +62,25 @@ fn both(a: Task<'_>, b: Task<'_>) {
 
 /// [`rayon::join`] from a thread that is not of the pool hands both to it, and waits: for a thread to wake up, for that to
 /// wake another, and to be woken itself. Here it takes the first, and looks for the end of the second for a while before it
-/// sleeps. What it takes it cuts further until it is one thread's share.
+/// sleeps. Both are cut further until they are one thread's share: more tasks would wake one thread more than there are
+/// processors, which then keeps one of the others waiting.
 fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     /// About what it takes to wake a thread.
     const PATIENCE: Duration = Duration::from_micros(100);
     let share = SHARE.get().min(threads());
-    if share <= 1 {
+    if share == 1 {
         a();
         return b();
     }
-    let _share = Share(SHARE.replace(share.div_ceil(2)));
     let over = AtomicBool::new(false);
     rayon::in_place_scope(|scope| {
         let over = &over;
         scope.spawn(move |_| {
-            b();
+            sharing(share / 2, b);
             over.store(true, Ordering::Release);
+            rayon::spawn(linger);
         });
-        a();
+        sharing(share.div_ceil(2), a);
         let start = Instant::now();
         while !over.load(Ordering::Acquire) && start.elapsed() < PATIENCE {
             std::hint::spin_loop();
@@ -83,41 +88,42 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     });
 }
 
-thread_local! {
-    /// Threads that share the work of this thread's call, itself among them: those of the pool before the first cut.
-    static SHARE: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-/// Puts back the share of the call around.
-struct Share(usize);
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        SHARE.set(self.0);
+/// Keeps a thread of the pool awake for the next call, which often follows soon. Work of any kind ends it.
+fn linger() {
+    const PATIENCE: Duration = Duration::from_micros(200);
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE && rayon::yield_now() == Some(rayon::Yield::Idle) {
+        std::hint::spin_loop();
     }
 }
 
 thread_local! {
-    /// No more tasks are made on this thread.
-    static ALONE: Cell<bool> = const { Cell::new(false) };
+    /// Threads that share the work of this thread's call, itself among them: those of the pool before the first cut. With one,
+    /// no more tasks are made.
+    static SHARE: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Runs `f`, the share of that many threads.
+fn sharing<R>(threads: usize, f: impl FnOnce() -> R) -> R {
+    struct Share(usize);
+    impl Drop for Share {
+        fn drop(&mut self) {
+            SHARE.set(self.0);
+        }
+    }
+    let _before = Share(SHARE.replace(threads));
+    f()
 }
 
 /// Runs `f`, one thread's share, without tasks of its own.
 pub(crate) fn alone<R>(f: impl FnOnce() -> R) -> R {
-    struct Alone(bool);
-    impl Drop for Alone {
-        fn drop(&mut self) {
-            ALONE.set(self.0);
-        }
-    }
-    let _before = Alone(ALONE.replace(true));
-    f()
+    sharing(1, f)
 }
 
 /// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
 fn threads() -> usize {
     static STARTED: OnceLock<bool> = OnceLock::new();
-    if ALONE.get() {
+    if SHARE.get() == 1 {
         return 1;
     }
     if rayon::current_thread_index().is_some() {
