@@ -10,8 +10,8 @@ use super::packed::PackedConvolution;
 use super::pointwise::{SMALL, merges};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::gemm::{Slab, tile};
+use crate::error::Result;
+use crate::gemm::tile;
 use crate::machine::Isa;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
@@ -128,20 +128,8 @@ impl<T: Element> Call<'_, T> {
 
     /// [`patches`](Self::patches) with weights that are packed for it here.
     fn patches_of(&self, w: Filter<'_, T>, y: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let view = w.group(1, 0)?.permute([0, 2, 3, 4, 1])?;
-        let [rows, taps @ ..] = view.shape();
-        let depth = taps.iter().product();
-        let none = || Error::Alloc { op: self.op, bytes: usize::MAX };
-        let mut data =
-            workspace::scratch(self.op, Slab::<T>::rhs_len(self.isa, rows, depth).ok_or_else(none)?)?;
-        if merges(view.shape(), view.strides(), &[1, 2, 3, 4]) {
-            Slab::pack_rhs(self.isa, view.reshape([rows, depth])?, &mut data);
-        } else {
-            let mut copy = workspace::scratch(self.op, view.len())?;
-            TensorViewMut::from_slice(&mut copy[..], view.shape())?.copy_from(view);
-            Slab::pack_rhs(self.isa, TensorView::from_slice(&copy[..], [rows, depth])?, &mut data);
-        }
-        self.patches(Slab::rhs(self.isa, rows, depth, &data), y)
+        let mut data = workspace::scratch(self.op, w.columns_len(self.op, self.isa)?)?;
+        self.patches(w.columns(self.op, self.isa, &mut data)?, y)
     }
 
     /// As [`winograd`], for a call over `w`.

@@ -476,35 +476,32 @@ impl Run {
             }
             return;
         };
-        for place in (0..self.inside.start).chain(self.inside.end..len) {
-            for c in 0..channels {
-                to[c * channel + place] = T::ZERO;
-            }
-        }
-        let pixel =
-            |place: usize| pixels.row(self.column + (place - self.inside.start) * self.step).unwrap_or(&[]);
-        let whole = channels / S::LANES * S::LANES;
-        let fours = self.inside.start + self.inside.len() / 4 * 4;
-        for place in (self.inside.start..fours).step_by(4) {
-            let from: [&[T]; 4] = std::array::from_fn(|i| pixel(place + i));
-            for c in (0..whole).step_by(S::LANES) {
-                let vectors = [
-                    simd.load(&from[0][c..]),
-                    simd.load(&from[1][c..]),
-                    simd.load(&from[2][c..]),
-                    simd.load(&from[3][c..]),
-                ];
-                simd.store_transposed(vectors, &mut to[c * channel + place..], channel);
-            }
-            for c in whole..channels {
-                for (i, from) in from.iter().enumerate() {
-                    to[c * channel + place + i] = from[c];
+        let pixel = |place: usize| {
+            let place = place.checked_sub(self.inside.start).filter(|_| place < self.inside.end)?;
+            pixels.row(self.column + place * self.step)
+        };
+        if len < 4 || channels < S::LANES {
+            for place in 0..len {
+                let from = pixel(place);
+                for c in 0..channels {
+                    to[c * channel + place] = from.map_or(T::ZERO, |from| from[c]);
                 }
             }
+            return;
         }
-        for place in fours..self.inside.end {
-            for (c, &value) in pixel(place)[..channels].iter().enumerate() {
-                to[c * channel + place] = value;
+        // Places that are no four are taken with some before them again, channels that are no vector likewise.
+        for place in (0..len).step_by(4) {
+            let place = place.min(len - 4);
+            let from: [Option<&[T]>; 4] = std::array::from_fn(|i| pixel(place + i));
+            for c in (0..channels).step_by(S::LANES) {
+                let c = c.min(channels - S::LANES);
+                let mut vectors = [simd.splat(T::ZERO); 4];
+                for (vector, from) in vectors.iter_mut().zip(from) {
+                    if let Some(from) = from {
+                        *vector = simd.load(&from[c..]);
+                    }
+                }
+                simd.store_transposed(vectors, &mut to[c * channel + place..], channel);
             }
         }
     }

@@ -31,7 +31,7 @@
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
-//! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights stay in L2, the kernel has no depth and no dilation, and windows touch |
+//! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights fill three quarters of L2 at most, the kernel has no depth and no dilation, and windows touch |
 //! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before | Winograd, tiles of 2 × 2 outputs |
@@ -52,7 +52,7 @@
 //! # Memory
 //!
 //! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
-//! some megabytes. Weights that are turned in the call are there twice more meanwhile. A thread has a copy of the input of one box of outputs and the patches of
+//! some megabytes. Weights that are turned in the call are there once more meanwhile, or twice. A thread has a copy of the input of one box of outputs and the patches of
 //! some hundred of them, in its L2. Winograd's weight gradient has some hundred tiles for each
 //! thread at a time, and its sums, 16/9 or 4 times the weights. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
@@ -66,6 +66,7 @@
 
 mod backward;
 mod chain;
+mod columns;
 mod correlate;
 mod correlation;
 mod depthwise;

@@ -101,7 +101,8 @@ impl<T: Element> Rows<'_, T> {
         let epilogue = Epilogue { bias, residual, activation: finish.activation };
         let (l1, l2) = (machine::caches().l1d, machine::caches().l2);
         // Where weights stay in L2, patches do in L1; else many pixels share what comes from memory.
-        let near = k.saturating_mul(n).saturating_mul(size_of::<T>()) <= l2 / 2;
+        let weights = k.saturating_mul(n).saturating_mul(size_of::<T>());
+        let near = weights <= l2 / 2;
         let pitch = self.kc.min(k) + self.tile.lanes;
         let most = if near { l1 / 2 } else { l2 / 4 } / size_of::<T>() / pitch;
         let block = balanced(pixels, most.max(2 * self.tile.rows), self.tile.rows);
@@ -112,7 +113,10 @@ impl<T: Element> Rows<'_, T> {
         let order = if across { Order::Fetch } else { Order::Usual };
         let c = y.permute(channels_last)?.reshape([pixels, n])?;
         let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, order };
-        if near && k > 0 && self.windows(sizes, at, &mut sums)? {
+        if k.saturating_mul(n).saturating_mul(size_of::<T>()) <= l2 / 4 * 3
+            && k > 0
+            && self.windows(sizes, at, &mut sums)?
+        {
             return Ok(());
         }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;

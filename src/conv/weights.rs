@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::gemm::{Panels, blocks, depth_block, pack, packed_len, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{CACHE_LINE, Simd, SimdOp, prefetch};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -135,8 +135,10 @@ pub struct Filter<'a, T> {
 
 /// Taps of a kernel up to which the weights of a channel are turned as one.
 const MOST_TAPS: usize = 64;
-/// Room for them and the lines of a panel, in whole vectors.
-pub(super) const ROOM: usize = (MOST_TAPS + 16) * 32;
+/// Rows whose weights are turned at a time, at most.
+pub(super) const WIDTH: usize = 32;
+/// Room for those taps of them, in whole vectors.
+pub(super) const ROOM: usize = (MOST_TAPS + 16) * WIDTH;
 
 impl<'a, T: Element> Filter<'a, T> {
     /// All taps of `view`, in order.
@@ -228,7 +230,7 @@ impl<'a, T: Element> Filter<'a, T> {
     }
 
     /// A group as lines of taps, where they lie in order.
-    fn lines(&self, groups: usize, group: usize) -> Result<Option<Lines<'a, T>>> {
+    pub(super) fn lines(&self, groups: usize, group: usize) -> Result<Option<Lines<'a, T>>> {
         let ([all, inner, d, h, w], strides) = (self.view.shape(), self.view.strides());
         let taps = d * h * w;
         if taps > MOST_TAPS || !merges(self.view.shape(), strides, &[1, 2, 3, 4]) {
@@ -307,7 +309,12 @@ impl<T: Element> Lines<'_, T> {
     /// The taps of a row and a channel.
     pub(super) fn line(&self, row: usize, channel: usize) -> &[T] {
         let [outer, inner] = if self.transposed { [channel, row] } else { [row, channel] };
-        &self.matrix.row(outer).unwrap_or(&[])[inner * self.taps..][..self.taps]
+        self.run(outer, inner, 1)
+    }
+
+    /// The taps of `count` neighbours in memory.
+    fn run(&self, outer: usize, inner: usize, count: usize) -> &[T] {
+        &self.matrix.row(outer).unwrap_or(&[])[inner * self.taps..][..count * self.taps]
     }
 
     /// Channels that are best taken together for all rows, before the next: then memory is read in its order.
@@ -319,6 +326,11 @@ impl<T: Element> Lines<'_, T> {
     /// The taps that are seen, in their order.
     pub(super) fn seen(&self) -> &[usize] {
         &self.seen[..self.count]
+    }
+
+    /// All taps are seen.
+    pub(super) fn complete(&self) -> bool {
+        self.count == self.taps
     }
 
     /// Some channels for whose taps there is room, and that are turned before the first is read: what was just written in parts
@@ -339,14 +351,24 @@ impl<T: Element> Lines<'_, T> {
         width: usize,
         to: &mut [T; ROOM],
     ) -> [usize; 2] {
-        let pitch = width.next_multiple_of(4);
-        for (channel, at) in channels.zip((0..).step_by(self.taps * pitch)) {
+        let (pitch, first_channel) = (width.next_multiple_of(4), channels.start);
+        let together = if self.transposed { 1 } else { channels.len() };
+        for channels in blocks(channels.clone(), together) {
+            let at = (channels.start - first_channel) * self.taps * pitch;
             for first in (0..pitch).step_by(4) {
                 let mut four: [&[T]; 4] = [&[]; 4];
                 for (row, line) in (rows.start + first..rows.end).zip(&mut four) {
-                    *line = self.line(row, channel);
+                    let [outer, inner] =
+                        if self.transposed { [channels.start, row] } else { [row, channels.start] };
+                    *line = self.run(outer, inner, channels.len());
+                    if !self.transposed {
+                        // What the next call reads. The processor does not see so many lines coming.
+                        for at in (0..line.len()).step_by(CACHE_LINE / size_of::<T>()) {
+                            prefetch(line.as_ptr().wrapping_add(line.len() + at));
+                        }
+                    }
                 }
-                turn(simd, four, self.taps, &mut to[at + first..], pitch);
+                turn(simd, four, channels.len() * self.taps, &mut to[at + first..], pitch);
             }
         }
         [self.taps * pitch, pitch]
