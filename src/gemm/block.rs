@@ -112,20 +112,12 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             // C's rows are not contiguous: the tile is made beside it.
             let mut scratch = [T::ZERO; TILE_ELEMENTS];
             let mut beside = TensorViewMut::matrix(&mut scratch, [height, width]);
-            let turned = c.strides()[0] == 1;
-            if beta.is_some() && !turned {
+            if beta.is_some() {
                 beside.copy_from(c.view());
             }
-            let beta = beta.filter(|_| !turned);
             let (stream, tail, ahead, down) = (false, None, &mut ahead, false);
             Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c: &mut beside }
                 .run(simd);
-            if turned {
-                let (beta, epilogue) = (self.beta, epilogue.map(|epilogue| epilogue.transpose()));
-                let at = [at[1], at[0]];
-                simd.call(Turned { tile: &scratch, beta, epilogue, at, c: c.transpose() });
-                continue;
-            }
             finish(simd, epilogue, at, &mut beside);
             c.copy_from(beside.view());
         }
@@ -199,54 +191,6 @@ impl Strips {
             }
         }
         Some(Place { at: [row, column], count, height, width })
-    }
-}
-
-/// A tile on its way to a C with contiguous columns. Outlined: it is not the usual way.
-struct Turned<'t, T> {
-    /// Row after row, alpha · A · B.
-    tile: &'t [T],
-    /// As in [`Block`], the epilogue for the transposed product.
-    beta: Option<T>,
-    epilogue: Option<Epilogue<'t, T>>,
-    /// Column and row of the tile's first element in the product.
-    at: [usize; 2],
-    /// Cᵀ: contiguous rows.
-    c: TensorViewMut<'t, T, 2>,
-}
-
-impl<T: Element> SimdOp<T> for Turned<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(mut self, simd: S) {
-        let [columns, rows] = self.c.shape();
-        let width = const { S::NARROW_ROWS.next_multiple_of(S::LANES) };
-        let mut turned = [T::ZERO; TILE_ELEMENTS / 6 * 16];
-        for i in (0..rows).step_by(4) {
-            for j in (0..columns).step_by(S::LANES) {
-                // Not by `from_fn`: its closure may become a function without the vector instructions.
-                let mut four = [simd.splat(T::ZERO); 4];
-                for (vector, row) in four.iter_mut().zip(i..rows) {
-                    let run = self.tile.get(row * columns + j..).unwrap_or(&[]);
-                    *vector = simd.load_partial(&run[..run.len().min(S::LANES.min(columns - j))]);
-                }
-                simd.store_transposed(four, &mut turned[j * width + i..], width);
-            }
-        }
-        for (j, values) in turned.chunks_exact(width).take(columns).enumerate() {
-            let Some(run) = self.c.row_mut(j) else { return };
-            for (values, run) in values.chunks_exact(S::LANES).zip(run.chunks_mut(S::LANES)) {
-                let mut value = simd.load(values);
-                if let Some(beta) = self.beta {
-                    value = simd.mul_add(simd.splat(beta), simd.load_partial(run), value);
-                }
-                simd.store_partial(value, run);
-            }
-            if let Some(epilogue) = &self.epilogue {
-                epilogue.apply(simd, self.at[0] + j, self.at[1], run);
-            }
-        }
     }
 }
 

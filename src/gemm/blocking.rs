@@ -193,8 +193,7 @@ impl Walk {
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         let a_fetch = match a {
             Some(Source { direct: true, neighbours, steps, .. })
-                // Of a step's cache line a wide tile takes few neighbours.
-                if (neighbours || steps) && n <= if neighbours && tile.columns > 2 * tile.lanes { 2 * tile.lanes } else { 8 * tile.columns } =>
+                if (neighbours || steps) && n <= 8 * tile.columns =>
             {
                 Fetch::InPlace
             }
@@ -255,10 +254,22 @@ pub(super) fn height(rows: usize, tile_rows: usize, most: usize) -> usize {
     }
 }
 
-/// True where Cᵀ = Bᵀ · Aᵀ is the better way for a row-major C: packing a column-major A for few columns costs more than to
-/// take its columns for the rows of a right operand and to turn the tiles.
-pub(super) fn turns(tile: Tile, [m, n]: [usize; 2], a: [isize; 2], c: [isize; 2]) -> bool {
-    n <= 7 * tile.columns && m > n && a[0] == 1 && a[1] != 1 && c[1] == 1
+/// True where Cᵀ = Bᵀ · Aᵀ is the better way for a row-major C: where both operands are contiguous along the depth, which is
+/// long, the one with fewer lines is packed; and where an A that lies along its lines, more than B has, comes from memory, each
+/// step of it is read as a row. `beside`: C may be made beside itself.
+pub(super) fn turns<T>(
+    tile: Tile,
+    caches: Caches,
+    [m, n, k]: [usize; 3],
+    [a, b, c]: [[isize; 2]; 3],
+    beside: usize,
+) -> bool {
+    let bytes = |rows: usize, columns: usize| rows.saturating_mul(columns).saturating_mul(size_of::<T>());
+    let kc = depth_block::<T>(tile, caches, k);
+    let along = a[1] == 1 && b[0] == 1 && b[1] != 1 && m >= tile.columns && n / 2 >= m;
+    let far = bytes(m, k) > caches.l3 / 4 && bytes(m, kc) <= caches.l2 / 4;
+    let across = a[0] == 1 && a[1] != 1 && m > n && far;
+    c[1] == 1 && (along || across) && k > 2 * kc && bytes(m, n) <= beside
 }
 
 /// Along which axis, and where, a matrix is cut for `tasks` tasks that take tiles of `units` each, the first half of
@@ -376,13 +387,27 @@ mod tests {
     }
 
     #[test]
-    fn wide_left_operands_turn() {
-        let (rows, columns) = ([700, 1], [1, 700]);
-        assert!(turns(AVX2, [700, 112], columns, rows));
-        assert!(!turns(AVX2, [700, 113], columns, rows), "many columns pay for packing A");
-        assert!(!turns(AVX2, [112, 112], columns, rows), "B has the longer lines");
-        assert!(!turns(AVX2, [700, 112], rows, rows), "A is packed along its rows");
-        assert!(!turns(AVX2, [700, 112], columns, columns), "C would be turned twice");
+    fn the_operand_with_fewer_lines_is_packed() {
+        let (rows, columns) = ([800, 1], [1, 800]);
+        let turned = |shape, strides| turns::<f32>(AVX2, CACHES, shape, strides, 128 * 64 * 4);
+        let along = [rows, columns, rows];
+        assert!(turned([64, 128, 800], along));
+        assert!(!turned([64, 127, 800], along) && !turned([64, 128, 500], along));
+        assert!(!turned([15, 128, 800], along), "of a panel, lanes would be left empty");
+        assert!(!turned([64, 129, 800], along), "C is too large");
+        assert!(!turned([64, 128, 800], [rows, rows, rows]), "B is not along the depth");
+        assert!(!turned([64, 128, 800], [rows, columns, columns]), "C would be turned twice");
+    }
+
+    #[test]
+    fn steps_from_memory_are_rows() {
+        let (rows, columns) = ([800, 1], [1, 800]);
+        let turned = |shape, a| turns::<f32>(AVX2, CACHES, shape, [a, rows, rows], 1 << 20);
+        assert!(turned([100, 64, 25_000], columns));
+        assert!(!turned([100, 64, 10_000], columns), "A stays in a cache");
+        assert!(!turned([64, 64, 50_000], columns), "B has as many");
+        assert!(!turned([200, 64, 25_000], columns), "a block of it is much of L2");
+        assert!(!turned([100, 64, 25_000], rows), "A is along the depth");
     }
 
     #[test]

@@ -426,7 +426,9 @@ fn in_order<T: Element>(
         let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;
         return Ok(Path { name: "thin", tasks });
     }
-    if turns(tile, [m, n], a.strides(), c.strides()) {
+    let shape = [m, n, a.shape()[1]];
+    let strides = [a.strides(), b.strides(), c.strides()];
+    if turns::<T>(tile, machine::caches(), shape, strides, driver::BESIDE) {
         let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
         return driver::product(
             isa,

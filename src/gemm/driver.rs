@@ -95,6 +95,9 @@ pub(crate) const GRAIN: usize = 3 << 17;
 /// then threads of unlike speed even out, and what tasks pack twice is little.
 pub(super) const LARGE: usize = 1 << 31;
 
+/// Bytes of a C without contiguous rows up to which it is made beside itself.
+pub(super) const BESIDE: usize = 4 << 20;
+
 /// Bytes of a C that no cache keeps, where the last one is larger than that: it is shared.
 const STREAMED: usize = 32 << 20;
 
@@ -206,6 +209,17 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
     /// Computes `c`, whose first element is `at` in the product, on this thread.
     fn walk(&self, mut c: TensorViewMut<'_, T, 2>, at: [usize; 2]) -> Result<()> {
         let ([m, n], kc) = (c.shape(), self.kc);
+        if c.strides()[1] != 1 && n > 1 && m.saturating_mul(n).saturating_mul(size_of::<T>()) <= BESIDE {
+            // Tile by tile, rows of C that are not contiguous cost much with each block of depth.
+            let mut sums = scratch(true, m, 1, n)?;
+            let mut sums = TensorViewMut::matrix(&mut sums, [m, n]);
+            if self.scale.first_beta().is_some() {
+                sums.copy_from(c.view());
+            }
+            self.walk(sums.view_mut(), at)?;
+            c.copy_from(sums.view());
+            return Ok(());
+        }
         let width = self.tile.panel(n);
         let walk = Walk::new::<T>(self.tile, machine::caches(), [m, n, kc], self.a.source(), self.b.source());
         let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
@@ -223,8 +237,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let cold =
             self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come.
-        let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
-        let ask = walk.a != Fetch::InPlace || (far && n > self.tile.columns);
+        let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
+        let ask = walk.a != Fetch::InPlace || (far > machine::caches().l3 / 4 && n > self.tile.columns);
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -263,6 +277,21 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut some_scratch),
                         };
                         let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
+                        let mut next = self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty());
+                        if next.is_none() && all.max(far) > machine::caches().l2 / 2 {
+                            // What comes after these steps, where it is not there yet: of the longer operand, if L2 has
+                            // room for it beside what is there.
+                            let following = steps.end..depth.end.min(steps.end + kc);
+                            let cold = if steps.end < group.end { rows.start == 0 } else { rows.end == m };
+                            let room = m.max(n) * kc * size_of::<T>() <= machine::caches().l2 / 4;
+                            next = if room && m >= n && rows.len() == m {
+                                self.a.direct(&lines, &following)
+                            } else if room && m < n && b_direct && cold {
+                                self.b.direct(&b_lines, &following)
+                            } else {
+                                None
+                            };
+                        }
                         let mut block = Block {
                             a,
                             b,
@@ -276,7 +305,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             },
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
-                            next: self.a.direct(&next, &steps).filter(|_| ask),
+                            next,
                             stream: self.stream,
                             order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
