@@ -25,7 +25,9 @@ use super::halo::{self, Fill, Halo};
 use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, packed_len, tile, tile_rows};
+use crate::gemm::{
+    Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, pack, packed_len, tile, tile_rows,
+};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -54,16 +56,20 @@ pub(super) fn run<T: Element>(
         return pointwise::weight_gradient(x, dz, dw);
     }
     let pixels = sliding.kernel == [1; 3] && sliding.padding == [[0; 2]; 3];
-    if groups == 1 && pixels && !channels_last(dz.shape(), dz.strides()) && pointwise::sums_products(&dz, &dz)
-    {
-        // Pixels that lie a stride apart, side by side; where channels last are neighbours, boxes are as fast.
+    if groups == 1 && pixels && pointwise::sums_products(&dz, &dz) {
+        // Pixels that lie a stride apart, side by side.
         let mut seen = x;
         for axis in 0..3 {
             let last = (dz.shape()[2 + axis] - 1) * sliding.stride[axis];
             seen = seen.slice(2 + axis, 0..last + 1, sliding.stride[axis])?;
         }
         let mut copy = workspace::scratch(op, seen.len())?;
-        let mut pixels = TensorViewMut::from_slice(&mut copy[..], seen.shape())?;
+        let mut pixels = if channels_last(dz.shape(), dz.strides()) {
+            let shape = seen.permute([0, 2, 3, 4, 1])?.shape();
+            TensorViewMut::from_slice(&mut copy[..], shape)?.permute([0, 4, 1, 2, 3])?
+        } else {
+            TensorViewMut::from_slice(&mut copy[..], seen.shape())?
+        };
         pixels.copy_from(seen);
         return pointwise::weight_gradient(pixels.view(), dz, dw);
     }
@@ -179,8 +185,8 @@ impl<T: Element> Gradient<'_, T> {
             let [n, d, h, w] = part.clone();
             let dz = self.dz.slice(0, n, 1)?.slice(1, at[0]..at[0] + outputs, 1)?;
             let dz = dz.slice(2, d, 1)?.slice(3, h, 1)?.slice(4, w, 1)?;
-            T::dispatch(self.isa, PackOutputs { dz, width: tile_rows, panels: &mut z_panels });
             let depth: usize = sizes.iter().product();
+            pack_outputs(self.isa, dz, tile_rows, &mut z_panels)?;
             for lines in blocks(0..columns, tile.columns) {
                 let (halo, planes, offsets, width) = (&halo, &planes[..], &offsets[..], tile.columns);
                 let panel = &mut panel[..];
@@ -225,7 +231,27 @@ impl<T: Element> Gradient<'_, T> {
     }
 }
 
-/// dZ of a box, `[images, channels, depth, height, width]`, to panels of channels, position by position.
+/// dZ of a box, `[images, channels, depth, height, width]`, to panels of channels, position by position. There is a vector more
+/// than they take.
+fn pack_outputs<T: Element>(
+    isa: Isa,
+    dz: TensorView<'_, T, 5>,
+    width: usize,
+    panels: &mut [T],
+) -> Result<()> {
+    let [images, channels, depth, height, row] = dz.shape();
+    let positions = images * depth * height * row;
+    if dz.strides()[1] != 1 || !pointwise::merges(dz.shape(), dz.strides(), &[0, 2, 3, 4]) {
+        T::dispatch(isa, PackOutputs { dz, width, panels });
+        return Ok(());
+    }
+    let pixels = dz.permute([0, 2, 3, 4, 1])?.reshape::<2>([positions, channels])?.transpose();
+    let panels = &mut panels[..channels.next_multiple_of(width) * positions];
+    pack(isa, pixels, 0..channels, 0..positions, width, panels, false);
+    Ok(())
+}
+
+/// [`pack_outputs`] whatever the strides.
 struct PackOutputs<'a, T> {
     dz: TensorView<'a, T, 5>,
     /// Channels of a panel.

@@ -11,7 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::{Gradient, PackOutputs};
+use super::{Gradient, pack_outputs};
 use crate::conv::halo::{Fill, Halo};
 use crate::conv::implicit::boxes;
 use crate::element::Element;
@@ -93,7 +93,7 @@ impl<T: Element> Gradient<'_, T> {
             let [n, d, h, w] = part;
             let dz = self.dz.slice(0, n, 1)?.slice(1, at[0]..at[0] + outputs, 1)?;
             let dz = dz.slice(2, d, 1)?.slice(3, h, 1)?.slice(4, w, 1)?;
-            T::dispatch(self.isa, PackOutputs { dz, width, panels: &mut z_panels });
+            pack_outputs(self.isa, dz, width, &mut z_panels)?;
             let positions: usize = sizes.iter().product();
             for (z, sums) in z_panels.chunks_exact(width * positions).zip(sums.chunks_exact_mut(len)) {
                 let (halo, planes, lines) = (&halo, &planes[..], &lines[..]);
