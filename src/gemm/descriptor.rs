@@ -163,7 +163,7 @@ impl<'e, T: Element> Gemm<'e, T> {
         }
         let start = machine::verbose().then(Instant::now);
         let scale = self.scale(0, shape[2]);
-        if tiny::product(isa, &a, &b, &scale, &mut c, None) {
+        if tiny::product(isa, &a, &b, &scale, &mut c, None, None) {
             trace::<T>(isa, 1, shape, Path::TINY, start);
             return Ok(());
         }
@@ -418,7 +418,7 @@ fn in_order<T: Element>(
         let tasks = vector::row_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
-    if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks) {
+    if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks, None) {
         return Ok(Path::TINY);
     }
     let tile = tile::<T>(isa);
@@ -497,11 +497,18 @@ impl<T: Element> Batch<'_, '_, '_, T> {
                 parallel::join(|| self.run(low, first, half), || self.run(high, first + cut, tasks - half));
             return one.and(two);
         }
+        // So many entries come from memory: all of B is read for the first rows.
+        let [_, m, n] = c.shape();
+        let far = entries * (m + n) * self.depth * size_of::<T>() > machine::caches().l3 / 2;
         for entry in 0..entries {
             let scale = self.gemm.scale(first + entry, self.depth);
             let mut c = c.view_mut().select(0, entry)?;
             let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
-            if !tiny::product(self.isa, &a, &b, &scale, &mut c, self.inner) {
+            let next = match &self.b {
+                BatchOperand::View(b) if far && entry + 1 < entries => Some(entry_of(*b, first + entry + 1)?),
+                _ => None,
+            };
+            if !tiny::product(self.isa, &a, &b, &scale, &mut c, self.inner, next.as_ref()) {
                 T::product(self.isa, a, b, &scale, c, self.inner)?;
             }
         }

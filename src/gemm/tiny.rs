@@ -19,7 +19,7 @@ use crate::tensor::{TensorView, TensorViewMut};
 const MOST: usize = 1 << 21;
 
 /// C = alpha · A · B + beta · C and the epilogue on this thread, if the product is small enough: false where it is not. The shapes
-/// have been checked. `tasks` is what a larger product is cut in.
+/// have been checked. `tasks` is what a larger product is cut in, `next` a matrix that is asked for meanwhile.
 #[inline(always)]
 pub(super) fn product<T: Element>(
     isa: Isa,
@@ -28,11 +28,12 @@ pub(super) fn product<T: Element>(
     scale: &Scale<'_, T>,
     c: &mut TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
+    next: Option<&TensorView<'_, T, 2>>,
 ) -> bool {
     let (Operand::View(a), Operand::View(b)) = (a, b) else { return false };
     let takes = takes(isa, a, b, c, tasks);
     if takes {
-        T::tiny(isa, &mut Tiny { a, b, scale, c });
+        T::tiny(isa, &mut Tiny { a, b, scale, c, next });
     }
     takes
 }
@@ -68,6 +69,8 @@ pub struct Tiny<'t, 'c, T> {
     pub(super) b: &'t TensorView<'t, T, 2>,
     pub(super) scale: &'t Scale<'t, T>,
     pub(super) c: &'t mut TensorViewMut<'c, T, 2>,
+    /// A matrix that is read next.
+    pub(super) next: Option<&'t TensorView<'t, T, 2>>,
 }
 
 impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
@@ -75,7 +78,7 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Tiny { a, b, scale, ref mut c } = *self;
+        let Tiny { a, b, scale, ref mut c, next } = *self;
         let (shape, depth) = (c.shape(), a.shape()[1]);
         let (a, b) = (Panels::Direct(*a), Panels::Direct(b.transpose()));
         let (alpha, beta) = (scale.alpha, scale.first_beta());
@@ -85,6 +88,10 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
         let by_column = by_column::<T, S>(shape, tile_rows, near);
         let mut strips = Strips { shape, tile_rows, by_column, longest: STRIP, at: [0, 0] };
         let mut ahead = Ahead::nothing();
+        if let Some(next) = next {
+            let tiles = shape[0].div_ceil(tile_rows) * shape[1].div_ceil(S::TILE_VECTORS * S::LANES);
+            ahead = Ahead::new(*next, tiles, depth);
+        }
         while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
             let of = if by_column { [count, 1] } else { [1, count] };
             let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
