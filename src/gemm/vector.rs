@@ -19,7 +19,7 @@ use crate::workspace;
 /// Outputs that are finished together: their sums stay in L1.
 const OUTPUTS: usize = 4096;
 /// Outputs, or rows of B, that are taken at a time: as many as the processor fetches ahead by itself.
-const UNROLL: usize = 4;
+const UNROLL: usize = 6;
 /// Elements of B that a task reads at least: some ten microseconds.
 const GRAIN: usize = 1 << 16;
 
