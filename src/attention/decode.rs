@@ -22,8 +22,11 @@ const PIECE: usize = 512;
 /// Most queries of a group of heads together.
 const ROWS: usize = 8;
 
+/// Keys whose values are added to all of the output at a time.
+const TOGETHER: usize = 32;
+
 /// Bytes ahead in a row's neighbours for which cache lines are asked.
-const AHEAD: usize = 8 << 10;
+const AHEAD: usize = 16 << 10;
 
 /// True where [`run`] takes the call.
 pub(super) fn takes<T: Element>(
@@ -75,25 +78,35 @@ pub(super) fn run<T: Element>(
     if let Ok(Some(error)) = failed.into_inner() {
         return Err(error);
     }
-    for (number, partials) in partials.chunks_exact(pieces * partial).enumerate() {
+    for (number, partials) in partials.chunks_exact_mut(pieces * partial).enumerate() {
         let (entry, kv) = (number / kv_heads, number % kv_heads);
         for at in 0..rows {
             let (head, query) = (kv * plan.group + at / plan.queries, at % plan.queries);
-            let parts = || partials.chunks_exact(partial).map(|part| &part[at * row..][..row]);
-            let most = parts().fold(T::NEG_INFINITY, |most, part| most.max(part[row - 2]));
-            let factor = |part: &[T]| {
-                if part[row - 2] == T::NEG_INFINITY {
-                    T::ZERO
-                } else {
-                    ((part[row - 2] - most) * ln_2()).exp()
-                }
-            };
-            let sum = parts().fold(T::ZERO, |sum, part| sum + factor(part) * part[row - 1]);
-            let empty = most == T::NEG_INFINITY && !sum.is_nan();
-            for d in 0..plan.value_dim {
+            let parts = || (0..pieces).map(|piece| piece * partial + at * row);
+            let most = parts().fold(T::NEG_INFINITY, |most, at| most.max(partials[at + row - 2]));
+            let mut sum = T::ZERO;
+            for at in parts() {
+                let part = &mut partials[at..][..row];
                 // A piece without keys has no output.
-                let terms = parts().filter(|part| part[row - 2] != T::NEG_INFINITY || part[row - 1].is_nan());
-                let total = terms.fold(T::ZERO, |total, part| total + factor(part) * part[d]);
+                let none = part[row - 2] == T::NEG_INFINITY;
+                let factor = if none { T::ZERO } else { ((part[row - 2] - most) * ln_2()).exp() };
+                sum += factor * part[row - 1];
+                if none && !part[row - 1].is_nan() {
+                    part.fill(T::ZERO);
+                }
+                part[row - 2] = factor;
+            }
+            // The first takes in the others.
+            let (first, others) = partials.split_at_mut(partial);
+            let total = &mut first[at * row..][..row];
+            let factor = total[row - 2];
+            total.iter_mut().for_each(|total| *total *= factor);
+            for part in others.chunks_exact(partial).map(|part| &part[at * row..][..row]) {
+                let factor = part[row - 2];
+                total.iter_mut().zip(part).for_each(|(total, &x)| *total += factor * x);
+            }
+            let empty = most == T::NEG_INFINITY && !sum.is_nan();
+            for (d, &total) in total[..plan.value_dim].iter().enumerate() {
                 if let Some(y) = y.get_mut([entry, head, query, d]) {
                     *y = if empty { T::ZERO } else { total / sum };
                 }
@@ -355,7 +368,7 @@ impl<T: Element> SimdOp<T> for Softmax<'_, T> {
     }
 }
 
-/// Rows of outputs from rows of weights and values; whole vectors.
+/// Adds to rows of outputs rows of weights times values; whole vectors.
 pub struct Mix<'a, T> {
     /// `[rows, keys]`.
     weights: &'a [T],
@@ -384,37 +397,46 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for MixOf<'_, '_, T, 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let [keys, dim] = self.0.v.shape();
-        let mut first = 0;
-        while dim - first >= N * S::LANES {
-            strip::<T, S, R, N>(simd, self.0, first, keys);
-            first += N * S::LANES;
-        }
-        // Each pass reads the rows again.
-        while N > 4 && dim - first >= 4 * S::LANES {
-            strip::<T, S, R, 4>(simd, self.0, first, keys);
-            first += 4 * S::LANES;
-        }
-        while first < dim {
-            strip::<T, S, R, 1>(simd, self.0, first, keys);
-            first += S::LANES;
+        // All columns of some keys, so that memory is read in its order.
+        let some = if dim <= N * S::LANES { keys.max(1) } else { TOGETHER };
+        for start in (0..keys).step_by(some) {
+            let keys = start..keys.min(start + some);
+            let mut first = 0;
+            while dim - first >= N * S::LANES {
+                strip::<T, S, R, N>(simd, self.0, first, keys.clone());
+                first += N * S::LANES;
+            }
+            while N > 4 && dim - first >= 4 * S::LANES {
+                strip::<T, S, R, 4>(simd, self.0, first, keys.clone());
+                first += 4 * S::LANES;
+            }
+            while first < dim {
+                strip::<T, S, R, 1>(simd, self.0, first, keys.clone());
+                first += S::LANES;
+            }
         }
     }
 }
 
-/// `N` vectors of outputs from column `first` on.
+/// Adds some keys to `N` vectors of outputs from column `first` on.
 #[inline(always)]
 fn strip<T: Element, S: Simd<T>, const R: usize, const N: usize>(
     simd: S,
     mix: &mut Mix<'_, T>,
     first: usize,
-    keys: usize,
+    keys: Range<usize>,
 ) {
     let Mix { weights, v, ref mut output, row, .. } = *mix;
-    let dim = v.shape()[1];
-    assert!(weights.len() >= R * keys && first + N * S::LANES <= dim);
+    let [all, dim] = v.shape();
+    assert!(weights.len() >= R * all && keys.end <= all && first + N * S::LANES <= dim);
     let next = ahead(v, 8);
     let mut sums = [[simd.splat(T::ZERO); N]; R];
-    for key in 0..keys {
+    unrolled!(r in R {
+        unrolled!(n in N {
+            sums[r][n] = simd.load(&output[r * row + first + n * S::LANES..]);
+        });
+    });
+    for key in keys {
         let line = v.row(key).map_or(&[][..], |line| &line[first..]);
         let mut values = [simd.splat(T::ZERO); N];
         unrolled!(n in N {
@@ -422,7 +444,7 @@ fn strip<T: Element, S: Simd<T>, const R: usize, const N: usize>(
             values[n] = simd.load(&line[n * S::LANES..]);
         });
         unrolled!(r in R {
-            let weight = simd.splat(weights[r * keys + key]);
+            let weight = simd.splat(weights[r * all + key]);
             unrolled!(n in N {
                 sums[r][n] = simd.mul_add(weight, values[n], sums[r][n]);
             });
