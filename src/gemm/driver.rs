@@ -236,9 +236,11 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let cold =
             self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
-        // Rows in place that no cache of this core holds, and that meet several tiles while the next come.
+        // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
-        let ask = walk.a != Fetch::InPlace || (far > machine::caches().l3 / 4 && n > self.tile.columns);
+        let l3 = machine::caches().l3;
+        let whole = far > l3 / 2 && depth.len() <= kc;
+        let ask = walk.a != Fetch::InPlace || whole || (far > l3 / 4 && n > self.tile.columns);
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
