@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::machine;
 use crate::tensor::TensorViewMut;
 
-/// Tasks a thread should find: enough to even out tasks of unlike length.
+/// Tasks a thread should find: enough to even out tasks of unlike length, where threads of the pool take them from each other.
 pub(crate) const TASKS_PER_THREAD: usize = 4;
 
 /// Runs both, possibly at the same time, and waits for them.
@@ -62,8 +62,8 @@ fn both(a: Task<'_>, b: Task<'_>) {
 
 /// [`rayon::join`] from a thread that is not of the pool hands both to it, and waits: for a thread to wake up, for that to
 /// wake another, and to be woken itself. Here it takes the first, and looks for the end of the second for a while before it
-/// sleeps. Both are cut further until they are one thread's share: more tasks would wake one thread more than there are
-/// processors, which then keeps one of the others waiting.
+/// sleeps. What it takes it cuts further until it is one thread's share. The last share that it hands on is not cut: more tasks
+/// would wake one thread more than there are processors, which then keeps one of the others waiting.
 fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     /// About what it takes to wake a thread.
     const PATIENCE: Duration = Duration::from_micros(100);
@@ -76,9 +76,10 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     rayon::in_place_scope(|scope| {
         let over = &over;
         scope.spawn(move |_| {
-            sharing(share / 2, b);
+            sharing(if share == 2 { 1 } else { usize::MAX }, b);
+            let here = rayon::current_thread_index();
+            rayon::spawn(move || linger(here));
             over.store(true, Ordering::Release);
-            rayon::spawn(linger);
         });
         sharing(share.div_ceil(2), a);
         let start = Instant::now();
@@ -88,11 +89,14 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
     });
 }
 
-/// Keeps a thread of the pool awake for the next call, which often follows soon. Work of any kind ends it.
-fn linger() {
-    const PATIENCE: Duration = Duration::from_micros(200);
+/// Keeps the thread of this index in the pool awake for the next call, which often follows soon. Work of any kind ends it.
+fn linger(here: Option<usize>) {
+    const PATIENCE: Duration = Duration::from_micros(100);
     let start = Instant::now();
-    while start.elapsed() < PATIENCE && rayon::yield_now() == Some(rayon::Yield::Idle) {
+    while rayon::current_thread_index() == here
+        && start.elapsed() < PATIENCE
+        && rayon::yield_now() == Some(rayon::Yield::Idle)
+    {
         std::hint::spin_loop();
     }
 }

@@ -398,7 +398,7 @@ impl<T: Element, const R: usize, const N: usize> SimdOp<T> for MixOf<'_, '_, T, 
     fn eval<S: Simd<T>>(self, simd: S) {
         let [keys, dim] = self.0.v.shape();
         // All columns of some keys, so that memory is read in its order.
-        let some = if dim <= N * S::LANES { keys.max(1) } else { TOGETHER };
+        let some = if dim == N * S::LANES { keys.max(1) } else { TOGETHER };
         for start in (0..keys).step_by(some) {
             let keys = start..keys.min(start + some);
             let mut first = 0;

@@ -113,10 +113,7 @@ impl<T: Element> Rows<'_, T> {
         let order = if across { Order::Fetch } else { Order::Usual };
         let c = y.permute(channels_last)?.reshape([pixels, n])?;
         let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, order };
-        if k.saturating_mul(n).saturating_mul(size_of::<T>()) <= l2 / 4 * 3
-            && k > 0
-            && self.windows(sizes, at, &mut sums)?
-        {
+        if weights <= l2 / 4 * 3 && k > 0 && self.windows(sizes, at, &mut sums)? {
             return Ok(());
         }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;

@@ -70,7 +70,7 @@ pub(super) fn run<T: Element>(
         } else {
             TensorViewMut::from_slice(&mut copy[..], seen.shape())?
         };
-        pixels.copy_from(seen);
+        copy_images(pixels.view_mut(), seen, parallel::tasks(seen.len(), 1 << 16))?;
         return pointwise::weight_gradient(pixels.view(), dz, dw);
     }
     let [images, _, depth, height, width] = dz.shape();
@@ -98,6 +98,25 @@ pub(super) fn run<T: Element>(
     let gradient =
         Gradient { op, isa, tile, x, dz, groups, sliding: *sliding, sizes, in_place: direct.is_some() };
     gradient.split(dw, [0, 0], tasks)
+}
+
+/// Copies a view, in `tasks` tasks.
+fn copy_images<T: Element>(
+    mut to: TensorViewMut<'_, T, 5>,
+    from: TensorView<'_, T, 5>,
+    tasks: usize,
+) -> Result<()> {
+    let images = to.shape()[0];
+    if tasks <= 1 || images <= 1 {
+        to.copy_from(from);
+        return Ok(());
+    }
+    let (low, high) = to.split_at(0, images / 2)?;
+    let (first, rest) = from.split_at(0, images / 2)?;
+    let half = tasks / 2;
+    let (one, two) =
+        parallel::join(|| copy_images(low, first, half), || copy_images(high, rest, tasks - half));
+    one.and(two)
 }
 
 struct Gradient<'a, T> {

@@ -499,13 +499,16 @@ impl<T: Element> Batch<'_, '_, '_, T> {
         }
         // So many entries come from memory: all of B is read for the first rows.
         let [_, m, n] = c.shape();
-        let far = entries * (m + n) * self.depth * size_of::<T>() > machine::caches().l3 / 2;
+        let bytes = (m + n).saturating_mul(self.depth).saturating_mul(size_of::<T>());
+        let far = entries.saturating_mul(bytes) > machine::caches().l3 / 2;
         for entry in 0..entries {
             let scale = self.gemm.scale(first + entry, self.depth);
             let mut c = c.view_mut().select(0, entry)?;
             let (a, b) = (self.a.entry(first + entry)?, self.b.entry(first + entry)?);
             let next = match &self.b {
-                BatchOperand::View(b) if far && entry + 1 < entries => Some(entry_of(*b, first + entry + 1)?),
+                BatchOperand::View(b) if far && b.shape()[0] > 1 && entry + 1 < entries => {
+                    Some(entry_of(*b, first + entry + 1)?)
+                }
                 _ => None,
             };
             if !tiny::product(self.isa, &a, &b, &scale, &mut c, self.inner, next.as_ref()) {

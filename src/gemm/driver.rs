@@ -216,7 +216,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             if self.scale.first_beta().is_some() {
                 sums.copy_from(c.view());
             }
-            self.walk(sums.view_mut(), at)?;
+            Product { stream: false, depth: self.depth.clone(), ..*self }.walk(sums.view_mut(), at)?;
             c.copy_from(sums.view());
             return Ok(());
         }
@@ -239,8 +239,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let l3 = machine::caches().l3;
-        let whole = far > l3 / 2 && depth.len() <= kc;
-        let ask = walk.a != Fetch::InPlace || whole || (far > l3 / 4 && n > self.tile.columns);
+        let runs = far > l3 / 2 && depth.len() <= kc;
+        let ask = walk.a != Fetch::InPlace || runs || (far > l3 / 4 && n > self.tile.columns);
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -284,11 +284,12 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             // What comes after these steps, where it is not there yet: of the longer operand, if L2 has
                             // room for it beside what is there.
                             let following = steps.end..depth.end.min(steps.end + kc);
-                            let cold = if steps.end < group.end { rows.start == 0 } else { rows.end == m };
-                            let room = m.max(n) * kc * size_of::<T>() <= machine::caches().l2 / 4;
+                            let fresh = if steps.end < group.end { rows.start == 0 } else { rows.end == m };
+                            let room =
+                                m.max(n).saturating_mul(kc * size_of::<T>()) <= machine::caches().l2 / 4;
                             next = if room && m >= n && rows.len() == m {
                                 self.a.direct(&lines, &following)
-                            } else if room && m < n && b_direct && cold {
+                            } else if room && m < n && b_direct && fresh {
                                 self.b.direct(&b_lines, &following)
                             } else {
                                 None

@@ -1,7 +1,7 @@
 //! One row times a matrix, unpacked: y = alpha · x · B + beta · y and the epilogue.
 //!
-//! Bound by reading B once. Where its columns are contiguous each output is a dot product, four at a time;
-//! where its rows are, the outputs stay in L1 and take in four rows of B at a time. An output's sum never
+//! Bound by reading B once. Where its columns are contiguous each output is a dot product, some at a time;
+//! where its rows are, the outputs stay in L1 and take in some rows of B at a time. An output's sum never
 //! depends on how the outputs are split into tasks.
 #![forbid(unsafe_code)]
 
@@ -139,8 +139,13 @@ fn dot_products<T: Element, S: Simd<T>>(
         dot::<T, S, UNROLL>(simd, x, |i| column(j + i), group);
         j += UNROLL;
     }
-    for (i, sum) in groups.into_remainder().chunks_exact_mut(1).enumerate() {
-        dot::<T, S, 1>(simd, x, |_| column(j + i), sum);
+    let mut pairs = groups.into_remainder().chunks_exact_mut(2);
+    for pair in &mut pairs {
+        dot::<T, S, 2>(simd, x, |i| column(j + i), pair);
+        j += 2;
+    }
+    if let sum @ [_] = pairs.into_remainder() {
+        dot::<T, S, 1>(simd, x, |_| column(j), sum);
     }
 }
 
@@ -195,8 +200,13 @@ fn add_rows<T: Element, S: Simd<T>>(
         add_scaled::<T, S, UNROLL>(simd, group, |i| row(p + i), sums);
         p += UNROLL;
     }
-    for (i, x) in groups.remainder().chunks_exact(1).enumerate() {
-        add_scaled::<T, S, 1>(simd, x, |_| row(p + i), sums);
+    let mut pairs = groups.remainder().chunks_exact(2);
+    for pair in &mut pairs {
+        add_scaled::<T, S, 2>(simd, pair, |i| row(p + i), sums);
+        p += 2;
+    }
+    if let x @ [_] = pairs.remainder() {
+        add_scaled::<T, S, 1>(simd, x, |_| row(p), sums);
     }
 }
 
