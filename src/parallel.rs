@@ -60,13 +60,14 @@ fn both(a: Task<'_>, b: Task<'_>) {
     }
 }
 
+/// How long a thread looks for what comes before it sleeps: about what it takes to wake it.
+const PATIENCE: Duration = Duration::from_micros(100);
+
 /// [`rayon::join`] from a thread that is not of the pool hands both to it, and waits: for a thread to wake up, for that to
 /// wake another, and to be woken itself. Here it takes the first, and looks for the end of the second for a while before it
 /// sleeps. What it takes it cuts further until it is one thread's share. The last share that it hands on is not cut: more tasks
 /// would wake one thread more than there are processors, which then keeps one of the others waiting.
 fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
-    /// About what it takes to wake a thread.
-    const PATIENCE: Duration = Duration::from_micros(100);
     let share = SHARE.get().min(threads());
     if share == 1 {
         a();
@@ -91,7 +92,6 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
 
 /// Keeps the thread of this index in the pool awake for the next call, which often follows soon. Work of any kind ends it.
 fn linger(here: Option<usize>) {
-    const PATIENCE: Duration = Duration::from_micros(100);
     let start = Instant::now();
     while rayon::current_thread_index() == here
         && start.elapsed() < PATIENCE

@@ -7,7 +7,7 @@ use super::pointwise::merges;
 use super::weights::{Filter, Lines, ROOM, WIDTH};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Slab, blocks as cut};
+use crate::gemm::{Slab, blocks};
 use crate::machine::Isa;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -34,16 +34,16 @@ impl<T: Element> Filter<'_, T> {
         } else if let Some(lines) = self.lines(1, 0)?.filter(Lines::complete) {
             let slab = Slab::<T>::rhs(isa, rows, depth, &[]);
             let (kc, width) = (slab.kc(), slab.width());
-            let (panels, whole, rest) = (rows.div_ceil(width), depth / kc, depth % kc);
-            let (blocks, last) = data.split_at_mut(whole * panels * kc * width);
+            let (panels, count) = (rows.div_ceil(width), depth / kc);
+            let (whole, rest) = data.split_at_mut(count * panels * kc * width);
             let columns = Columns {
                 lines: &lines,
                 channels,
                 rows: 0..rows,
                 width,
                 kc,
-                blocks: TensorViewMut::from_slice(blocks, [whole, panels, kc, width])?,
-                last: TensorViewMut::from_slice(last, [1, panels, rest, width])?,
+                whole: TensorViewMut::from_slice(whole, [count, panels, kc, width])?,
+                rest: TensorViewMut::from_slice(rest, [1, panels, depth % kc, width])?,
             };
             columns.run(isa, parallel::tasks(rows * depth, GRAIN))?;
         } else {
@@ -65,27 +65,57 @@ struct Columns<'p, T> {
     /// Steps of a block of depth.
     kc: usize,
     /// `[blocks, panels, steps, width]` of whole blocks, and of what is left.
-    blocks: TensorViewMut<'p, T, 4>,
-    last: TensorViewMut<'p, T, 4>,
+    whole: TensorViewMut<'p, T, 4>,
+    rest: TensorViewMut<'p, T, 4>,
 }
 
 impl<T: Element> Columns<'_, T> {
     fn run(self, isa: Isa, tasks: usize) -> Result<()> {
-        let panels = self.blocks.shape()[1];
+        let panels = self.whole.shape()[1];
         if tasks <= 1 || panels <= 1 {
             T::dispatch(isa, self);
             return Ok(());
         }
-        let Self { lines, channels, rows, width, kc, blocks, last } = self;
+        let Self { lines, channels, rows, width, kc, whole, rest } = self;
         let half = tasks / 2;
         let cut = (panels * half / tasks).clamp(1, panels - 1);
         let middle = rows.start + cut * width;
-        let ((blocks, more), (last, more_last)) = (blocks.split_at(1, cut)?, last.split_at(1, cut)?);
-        let low = Columns { lines, channels, rows: rows.start..middle, width, kc, blocks, last };
+        let ((whole, more), (rest, more_rest)) = (whole.split_at(1, cut)?, rest.split_at(1, cut)?);
+        let low = Columns { lines, channels, rows: rows.start..middle, width, kc, whole, rest };
         let high =
-            Columns { lines, channels, rows: middle..rows.end, width, kc, blocks: more, last: more_last };
+            Columns { lines, channels, rows: middle..rows.end, width, kc, whole: more, rest: more_rest };
         let (low, high) = parallel::join(|| low.run(isa, half), || high.run(isa, tasks - half));
         low.and(high)
+    }
+
+    /// Rows of `from`, `apart` elements from one to the next, to some columns of a panel at these steps.
+    #[inline(always)]
+    fn put<S: Simd<T>>(
+        &mut self,
+        simd: S,
+        panel: usize,
+        columns: &Range<usize>,
+        mut steps: Range<usize>,
+        (from, apart): (&[T], usize),
+    ) {
+        let mut at = 0;
+        while !steps.is_empty() {
+            let (block, step) = (steps.start / self.kc, steps.start % self.kc);
+            let count = steps.len().min(self.kc - step);
+            let to = if block < self.whole.shape()[0] {
+                self.whole.line_mut([block, panel])
+            } else {
+                self.rest.line_mut([0, panel])
+            };
+            let Some(to) = to else { return };
+            for to in to[step * self.width..].chunks_exact_mut(self.width).take(count) {
+                for i in (0..columns.len()).step_by(S::LANES) {
+                    simd.store(simd.load(&from[at + i..]), &mut to[columns.start + i..]);
+                }
+                at += apart;
+            }
+            steps.start += count;
+        }
     }
 }
 
@@ -93,37 +123,19 @@ impl<T: Element> SimdOp<T> for Columns<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { lines, channels, rows, width, kc, mut blocks, mut last } = self;
-        let (whole, mut turned) = (blocks.shape()[0], [T::ZERO; ROOM]);
+    fn eval<S: Simd<T>>(mut self, simd: S) {
+        let Self { lines, channels, width, .. } = self;
+        let (rows, mut turned) = (self.rows.clone(), [T::ZERO; ROOM]);
         for some in lines.some(0..channels) {
             for (panel, first) in rows.clone().step_by(width).enumerate() {
-                for part in cut(0..width, WIDTH) {
-                    let start = (first + part.start).min(rows.end);
-                    let of_part = start..rows.end.min(first + part.end);
+                for columns in blocks(0..width, WIDTH) {
+                    let start = (first + columns.start).min(rows.end);
+                    let of = start..rows.end.min(first + columns.end);
                     for few in lines.few(some.clone()) {
-                        let [apart, pitch] = lines.turn(simd, &of_part, few.clone(), part.len(), &mut turned);
+                        let [apart, pitch] = lines.turn(simd, &of, few.clone(), columns.len(), &mut turned);
                         for (at, &tap) in lines.seen().iter().enumerate() {
-                            let mut steps = at * channels + few.start..at * channels + few.end;
-                            let mut from = tap * pitch;
-                            while !steps.is_empty() {
-                                let (block, step) = (steps.start / kc, steps.start % kc);
-                                let count = steps.len().min(kc - step);
-                                let to = if block < whole {
-                                    blocks.line_mut([block, panel])
-                                } else {
-                                    last.line_mut([0, panel])
-                                };
-                                let Some(to) = to else { return };
-                                let to = to[step * width..].chunks_exact_mut(width).take(count);
-                                for to in to {
-                                    for i in (0..part.len()).step_by(S::LANES) {
-                                        simd.store(simd.load(&turned[from + i..]), &mut to[part.start + i..]);
-                                    }
-                                    from += apart;
-                                }
-                                steps.start += count;
-                            }
+                            let steps = at * channels + few.start..at * channels + few.end;
+                            self.put(simd, panel, &columns, steps, (&turned[tap * pitch..], apart));
                         }
                     }
                 }

@@ -70,7 +70,7 @@ pub(super) fn run<T: Element>(
         } else {
             TensorViewMut::from_slice(&mut copy[..], seen.shape())?
         };
-        copy_images(pixels.view_mut(), seen, parallel::tasks(seen.len(), 1 << 16))?;
+        copy_images(pixels.view_mut(), [0], seen, parallel::tasks(seen.len(), 1 << 16))?;
         return pointwise::weight_gradient(pixels.view(), dz, dw);
     }
     let [images, _, depth, height, width] = dz.shape();
@@ -100,23 +100,19 @@ pub(super) fn run<T: Element>(
     gradient.split(dw, [0, 0], tasks)
 }
 
-/// Copies a view, in `tasks` tasks.
+/// Copies the images of `from` that `to` has, from `at` on, in `tasks` tasks.
 fn copy_images<T: Element>(
     mut to: TensorViewMut<'_, T, 5>,
+    at: [usize; 1],
     from: TensorView<'_, T, 5>,
     tasks: usize,
 ) -> Result<()> {
     let images = to.shape()[0];
-    if tasks <= 1 || images <= 1 {
-        to.copy_from(from);
-        return Ok(());
+    if tasks > 1 && images > 1 {
+        return parallel::halves(to, at, (0, 1), tasks, &|to, at, tasks| copy_images(to, at, from, tasks));
     }
-    let (low, high) = to.split_at(0, images / 2)?;
-    let (first, rest) = from.split_at(0, images / 2)?;
-    let half = tasks / 2;
-    let (one, two) =
-        parallel::join(|| copy_images(low, first, half), || copy_images(high, rest, tasks - half));
-    one.and(two)
+    to.copy_from(from.slice(0, at[0]..at[0] + images, 1)?);
+    Ok(())
 }
 
 struct Gradient<'a, T> {

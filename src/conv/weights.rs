@@ -298,7 +298,7 @@ impl<'a, T: Element> Filter<'a, T> {
 pub(super) struct Lines<'a, T> {
     /// `[rows, channels · taps]`, or where `transposed`, `[channels, rows · taps]`: contiguous rows.
     matrix: TensorView<'a, T, 2>,
-    transposed: bool,
+    pub(super) transposed: bool,
     taps: usize,
     /// Which taps are seen, in the order in which they are, and how many.
     seen: [usize; MOST_TAPS],
@@ -308,12 +308,12 @@ pub(super) struct Lines<'a, T> {
 impl<T: Element> Lines<'_, T> {
     /// The taps of a row and a channel.
     pub(super) fn line(&self, row: usize, channel: usize) -> &[T] {
-        let [outer, inner] = if self.transposed { [channel, row] } else { [row, channel] };
-        self.run(outer, inner, 1)
+        self.run(row, channel, 1)
     }
 
-    /// The taps of `count` neighbours in memory.
-    fn run(&self, outer: usize, inner: usize, count: usize) -> &[T] {
+    /// The same of `count` channels that are neighbours in memory: not where `transposed`, but for one.
+    fn run(&self, row: usize, channel: usize, count: usize) -> &[T] {
+        let [outer, inner] = if self.transposed { [channel, row] } else { [row, channel] };
         &self.matrix.row(outer).unwrap_or(&[])[inner * self.taps..][..count * self.taps]
     }
 
@@ -358,9 +358,7 @@ impl<T: Element> Lines<'_, T> {
             for first in (0..pitch).step_by(4) {
                 let mut four: [&[T]; 4] = [&[]; 4];
                 for (row, line) in (rows.start + first..rows.end).zip(&mut four) {
-                    let [outer, inner] =
-                        if self.transposed { [channels.start, row] } else { [row, channels.start] };
-                    *line = self.run(outer, inner, channels.len());
+                    *line = self.run(row, channels.start, channels.len());
                     if !self.transposed {
                         // What the next call reads. The processor does not see so many lines coming.
                         for at in (0..line.len()).step_by(CACHE_LINE / size_of::<T>()) {

@@ -241,6 +241,9 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let l3 = machine::caches().l3;
         let runs = far > l3 / 2 && depth.len() <= kc;
         let ask = walk.a != Fetch::InPlace || runs || (far > l3 / 4 && n > self.tile.columns);
+        // The longer operand comes from memory, and L2 has room for the next steps of it beside what is there.
+        let onward = all.max(far) > machine::caches().l2 / 2
+            && m.max(n).saturating_mul(kc * size_of::<T>()) <= machine::caches().l2 / 4;
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -280,20 +283,15 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                         };
                         let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
                         let mut next = self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty());
-                        if next.is_none() && all.max(far) > machine::caches().l2 / 2 {
-                            // What comes after these steps, where it is not there yet: of the longer operand, if L2 has
-                            // room for it beside what is there.
+                        if next.is_none() && onward {
+                            // What comes after these steps, where it is not there yet.
                             let following = steps.end..depth.end.min(steps.end + kc);
                             let fresh = if steps.end < group.end { rows.start == 0 } else { rows.end == m };
-                            let room =
-                                m.max(n).saturating_mul(kc * size_of::<T>()) <= machine::caches().l2 / 4;
-                            next = if room && m >= n && rows.len() == m {
-                                self.a.direct(&lines, &following)
-                            } else if room && m < n && b_direct && fresh {
-                                self.b.direct(&b_lines, &following)
-                            } else {
-                                None
-                            };
+                            if m >= n && rows.len() == m {
+                                next = self.a.direct(&lines, &following);
+                            } else if m < n && b_direct && fresh {
+                                next = self.b.direct(&b_lines, &following);
+                            }
                         }
                         let mut block = Block {
                             a,

@@ -89,7 +89,10 @@ impl<T: Element, const O: usize, const P: usize> SimdOp<T> for Filters<'_, T, O,
                     let [apart, pitch] = lines.turn(simd, &rows, few.clone(), width, &mut taps);
                     for (c, of_channel) in few.zip((0..).step_by(apart)) {
                         if far && c + AHEAD[0] < channels {
-                            rows.clone().for_each(|row| prefetch(lines.line(row, c + AHEAD[0]).as_ptr()));
+                            // Else what is turned next is asked for as it is.
+                            if lines.transposed {
+                                rows.clone().for_each(|row| prefetch(lines.line(row, c + AHEAD[0]).as_ptr()));
+                            }
                             for at in (0..P * P).map(|k| k * point + (c + AHEAD[1]) * width) {
                                 let line = panel[at..][..width].chunks(CACHE_LINE / size_of::<T>());
                                 line.for_each(|line| prefetch(line.as_ptr()));
