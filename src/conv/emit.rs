@@ -73,23 +73,19 @@ impl<T: Element> Emit<'_, T> {
     #[inline(always)]
     fn planes<S: Simd<T>>(mut self, simd: S) {
         let [images, channels, depth, height, width] = self.y.shape();
-        for c in 0..channels {
-            let bias = self.finish.bias(self.channel + c);
-            let sums = &self.sums[c * self.pitch..];
-            for at in 0..images * depth {
-                let (image, d) = (at / depth, at % depth);
-                let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
-                let residual = residual.and_then(|r| r.select::<3>(0, c).ok()?.select::<2>(0, d).ok());
-                let y = self.y.view_mut();
-                let y =
-                    y.select::<4>(0, image).and_then(|y| y.select::<3>(0, c)).and_then(|y| y.select(0, d));
-                let Ok(mut y) = y else { return };
-                let sums = &sums[at * height * width..][..height * width];
-                let all = residual.map(|r| r.as_slice());
-                if let (Some(run), None | Some(Some(_))) = (y.as_mut_slice(), all) {
+        for at in 0..images * depth {
+            let (image, d) = (at / depth, at % depth);
+            let residual = self.residual.and_then(|r| r.select::<4>(0, image).ok());
+            let Ok(mut y) = self.y.view_mut().select::<4>(0, image) else { return };
+            for c in 0..channels {
+                let bias = self.finish.bias(self.channel + c);
+                let sums = &self.sums[c * self.pitch + at * height * width..][..height * width];
+                let all = residual.map(|r| r.line([c, d]));
+                if let (Some(run), None | Some(Some(_))) = (y.line_mut([c, d]), all) {
                     self.finish.run(simd, sums, bias, all.flatten(), run);
                     continue;
                 }
+                let (mut y, residual) = (y.matrix_at_mut([c, d]), residual.map(|r| r.matrix_at([c, d])));
                 for (h, sums) in sums.chunks_exact(width).enumerate() {
                     let residual_row = residual.map(|r| r.row(h));
                     if let (Some(run), None | Some(Some(_))) = (y.row_mut(h), residual_row) {
@@ -180,24 +176,22 @@ impl<T: Element> Finish<'_, T> {
     /// y = activation(sums + bias + residual) over a run.
     #[inline(always)]
     fn run<S: Simd<T>>(&self, simd: S, sums: &[T], bias: T, residual: Option<&[T]>, y: &mut [T]) {
-        let lanes = S::LANES;
-        let bias_vector = simd.splat(bias);
-        let whole = y.len() / lanes * lanes;
-        let [low, high] = self.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
+        let bias = simd.splat(bias);
+        let bounds = self.activation.bounds();
+        let [low, high] = bounds.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
-        for at in (0..whole).step_by(lanes) {
-            let mut sum = simd.add(simd.load(&sums[at..]), bias_vector);
+        for (i, y) in y.chunks_mut(S::LANES).enumerate() {
+            let run = i * S::LANES..i * S::LANES + y.len();
+            let mut sum = simd.add(simd.load_up_to(&sums[run.clone()]), bias);
             if let Some(residual) = residual {
-                sum = simd.add(sum, simd.load(&residual[at..]));
+                sum = simd.add(sum, simd.load_up_to(&residual[run]));
             }
             // The order of the operands lets NaN through.
-            simd.store(simd.max(low, simd.min(high, sum)), &mut y[at..]);
+            simd.store_up_to(simd.max(low, simd.min(high, sum)), y);
         }
-        for at in whole..y.len() {
-            y[at] = sums[at] + bias + residual.map_or(T::ZERO, |residual| residual[at]);
+        if bounds.is_none() {
+            activation::apply(simd, self.activation, y);
         }
-        let done = if self.activation.bounds().is_some() { whole } else { 0 };
-        activation::apply(simd, self.activation, &mut y[done..]);
     }
 }
 

@@ -172,14 +172,18 @@ impl<T: Element> Panel<'_, T> {
         let [images, depth, height, row] = sizes;
         let mut places = [Place::default(); 2];
         let mut count = 0;
-        for line in 0..images * depth * height {
-            let from = halo.output(line / height / depth, [line / height % depth, line % height, 0]);
-            for first in (0..row).step_by(R) {
-                places[count % 2] = Place { from: from + first, to: line * row + first };
-                count += 1;
-                if count % 2 == 0 {
-                    simd.call(Runs::<'_, '_, T, R, V> { weights, planes, offsets, places, sums, pitch });
+        let mut to = 0;
+        for (image, d) in (0..images).flat_map(|image| (0..depth).map(move |d| (image, d))) {
+            for h in 0..height {
+                let from = halo.output(image, [d, h, 0]);
+                for first in (0..row).step_by(R) {
+                    places[count % 2] = Place { from: from + first, to: to + first };
+                    count += 1;
+                    if count % 2 == 0 {
+                        simd.call(Runs::<'_, '_, T, R, V> { weights, planes, offsets, places, sums, pitch });
+                    }
                 }
+                to += row;
             }
         }
         if count % 2 == 1 {

@@ -3,7 +3,7 @@
 
 use super::depthwise::{Reach, within};
 use crate::element::Element;
-use crate::simd::{MOST_LANES, Simd, SimdOp};
+use crate::simd::{CACHE_LINE, MOST_LANES, Simd, SimdOp, prefetch};
 use crate::tensor::TensorView;
 
 /// Pixels of a block of channels: `[vectors, depth, rows, columns, lanes]`.
@@ -83,6 +83,9 @@ impl Pixels {
         }
     }
 }
+
+/// Bytes of an image that is small enough to be asked for while the one before it is read.
+const AHEAD: usize = 64 << 10;
 
 /// Copies pixels of `x`, `[channels, depth, height, width]`.
 pub(super) struct Fill<'f, T> {
@@ -182,6 +185,9 @@ impl Pixels {
         to: &mut [T],
     ) {
         let (width, plane) = (x.shape()[3], self.plane());
+        // Where the same row of the next image lies, if an image is small: rows of many planes are no stream.
+        let image = x.shape()[0] as isize * x.strides()[0];
+        let ahead = usize::try_from(image).ok().filter(|&len| len * size_of::<T>() <= AHEAD);
         for v in 0..self.vectors {
             for four in (0..S::LANES).step_by(4) {
                 let mut from: [&[T]; 4] = [&[]; 4];
@@ -194,6 +200,12 @@ impl Pixels {
                             _ => x.matrix_at([channel, d]).row(h).unwrap_or(&[]),
                         };
                         *from = &row[first..][..count];
+                        if let Some(ahead) = ahead {
+                            let next = from.as_ptr().wrapping_add(ahead);
+                            for line in (0..count * size_of::<T>()).step_by(CACHE_LINE) {
+                                prefetch(next.wrapping_byte_add(line));
+                            }
+                        }
                     }
                 }
                 turn(simd, from, count, &mut to[v * plane + four..], S::LANES);
@@ -233,10 +245,8 @@ pub(super) fn turn<T: Element, S: Simd<T>>(simd: S, from: [&[T]; 4], len: usize,
     for at in (0..len).step_by(S::LANES) {
         let mut vectors = [simd.splat(T::ZERO); 4];
         for (vector, from) in vectors.iter_mut().zip(from) {
-            if at + S::LANES <= from.len() {
-                *vector = simd.load(&from[at..]);
-            } else if at < from.len() {
-                *vector = simd.load_partial(&from[at..]);
+            if at < from.len() {
+                *vector = simd.load_up_to(&from[at..]);
             }
         }
         simd.store_transposed(vectors, &mut to[at * pitch..], pitch);

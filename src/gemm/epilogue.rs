@@ -116,12 +116,12 @@ impl<'e, T: Element> Epilogue<'e, T> {
         let of_row = simd.splat(of_row);
         for (at, run) in run.chunks_mut(S::LANES).enumerate() {
             let at = at * S::LANES..at * S::LANES + run.len();
-            let mut value = vector(simd, run);
+            let mut value = simd.load_up_to(run);
             if biased {
-                value = simd.add(value, bias.map_or(of_row, |bias| vector(simd, &bias[at.clone()])));
+                value = simd.add(value, bias.map_or(of_row, |bias| simd.load_up_to(&bias[at.clone()])));
             }
             if let Some(residual) = residual {
-                value = simd.add(value, vector(simd, &residual[at]));
+                value = simd.add(value, simd.load_up_to(&residual[at]));
             }
             // The order of the operands lets NaN through.
             value = simd.max(low, simd.min(high, value));
@@ -135,12 +135,6 @@ impl<'e, T: Element> Epilogue<'e, T> {
             simd.call(Activate { activation: self.activation, run });
         }
     }
-}
-
-/// A vector, or what there is of one.
-#[inline(always)]
-fn vector<T: Element, S: Simd<T>>(simd: S, from: &[T]) -> S::V {
-    if from.len() == S::LANES { simd.load(from) } else { simd.load_partial(from) }
 }
 
 /// Outlined, so that the functions are compiled once and not in every kernel.

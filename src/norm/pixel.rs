@@ -35,7 +35,7 @@ macro_rules! for_columns {
 /// `count` elements of a row, at most a vector.
 #[inline(always)]
 fn load<T: Element, S: Simd<T>>(s: S, row: &[T], first: usize, count: usize) -> S::V {
-    if count == S::LANES { s.load(&row[first..]) } else { s.load_partial(&row[first..first + count]) }
+    s.load_up_to(&row[first..first + count])
 }
 
 #[inline(always)]

@@ -168,12 +168,6 @@ fn beats<T: Element, S: Simd<T>>(simd: S, x: S::V, best: S::V) -> S::M {
     simd.mask_or(simd.lt(best, x), simd.mask_and(simd.ne(x, x), simd.eq(best, best)))
 }
 
-/// A vector, or what is left of a row.
-#[inline(always)]
-fn read<T: Element, S: Simd<T>>(simd: S, from: &[T]) -> S::V {
-    if from.len() == S::LANES { simd.load(from) } else { simd.load_partial(from) }
-}
-
 /// The maxima down the rows under a window, and in which of them they are: the first one's number is 0.
 #[inline(always)]
 fn down<T: Element, S: Simd<T>>(
@@ -204,10 +198,11 @@ fn down<T: Element, S: Simd<T>>(
             for at in (0..len).step_by(S::LANES) {
                 let end = len.min(at + S::LANES);
                 let whole = end - at == S::LANES;
-                let x = read(simd, &row[at..end]);
+                let x = simd.load_up_to(&row[at..end]);
                 let (mut best, mut best_place) = (x, place);
                 if !first {
-                    let (value, before) = (read(simd, &values[at..end]), read(simd, &places[at..end]));
+                    let (value, before) =
+                        (simd.load_up_to(&values[at..end]), simd.load_up_to(&places[at..end]));
                     let new = beats(simd, x, value);
                     (best, best_place) = (simd.select(new, x, value), simd.select(new, place, before));
                 }

@@ -62,7 +62,7 @@ impl<T: Element, S: Simd<T>, R: Reduction<T>> Walk<T> for Window<S, R> {
             let sum = self.vector(&from[at * stride..]);
             let weight = if R::WEIGHTED { simd.mul(weight, simd.load(&weights[at..])) } else { weight };
             let y = reduction.finish(simd, sum, weight);
-            if to.len() == S::LANES { simd.store(y, to) } else { simd.store_partial(y, to) }
+            simd.store_up_to(y, to);
         }
     }
 }

@@ -99,13 +99,13 @@ pub struct BackwardPass<'p, T> {
 /// The vector from `at` on, of which `n` elements exist.
 #[inline(always)]
 fn get<T: Element, S: Simd<T>>(simd: S, from: &[T], at: usize, n: usize) -> S::V {
-    if n == S::LANES { simd.load(&from[at..]) } else { simd.load_partial(&from[at..at + n]) }
+    simd.load_up_to(&from[at..at + n])
 }
 
 /// Writes `n` elements of a vector from `at` on.
 #[inline(always)]
 fn put<T: Element, S: Simd<T>>(simd: S, v: S::V, to: &mut [T], at: usize, n: usize) {
-    if n == S::LANES { simd.store(v, &mut to[at..]) } else { simd.store_partial(v, &mut to[at..at + n]) }
+    simd.store_up_to(v, &mut to[at..at + n]);
 }
 
 /// Asks for the cache lines that lie `ahead` of these.

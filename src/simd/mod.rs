@@ -105,6 +105,12 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     }
     /// The elements of `src`, at most [`LANES`](Simd::LANES), the remaining lanes 0.
     fn load_partial(self, src: &[T]) -> Self::V;
+    /// The first elements of `src`, as many as there are lanes; the remaining lanes 0. A branch that is foreseen costs less than a
+    /// mask.
+    #[inline(always)]
+    fn load_up_to(self, src: &[T]) -> Self::V {
+        if src.len() >= Self::LANES { self.load(src) } else { self.load_partial(src) }
+    }
     /// As [`store`](Simd::store), past the caches where `dst` is aligned to a vector: its lines are not read first.
     /// [`fence`](Simd::fence) must follow before another thread may look.
     #[inline(always)]
@@ -116,6 +122,12 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn fence(self) {}
     /// Writes the first `dst.len()` lanes, at most all.
     fn store_partial(self, v: Self::V, dst: &mut [T]);
+
+    /// Writes as many lanes as `dst` has room for.
+    #[inline(always)]
+    fn store_up_to(self, v: Self::V, dst: &mut [T]) {
+        if dst.len() >= Self::LANES { self.store(v, dst) } else { self.store_partial(v, dst) }
+    }
 
     /// Writes lane `i` of each of the four vectors, as four neighbours, to `dst[i · stride ..]`, for every
     /// lane. `dst` has at least `(LANES − 1) · stride + 4` elements.

@@ -366,6 +366,7 @@ impl<T: Element> SimdOp<T> for Put<'_, T> {
         let Self { sums, len, pitch, finish, .. } = self;
         let [channels, height, _] = self.y.shape();
         let (even, odd) = sums.split_at(sums.len() / 2);
+        let active = finish.activation != Activation::Identity;
         for c in 0..channels {
             let Ok(mut y) = self.y.view_mut().select::<2>(0, c) else { return };
             let bias = finish.bias.map(|_| finish.bias(self.channel + c));
@@ -376,7 +377,7 @@ impl<T: Element> SimdOp<T> for Put<'_, T> {
                 if let Some(bias) = bias {
                     y.iter_mut().for_each(|y| *y += bias);
                 }
-                if finish.activation != Activation::Identity {
+                if active {
                     activation::apply(simd, finish.activation, y);
                 }
             }
@@ -387,20 +388,14 @@ impl<T: Element> SimdOp<T> for Put<'_, T> {
 /// `y` from its even and its odd elements, which begin at the front of their slices.
 #[inline(always)]
 fn interleave<T: Element, S: Simd<T>>(simd: S, even: &[T], odd: &[T], y: &mut [T]) {
-    let lanes = S::LANES;
-    let whole = y.len() / (2 * lanes) * lanes;
-    for at in (0..whole).step_by(lanes) {
-        let [first, second] = simd.interleave(simd.load(&even[at..]), simd.load(&odd[at..]));
-        simd.store(first, &mut y[2 * at..]);
-        simd.store(second, &mut y[2 * at + lanes..]);
+    for (i, y) in y.chunks_mut(2 * S::LANES).enumerate() {
+        let at = i * S::LANES;
+        // What follows them is read, and not written.
+        let [first, second] = simd.interleave(simd.load_up_to(&even[at..]), simd.load_up_to(&odd[at..]));
+        let (low, high) = y.split_at_mut(S::LANES.min(y.len()));
+        simd.store_up_to(first, low);
+        if !high.is_empty() {
+            simd.store_up_to(second, high);
+        }
     }
-    let (even, odd, y) = (&even[whole..], &odd[whole..], &mut y[2 * whole..]);
-    if y.is_empty() {
-        return;
-    }
-    let [even, odd] = [(even, y.len().div_ceil(2)), (odd, y.len() / 2)].map(|(from, len)| &from[..len]);
-    let [first, second] = simd.interleave(simd.load_partial(even), simd.load_partial(odd));
-    let (low, high) = y.split_at_mut(lanes.min(y.len()));
-    simd.store_partial(first, low);
-    simd.store_partial(second, high);
 }
