@@ -1,7 +1,7 @@
 """Times attention, and operations over rows, of PyTorch, ONNX Runtime and OpenVINO beside those of Tilewise, all in this
-process, and prints tables.
+process, and of Rust libraries in others, and prints tables.
 
-    attention.py LIBRARY [--threads N] [--filter REGEX] [--peers REGEX] [--rounds N]
+    attention.py LIBRARY [--crates PROGRAM] [--threads N] [--filter REGEX] [--peers REGEX] [--rounds N]
 
 LIBRARY is Tilewise's C interface, as built by `cargo build --release` in `benches/peers`. The rules are those of the
 matrix products. Operations are those of the two products: causal ones count half, forward and backward counts three
@@ -15,10 +15,11 @@ import os
 import re
 import statistics
 
-from rounds import openvino_options, use_threads
+from rounds import CRATES, Crate, openvino_options, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
+parser.add_argument("--crates", help=CRATES)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--filter", type=re.compile, default=re.compile(""))
 parser.add_argument("--rounds", type=int, default=7)
@@ -308,6 +309,24 @@ class OpenVino:
         return (lambda keep=problem: request.infer()), lambda _: [request.get_output_tensor(0).data]
 
 
+class RustLibrary:
+    """Only candle's flash attention has grouped heads, and it has no gradients."""
+
+    def __init__(self, library, flash=False):
+        self.library, self.flash = library, flash
+        self.name = f"{library} flash" if flash else library
+
+    def prepare(self, problem):
+        kind = None if isinstance(problem, Rows) else problem.kind
+        if kind not in (("forward", "decode") if self.flash else ("forward", "training")):
+            return None
+        sizes = [*(getattr(problem, name) for name in Sizes.names), int(problem.causal)]
+        arrays = [problem.q, problem.k, problem.v, problem.dy]
+        crate = Crate(self.library, "attention", "flash" if self.flash else kind, sizes, arrays)
+        shapes = [problem.q.shape, *(array.shape for array in arrays[:3] if kind == "training")]
+        return crate, lambda _: crate.results(shapes)
+
+
 class Tilewise:
     name = "tilewise"
 
@@ -366,9 +385,9 @@ def compare(problem, peers):
         if why is not None:
             wrong[peer.name] = why
             continue
-        contestants.append((peer, run, *iterations(run, SAMPLE), []))
+        contestants.append((peer, sampler(run, SAMPLE), []))
     interleave(contestants, arguments.rounds, PAUSE, order)
-    return {peer.name: statistics.median(samples) for peer, _, _, _, samples in contestants}, wrong
+    return {peer.name: statistics.median(samples) for peer, _, samples in contestants}, wrong
 
 
 def problems():
@@ -395,6 +414,8 @@ def main():
     own = Tilewise(arguments.library)
     peers = [PyTorch("flash"), PyTorch("math")]
     peers += attempt(OnnxRuntime, "Attention") + attempt(OnnxRuntime, "contrib") + attempt(OpenVino)
+    if arguments.crates:
+        peers += [RustLibrary("candle"), RustLibrary("candle", flash=True), RustLibrary("burn")]
     peers = [peer for peer in peers if arguments.peers.search(peer.name)]
     columns = [peer.name for peer in peers]
     peaks, found = own.peaks(), []
@@ -427,13 +448,14 @@ arguments = parser.parse_args()
 use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
 SAMPLE, PAUSE = 6e-3, 10e-3 if arguments.threads > 1 else 0.0
+Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random
 import sys
 
 import numpy as np
 
-from peers import aligned, interleave, iterations
+from peers import aligned, interleave, sampler
 
 order = random.Random(1)
 main()

@@ -1,6 +1,7 @@
-"""Times convolutions of PyTorch and ONNX Runtime beside those of Tilewise, all in this process, and prints a table.
+"""Times convolutions of PyTorch and ONNX Runtime beside those of Tilewise, all in this process, and of Rust libraries in
+others, and prints a table.
 
-    convolutions.py LIBRARY [--threads N] [--filter REGEX] [--batch 1,8] [--rounds N]
+    convolutions.py LIBRARY [--crates PROGRAM] [--threads N] [--filter REGEX] [--peers REGEX] [--batch 1,8] [--rounds N]
 
 LIBRARY is Tilewise's C interface, as built by `cargo build --release` in `benches/peers`. The rules are those of the
 matrix products. `forward` has weights as they are, `inference` those that may be packed before the clock starts,
@@ -16,12 +17,14 @@ import pathlib
 import re
 import statistics
 
-from rounds import use_threads
+from rounds import CRATES, Crate, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
+parser.add_argument("--crates", help=CRATES)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--filter", type=re.compile, default=re.compile(""))
+parser.add_argument("--peers", type=re.compile, default=re.compile(""))
 parser.add_argument("--batch", default="1,8")
 parser.add_argument("--rounds", type=int, default=9)
 
@@ -76,6 +79,19 @@ class Convolution:
         x, w, dy = (torch.from_numpy(array.astype(np.float64)) for array in (self.x, self.w, self.dy))
         return torch_call(torch, self, x, w, dy)().numpy()
 
+    def onnx(self):
+        """As ONNX, serialised."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        attributes = dict(
+            group=self.groups, strides=[self.stride] * 2, pads=[self.padding] * 4, kernel_shape=[self.kernel] * 2
+        )
+        node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.x.shape)
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([node], "convolution", [x], [y], [numpy_helper.from_array(self.w, "w")])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
     def error(self, found, expected, factor):
         # Neither factor of a product is larger than 1: partial sums grow like the root of their number.
         bound = factor * np.finfo(np.float32).eps * self.terms
@@ -117,34 +133,37 @@ class OnnxRuntime:
     name, last = "onnxruntime", False
 
     def __init__(self):
-        import onnx
         import onnxruntime
 
-        self.onnx, self.runtime = onnx, onnxruntime
+        self.runtime = onnxruntime
 
     def prepare(self, problem):
         if problem.kind != "inference":
             return None
-        helper, of = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        attributes = dict(
-            group=problem.groups, strides=[problem.stride] * 2, pads=[problem.padding] * 4,
-            kernel_shape=[problem.kernel] * 2,
-        )
-        node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
-        x = helper.make_tensor_value_info("x", of, problem.x.shape)
-        y = helper.make_tensor_value_info("y", of, None)
-        weight = self.onnx.numpy_helper.from_array(problem.w, "w")
-        graph = helper.make_graph([node], "convolution", [x], [y], [weight])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = arguments.threads, 1
-        session = self.runtime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = self.runtime.InferenceSession(problem.onnx(), options, providers=["CPUExecutionProvider"])
         result, binding = aligned(np.full(problem.shape, np.nan), np.dtype(np.float32)), session.io_binding()
         for bind, name, array in [(binding.bind_input, "x", problem.x), (binding.bind_output, "y", result)]:
             bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return lambda: session.run_with_iobinding(binding), lambda _: result
+        return lambda keep=(problem, result): session.run_with_iobinding(binding), lambda _: result
+
+
+class RustLibrary:
+    """rten and tract run models, with constant weights; the others have weights as they are."""
+
+    def __init__(self, name):
+        self.name, self.models = name, name in ("rten", "tract")
+
+    def prepare(self, problem):
+        if problem.kind not in (["inference"] if self.models else ["forward", "inference"]):
+            return None
+        if self.models:
+            crate = Crate(self.name, "model", "forward", problem.x.shape, [problem.x], problem.onnx())
+        else:
+            sizes = [getattr(problem, name) for name in Sizes.names[:-1]]
+            crate = Crate(self.name, "convolution", "forward", sizes, [problem.x, problem.w])
+        return crate, lambda _: crate.results([problem.shape])[0]
 
 
 class Tilewise:
@@ -205,19 +224,22 @@ def compare(problem, peers):
     """Medians of seconds by peer, and what was wrong."""
     expected, contestants, wrong = problem.expected(), [], {}
     for peer in peers:
-        prepared = peer.prepare(problem)
-        if prepared is None:
-            continue
-        run, result = prepared
         # The larger tiles of Winograd are allowed what their users choose; so are the peers, who do not say what they do.
         factor = 8 if peer.name == "tilewise implicit" else 200
-        why = problem.error(result(run()), expected, factor)
+        try:
+            prepared = peer.prepare(problem)
+            if prepared is None:
+                continue
+            run, result = prepared
+            why = problem.error(result(run()), expected, factor)
+        except Exception as error:
+            why = f"left out: {error}"
         if why is not None:
             wrong[peer.name] = why
             continue
-        contestants.append((peer, run, *iterations(run, SAMPLE), []))
+        contestants.append((peer, sampler(run, SAMPLE), []))
     interleave(contestants, arguments.rounds, PAUSE, order)
-    return {peer.name: statistics.median(samples) for peer, _, _, _, samples in contestants}, wrong
+    return {peer.name: statistics.median(samples) for peer, _, samples in contestants}, wrong
 
 
 def main():
@@ -228,6 +250,9 @@ def main():
         peers.append(OnnxRuntime())
     except ImportError as error:
         print(f"onnxruntime is left out: {error}", file=sys.stderr)
+    if arguments.crates:
+        peers += map(RustLibrary, ["candle", "burn", "rten", "tract"])
+    peers = [peer for peer in peers if arguments.peers.search(peer.name)]
     columns = [peer.name for peer in own + peers]
     print(f"{arguments.threads} thread(s), GFLOP/s of the direct algorithm\n")
     print("| workload | best peer | ratio | best of Tilewise |", *(f"{name} |" for name in columns))
@@ -241,7 +266,9 @@ def main():
                     continue
                 times, wrong = compare(problem, own + peers)
                 rate = lambda name: f"{problem.flops / times[name] / 1e9:.1f}" if name in times else wrong.get(name, "")
-                best = min((times[peer.name], peer.name) for peer in peers if peer.name in times)
+                best = min(((times[peer.name], peer.name) for peer in peers if peer.name in times), default=None)
+                if best is None:
+                    continue
                 # By default, in the better of the two layouts, as the peers.
                 default = min(times[name] for name in ("tilewise", "tilewise NHWC") if name in times)
                 most = min(times[peer.name] for peer in own if peer.name in times)
@@ -261,13 +288,14 @@ use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
 # ONNX Runtime's threads spin for long after a call.
 SAMPLE, PAUSE = 6e-3, 50e-3 if arguments.threads > 1 else 0.0
+Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random
 import sys
 
 import numpy as np
 
-from peers import aligned, interleave, iterations
+from peers import aligned, interleave, sampler
 
 order = random.Random(1)
 main()

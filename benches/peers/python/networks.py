@@ -1,15 +1,14 @@
-"""Times whole networks of Tilewise beside PyTorch, ONNX Runtime and OpenVINO: ResNet-50 and MobileNetV2 forward, and a step
-of training of the small network of the example `digits`.
+"""Times whole networks of Tilewise beside PyTorch, ONNX Runtime, OpenVINO and Rust libraries: ResNet-50 and MobileNetV2
+forward, and a step of training of the small network of the example `digits`.
 
     pip install numpy onnx onnxruntime openvino torch
     python3 benches/peers/python/networks.py --threads 1
 
 Tilewise's bench `models` writes its random weights, its images and its scores; the same network is built from them for each
 library, and its scores are compared before anything is timed. Batch normalisation is folded everywhere, weights are
-constants. The step of training is also that of candle and burn, where `cargo build --release` in benches/peers/training has
-built them and `--training` says where. PyTorch runs with channels last, as it comes and frozen by TorchScript, whose
-convolutions take in what follows; ONNX Runtime and OpenVINO choose layouts of their own. Rounds go in turn; the table has
-the median of each one's rounds.
+constants. PyTorch runs with channels last, as it comes and frozen by TorchScript, whose convolutions take in what follows;
+ONNX Runtime and OpenVINO choose layouts of their own. Of the Rust libraries, rten and tract run the networks, candle and burn
+take the step of training. Rounds go in turn; the table has the median of each one's rounds.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from rounds import Process, attempt, built, median_call, openvino_options, use_threads
+from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_options, use_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -28,8 +27,9 @@ parser.add_argument("--seconds", type=float, default=0.3, help="of one round of 
 parser.add_argument("--networks", default="resnet50,mobilenet_v2,digits")
 parser.add_argument("--batch", default="1,8")
 parser.add_argument("--program", help="the bench `models`, where it is built already")
-parser.add_argument("--training", help="the program of benches/peers/training: candle and burn take part")
+parser.add_argument("--crates", help=CRATES)
 arguments = parser.parse_args()
+Crate.program, Crate.seconds = arguments.crates, arguments.seconds
 # Before the libraries are loaded.
 use_threads(arguments.threads)
 
@@ -129,7 +129,9 @@ class Problem:
                 names.append(node("MaxPool", [x], f"y{i}", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4))
                 continue
             values = [x, constant(f"w{i}", layer["weight"]), constant(f"b{i}", layer["bias"])]
-            options = dict(strides=[layer["stride"]] * 2, pads=[layer["kernel"] // 2] * 4, group=layer["groups"])
+            kernel = layer["kernel"]
+            options = dict(kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+            options |= dict(strides=[layer["stride"]] * 2, group=layer["groups"])
             y = node("Conv", values, f"conv{i}", **options)
             if layer["add"]:
                 y = node("Add", [y, names[layer["add"]]], f"sum{i}")
@@ -151,23 +153,17 @@ class Problem:
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
+    def crate(self, name):
+        crate = Crate(name, "model", "forward", self.images.shape, [self.images], self.onnx())
+        self.check(name, *crate.results([self.scores.shape]))
+        return crate
+
 
 class Tilewise(Process):
     def __init__(self, program, network, batch, manner):
         super().__init__([*program, "--measure", network])
         self.name = "tilewise" + ["", " NHWC", " NHWC Winograd4", " NHWC chains"][manner]
         self.words = batch, manner, arguments.seconds
-
-    def time(self):
-        return self.ask(*self.words)
-
-
-class Crate(Process):
-    """A step of training in a Rust library, in a process of its own as Tilewise's."""
-
-    def __init__(self, name, batch):
-        super().__init__([arguments.training, name])
-        self.name, self.words = name, (batch, 0, arguments.seconds)
 
     def time(self):
         return self.ask(*self.words)
@@ -288,7 +284,8 @@ def main():
             peers, theirs = [Tilewise(program, name, batch, 0)], []
             if name == "digits":
                 theirs += [Training(batch, False), Training(batch, True)]
-                theirs += [Crate(crate, batch) for crate in ("candle", "burn") if arguments.training]
+                for crate in ["candle", "burn"] if arguments.crates else []:
+                    attempt(lambda: Crate(crate, "digits", "training", [batch]), theirs)
             else:
                 peers += [Tilewise(program, name, batch, manner) for manner in (1, 2 if name == "resnet50" else 3)]
                 problem = Problem(program, name, batch)
@@ -296,6 +293,8 @@ def main():
                     attempt(make, theirs)
                 attempt(lambda: OnnxRuntime(problem), theirs)
                 attempt(lambda: OpenVino(problem), theirs)
+                for crate in ["rten", "tract"] if arguments.crates else []:
+                    attempt(lambda: problem.crate(crate), theirs)
             own, peers = len(peers), peers + theirs
             rates = {peer.name: [] for peer in peers}
             for _ in range(arguments.rounds):

@@ -1,5 +1,5 @@
-"""Times recurrent layers of Tilewise beside PyTorch, ONNX Runtime and OpenVINO: forward, forward and backward, and a step of
-a stream at batch 1.
+"""Times recurrent layers of Tilewise beside PyTorch, ONNX Runtime, OpenVINO and Rust libraries: forward, forward and
+backward, and a step of a stream at batch 1.
 
     pip install numpy onnx onnxruntime openvino torch
     python3 benches/peers/python/recurrent.py --threads 1
@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from rounds import Process, attempt, built, median_call, openvino_options, use_threads
+from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_options, use_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -29,7 +29,9 @@ parser.add_argument("--sizes", default="0,1,2,3", help="which of the bench's siz
 parser.add_argument("--kinds", default="forward,training,step")
 parser.add_argument("--without", default="", help="libraries that are left out")
 parser.add_argument("--program", help="the bench `rnn`, where it is built already")
+parser.add_argument("--crates", help=CRATES)
 arguments = parser.parse_args()
+Crate.program, Crate.seconds = arguments.crates, arguments.seconds
 # Before the libraries are loaded.
 use_threads(arguments.threads)
 
@@ -102,6 +104,26 @@ class Problem:
             constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+    def crate(self, name, kind):
+        """rten and tract run models, with constant weights."""
+        if name in ("rten", "tract"):
+            crate = Crate(name, "model", "forward", self.x.shape, [self.x], self.onnx(False))
+        else:
+            arrays = [self.u, self.w, self.b, self.rb, self.x, self.dy]
+            crate = Crate(name, self.cell, kind, SIZES[self.size], arrays)
+        expected = dict(step=[self.y[:1]], training=[self.y, self.dx, self.du, self.dw]).get(kind, [self.y])
+        self.check(name, *zip(crate.results([array.shape for array in expected]), expected))
+        return crate
+
+
+def crates(cell, kind):
+    """Of those who have that; an Elman cell is only in tract."""
+    if not arguments.crates:
+        return []
+    names = ["candle", "burn", "rten", "tract"] if kind == "forward" else ["candle", "burn"]
+    return [name for name in names if cell != "elman" or name == "tract"]
 
 
 class Tilewise(Process):
@@ -241,6 +263,11 @@ def main():
                 for library in [PyTorch] if kind == "training" else [PyTorch, OnnxRuntime, OpenVino]:
                     if library.name not in arguments.without.split(","):
                         attempt(lambda: library(problem, kind), peers)
+                for name in crates(cell, kind):
+                    if name not in arguments.without.split(","):
+                        attempt(lambda: problem.crate(name, kind), peers)
+                if peers == [own]:
+                    continue
                 times = {peer.name: [] for peer in peers}
                 for _ in range(arguments.rounds):
                     for peer in peers:

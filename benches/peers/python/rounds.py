@@ -1,22 +1,26 @@
-"""What the scripts beside this one share: threads, the clock, and Tilewise in a process of its own.
+"""What the scripts beside this one share: threads, the clock, and Tilewise and Rust libraries in processes of their own.
 
 Imports nothing that has threads: their number is set before the libraries are loaded.
 """
 
+import contextlib
 import json
+import math
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
+CRATES = "the program of benches/peers/crates, where it is built: Rust libraries take part"
 
 
 def use_threads(count):
     """For all libraries, before they are loaded."""
-    for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RTEN_NUM_THREADS"):
         os.environ[variable] = str(count)
 
 
@@ -56,15 +60,59 @@ def built(bench):
 
 
 class Process:
-    """Tilewise in a process of its own, which answers each line with the seconds of its median call."""
+    """A process that answers each line with the seconds of its median call."""
+
+    process = None
 
     def __init__(self, command):
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def ask(self, *words):
-        print(*words, file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        # One that has failed has said why, and does not listen.
+        with contextlib.suppress(BrokenPipeError):
+            print(*words, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} gives no answer")
+        return float(answer)
 
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
+
+
+class Crate(Process):
+    """A Rust library at one piece of work, through the program of `benches/peers/crates`. Each script says once where that
+    is, and how long a round takes."""
+
+    program = seconds = None
+
+    def __init__(self, name, work, kind, sizes, arrays=(), model=b""):
+        self.name = name
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            (folder / "in").write_bytes(b"".join(array.tobytes() for array in arrays))
+            (folder / "model.onnx").write_bytes(model)
+            super().__init__([pathlib.Path(self.program).resolve(), name, folder, work, kind, *map(str, sizes)])
+            # By its answer the results are written.
+            self.ask(0, 0, 0)
+            self.out = (folder / "out").read_bytes()
+
+    def __del__(self):
+        if self.process:
+            self.close()
+
+    def results(self, shapes):
+        """What it computed at first."""
+        import numpy as np
+
+        numbers, sizes = np.frombuffer(self.out, np.float32), [math.prod(shape) for shape in shapes]
+        assert len(numbers) == sum(sizes), f"{self.name} gives {len(numbers)} numbers, not {sum(sizes)}"
+        parts = np.split(numbers, np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes)]
+
+    def __call__(self):
+        return self.ask(0, 0, self.seconds)
+
+    time = __call__

@@ -1,5 +1,3 @@
-use std::error::Error;
-
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
@@ -8,8 +6,8 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
-use crate::measure::Work;
-use crate::{CONVOLUTIONS, DENSE, SIDE};
+use crate::digits::{CONVOLUTIONS, DENSE, SIDE};
+use crate::{Call, Problem, Result};
 
 #[derive(Module, Debug)]
 struct Net {
@@ -39,7 +37,8 @@ impl Net {
     }
 }
 
-pub fn step(batch: usize) -> Result<Work<'static>, Box<dyn Error>> {
+pub fn step(problem: &Problem) -> Result<Call> {
+    let [batch] = problem.sizes()?;
     let device = Device::flex().autodiff();
     let (mut net, mut optimizer) = (Some(Net::new(&device)), AdamWConfig::new().init());
     let x = Tensor::<4>::random([batch, 1, SIDE, SIDE], Distribution::Uniform(0.0, 1.0), &device);
@@ -51,6 +50,6 @@ pub fn step(batch: usize) -> Result<Work<'static>, Box<dyn Error>> {
         let gradients = loss.forward(now.forward(x.clone()), labels.clone()).backward();
         let gradients = GradientsParams::from_grads(gradients, &now);
         net = Some(optimizer.step(1e-3, now, gradients));
-        Ok(())
+        Ok(Box::new(|| Ok(Vec::new())))
     }))
 }
