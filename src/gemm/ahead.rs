@@ -54,7 +54,7 @@ impl<T> Ahead<T> {
                 return;
             }
             let line = (self.line * (simd::CACHE_LINE / size_of::<T>())) as isize;
-            simd::prefetch_l2(self.ptr.wrapping_offset(self.run as isize * self.stride + line));
+            simd::prefetch(self.ptr.wrapping_offset(self.run as isize * self.stride + line));
             self.line += 1;
             if self.line == self.lines {
                 (self.line, self.run) = (0, self.run + 1);

@@ -112,7 +112,7 @@ fn put<T: Element, S: Simd<T>>(simd: S, v: S::V, to: &mut [T], at: usize, n: usi
 #[inline(always)]
 fn ask<T: Element>(from: &[T], ahead: isize) {
     for at in (0..from.len()).step_by(simd::CACHE_LINE / size_of::<T>()) {
-        simd::prefetch_l2(from.as_ptr().wrapping_offset(at as isize + ahead));
+        simd::prefetch(from.as_ptr().wrapping_offset(at as isize + ahead));
     }
 }
 

@@ -216,12 +216,12 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
         let below = self.column * STRIDE * self.channels + first;
         for next in self.next.iter().flatten() {
             for i in 0..SIDE * STRIDE {
-                simd::prefetch_l2(next.as_ptr().wrapping_add(below + i * self.channels));
+                simd::prefetch(next.as_ptr().wrapping_add(below + i * self.channels));
             }
         }
         if self.far {
             for i in SIDE..2 * SIDE {
-                simd::prefetch_l2(to.as_ptr().wrapping_add(i * self.channels + first));
+                simd::prefetch(to.as_ptr().wrapping_add(i * self.channels + first));
             }
         }
     }

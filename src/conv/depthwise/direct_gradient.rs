@@ -179,12 +179,12 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         let place = |column: usize| column * self.all + self.channel + first;
         for next in self.next.iter().flatten() {
             for i in 0..SIDE * STRIDE {
-                simd::prefetch_l2(next.as_ptr().wrapping_add(place(self.column * STRIDE + i)));
+                simd::prefetch(next.as_ptr().wrapping_add(place(self.column * STRIDE + i)));
             }
         }
         if let Some(below) = self.below {
             for i in 0..SIDE {
-                simd::prefetch_l2(below.as_ptr().wrapping_add(place(self.column + i)));
+                simd::prefetch(below.as_ptr().wrapping_add(place(self.column + i)));
             }
         }
     }
