@@ -102,14 +102,6 @@ struct Span {
     first: usize,
 }
 
-impl Span {
-    /// The image position of a place, where there is one.
-    #[inline(always)]
-    fn position(&self, place: usize, stride: usize) -> Option<usize> {
-        self.places.contains(&place).then(|| self.first + (place - self.places.start) * stride)
-    }
-}
-
 /// Window geometry along three axes, the outputs of a box and the image they read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{Axis, Span};
 use crate::element::Element;
-use crate::simd::{CACHE_LINE, Simd, SimdOp, prefetch};
+use crate::simd::{Simd, SimdOp, prefetch};
 use crate::tensor::TensorView;
 
 /// Rows of a plane `[height, width]` on their way to those of one slot, each `len` long.
@@ -94,21 +94,15 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
         let ends = [0, 1].map(|slot| starts[slot] + vectors[slot] * S::LANES);
         let (len, shared, pitch) = (width.size, vectors[0].min(vectors[1]) * S::LANES, width.image);
         let longer = usize::from(vectors[1] > vectors[0]);
-        for (slot, rows) in heights.iter().enumerate().take(height.slots) {
-            for place in 0..height.size {
-                let (to_one, to_two) = to[2 * slot * volume + place * len..].split_at_mut(volume);
-                let Some(row) = rows.position(place, height.stride) else {
-                    zeros(simd, 0..len, to_one);
-                    zeros(simd, 0..len, to_two);
-                    continue;
-                };
-                if slot == 0 {
-                    let next = plane.as_ptr().wrapping_add(row * pitch).wrapping_byte_add(AHEAD);
-                    for line in (0..height.stride * pitch * size_of::<T>()).step_by(CACHE_LINE) {
-                        prefetch(next.wrapping_byte_add(line));
-                    }
-                }
-                let row = &plane[row * pitch..][column..pitch];
+        let (step, all) = (height.stride * pitch, height.size * len);
+        for (slot, Span { places, first }) in heights.iter().enumerate().take(height.slots) {
+            let (to_one, to_two) = to[2 * slot * volume..].split_at_mut(volume);
+            for to in [&mut *to_one, &mut *to_two] {
+                zeros(simd, 0..places.start * len, to);
+            }
+            for (i, place) in places.clone().enumerate() {
+                let row = &plane[first * pitch + i * step..][column..pitch];
+                let (to_one, to_two) = (&mut to_one[place * len..], &mut to_two[place * len..]);
                 zeros(simd, 0..starts[0], to_one);
                 zeros(simd, 0..starts[1], to_two);
                 for at in (0..shared).step_by(S::LANES) {
@@ -124,6 +118,10 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
                 zeros(simd, ends[0]..len, to_one);
                 zeros(simd, ends[1]..len, to_two);
             }
+            // Over what the last row has too much.
+            for to in [to_one, to_two] {
+                zeros(simd, places.end * len..all, to);
+            }
         }
     }
 }
@@ -131,6 +129,9 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
 /// What of a row goes to both slots from a place on.
 #[inline(always)]
 fn pair<T: Element, S: Simd<T>>(simd: S, row: &[T], at: usize, first_is_even: bool) -> [S::V; 2] {
+    for vector in [0, S::LANES] {
+        prefetch(row.as_ptr().wrapping_add(2 * at + vector).wrapping_byte_add(AHEAD));
+    }
     let [even, odd] = simd.deinterleave(part(simd, row, 2 * at), part(simd, row, 2 * at + S::LANES));
     if first_is_even { [even, odd] } else { [odd, even] }
 }
