@@ -21,6 +21,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Caches, Isa};
 use crate::parallel;
+use crate::simd::CACHE_LINE;
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// Rows of B that are read side by side: their lines may all compete for one set of L1, which has eight ways or more.
@@ -35,7 +36,13 @@ pub(crate) fn takes<T>(
     c: [isize; 2],
 ) -> bool {
     let bytes = k.saturating_mul(b[0].unsigned_abs()).saturating_mul(size_of::<T>());
-    m <= 2 * tile.sums() && n >= 64 * tile.lanes && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
+    // Elsewhere each step of a tile is a row of its own of B: some lines of a page, or one.
+    let most = match tile.columns * size_of::<T>() / CACHE_LINE {
+        ..4 => 6,
+        _ if bytes > caches.l3 => 4,
+        _ => 2,
+    };
+    m <= most * tile.sums() && n >= 64 * tile.lanes && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
 }
 
 /// What each part of a product needs to know.
@@ -166,10 +173,14 @@ mod tests {
         let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
         let takes = |m, n, k, b| takes::<f32>(tile, caches, [m, n, k], b, [n as isize, 1]);
         assert!(takes(8, 4096, 4096, [4096, 1]));
-        assert!(takes(24, 512, 4096, [-512, 1]));
-        assert!(!takes(25, 4096, 4096, [4096, 1]), "rows enough to pack for");
+        assert!(takes(24, 512, 4096, [-512, 1]) && takes(72, 512, 4096, [512, 1]));
+        assert!(!takes(73, 4096, 4096, [4096, 1]), "rows enough to pack for");
         assert!(!takes(8, 256, 256, [256, 1]), "in L2");
         assert!(!takes(8, 496, 4096, [496, 1]), "rows too short");
         assert!(!takes(8, 4096, 4096, [1, 4096]), "columns contiguous");
+        let wide = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        let takes = |m, k| super::takes::<f32>(wide, caches, [m, 4096, k], [4096, 1], [4096, 1]);
+        assert!(takes(48, 2048) && !takes(49, 2048), "several lines of a page at a time");
+        assert!(takes(96, 4096) && !takes(97, 4096), "no cache holds it");
     }
 }
