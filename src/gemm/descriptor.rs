@@ -3,11 +3,11 @@
 
 use std::time::Instant;
 
-use super::blocking::{tile, turns};
+use super::blocking::{tile, turns, turns_small};
 use super::driver::{self, Input, Path, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
-use super::{gram, thin, tiny, vector};
+use super::{gram, panel, thin, tiny, vector};
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -413,21 +413,29 @@ fn in_order<T: Element>(
     mut c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
 ) -> Result<Path> {
-    let [m, n] = c.shape();
-    if m == 1 && vector::readable(b) {
-        let tasks = vector::row_times_matrix(isa, a, b, scale, c, tasks)?;
+    let ([m, n], k) = (c.shape(), a.shape()[1]);
+    if (m == 1 && vector::readable(b)) || (b.strides()[0] == 1 && vector::few(tile::<T>(isa), m, n, k)) {
+        let tasks = vector::rows_times_matrix(isa, a, b, scale, c, tasks)?;
+        return Ok(Path { name: "vector", tasks });
+    }
+    if a.strides()[1] == 1 && vector::few(tile::<T>(isa), n, m, k) {
+        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        let tasks =
+            vector::rows_times_matrix(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
     if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks, None) {
         return Ok(Path::TINY);
     }
-    let tile = tile::<T>(isa);
-    if thin::takes::<T>(tile, machine::caches(), [m, n, a.shape()[1]], b.strides(), c.strides()) {
+    let (tile, shape) = (tile::<T>(isa), [m, n, k]);
+    let strides = [a.strides(), b.strides(), c.strides()];
+    if turns_small(tile, shape, strides) {
+        return turned(isa, a, b, scale, c, tasks);
+    }
+    if thin::takes::<T>(tile, machine::caches(), shape, b.strides(), c.strides()) {
         let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;
         return Ok(Path { name: "thin", tasks });
     }
-    let shape = [m, n, a.shape()[1]];
-    let strides = [a.strides(), b.strides(), c.strides()];
     if turns::<T>(tile, machine::caches(), shape, strides, driver::BESIDE) {
         let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
         return driver::product(
@@ -440,6 +448,31 @@ fn in_order<T: Element>(
         );
     }
     driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
+}
+
+/// Cᵀ = Bᵀ · Aᵀ beside C, then turned.
+fn turned<T: Element>(
+    isa: Isa,
+    a: TensorView<'_, T, 2>,
+    b: TensorView<'_, T, 2>,
+    scale: &Scale<'_, T>,
+    mut c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> Result<Path> {
+    let [m, n] = c.shape();
+    let mut sums = driver::scratch(true, n, 1, m)?;
+    let mut beside = TensorViewMut::matrix(&mut sums, [n, m]);
+    if scale.first_beta().is_some() {
+        beside.copy_from(c.view().transpose());
+    }
+    let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+    let path = in_order(isa, b.transpose(), a.transpose(), &scale, beside.view_mut(), tasks)?;
+    match c.as_mut_slice() {
+        // Rows of C are the steps of a panel.
+        Some(rows) => panel::pack(isa, beside.view(), 0..n, 0..m, n, rows, true),
+        None => c.copy_from(beside.view().transpose()),
+    }
+    Ok(path)
 }
 
 pub(super) fn trace<T: Element>(

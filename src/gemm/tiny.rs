@@ -5,10 +5,11 @@
 use super::Operand;
 use super::ahead::Ahead;
 use super::block::{Place, STRIP, Strips, by_column, complete};
-use super::blocking::{LEAST_DEPTH, NEAR, Tile, tile, tile_rows};
+use super::blocking::{LEAST_DEPTH, NEAR, Tile, tile, tile_rows, turns_small};
 use super::driver::{self, Scale};
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
+use super::vector;
 use crate::element::Element;
 use crate::machine::Isa;
 use crate::parallel;
@@ -58,6 +59,8 @@ fn takes<T: Element>(
         && b.strides()[1] == 1
         && c.strides()[1] == 1
         && a.strides().contains(&1)
+        && !(a.strides()[1] == 1 && vector::few(tile::<T>(isa), n, m, k))
+        && !turns_small(tile::<T>(isa), [m, n, k], [a.strides(), b.strides(), c.strides()])
         // All but the baseline have masks.
         && (isa > Isa::Baseline || tile::<T>(isa).whole(n) == n)
         && tasks.unwrap_or_else(|| parallel::threads_for(work, driver::GRAIN)) == 1

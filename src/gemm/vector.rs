@@ -1,13 +1,14 @@
-//! One row times a matrix, unpacked: y = alpha · x · B + beta · y and the epilogue.
+//! One row or a few times a matrix, unpacked: Y = alpha · X · B + beta · Y and the epilogue.
 //!
-//! Bound by reading B once. Where its columns are contiguous each output is a dot product, some at a time;
-//! where its rows are, the outputs stay in L1 and take in some rows of B at a time. An output's sum never
+//! Bound by reading B once. Where its columns are contiguous each output is a dot product, some at a time, of one row or of all;
+//! where its rows are, the outputs of a lone row stay in L1 and take in some rows of B at a time. An output's sum never
 //! depends on how the outputs are split into tasks.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
-use super::driver::Scale;
+use super::blocking::Tile;
+use super::driver::{Scale, blocks};
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
@@ -22,6 +23,17 @@ const OUTPUTS: usize = 4096;
 const UNROLL: usize = 6;
 /// Elements of B that a task reads at least: some ten microseconds.
 const GRAIN: usize = 1 << 16;
+/// Rows that are multiplied with what is read of B at once.
+const ROWS: usize = 4;
+/// Rows up to which dot products pay.
+const MOST: usize = 8;
+
+/// True where `rows` rows times a matrix with contiguous columns of length `depth` are best made of dot products: each ends in a sum
+/// over lanes, which takes as long as some vectors.
+#[inline(always)]
+pub(super) fn few(tile: Tile, rows: usize, columns: usize, depth: usize) -> bool {
+    (2..=MOST).contains(&rows) && columns >= MOST && depth >= rows * 4 * tile.lanes
+}
 
 /// True where B has rows or columns that can be read as slices.
 pub(crate) fn readable<T>(b: TensorView<'_, T, 2>) -> bool {
@@ -29,34 +41,40 @@ pub(crate) fn readable<T>(b: TensorView<'_, T, 2>) -> bool {
     row == 1 || column == 1 || k <= 1 || n <= 1
 }
 
-/// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`]. `tasks` overrides how
-/// many tasks there are; how many there were is returned.
-pub(crate) fn row_times_matrix<T: Element>(
+/// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`], and with more rows, which there may be where its
+/// columns are contiguous, [`few`]. `tasks` overrides how many tasks there are; how many there were is returned.
+pub(crate) fn rows_times_matrix<T: Element>(
     isa: Isa,
     x: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
     scale: &Scale<'_, T>,
-    y: TensorViewMut<'_, T, 2>,
+    mut y: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
 ) -> Result<usize> {
-    let [k, n] = b.shape();
+    let ([k, n], rows) = (b.shape(), x.shape()[0]);
     let tasks = tasks.unwrap_or_else(|| parallel::threads_for(k.saturating_mul(n), GRAIN));
-    let mut copy = workspace::scratch::<T>("gemm", if x.row(0).is_some() { 0 } else { k })?;
-    let x = match x.row(0) {
+    let mut copy = workspace::scratch::<T>("gemm", if x.as_slice().is_some() { 0 } else { rows * k })?;
+    let x = match x.as_slice() {
         Some(x) => x,
         None => {
             copy.iter_mut().zip(x.iter()).for_each(|(to, &from)| *to = from);
             &copy[..]
         }
     };
-    split(&Vector { isa, x, b, scale }, y, 0, tasks)?;
+    for some in blocks(0..rows, ROWS) {
+        let x = &x[some.start * k..some.end * k];
+        let y = y.tile_mut([some.start, 0], [some.len(), n]);
+        split(&Vector { isa, x, row: some.start, b, scale }, y, 0, tasks)?;
+    }
     Ok(tasks)
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Vector<'v, T> {
     isa: Isa,
+    /// Rows, one after the other, and the index of the first.
     x: &'v [T],
+    row: usize,
     b: TensorView<'v, T, 2>,
     scale: &'v Scale<'v, T>,
 }
@@ -68,12 +86,13 @@ fn split<T: Element>(
     first: usize,
     tasks: usize,
 ) -> Result<()> {
-    let n = y.shape()[1];
+    let [rows, n] = y.shape();
     if tasks <= 1 || n < 2 {
-        for start in (0..n).step_by(OUTPUTS) {
-            let count = OUTPUTS.min(n - start);
+        let most = OUTPUTS / rows;
+        for start in (0..n).step_by(most) {
+            let count = most.min(n - start);
             let outputs = first + start..first + start + count;
-            let y = y.tile_mut([0, start], [1, count]);
+            let y = y.tile_mut([0, start], [rows, count]);
             T::piece(vector.isa, Piece { vector, outputs, y });
         }
         return Ok(());
@@ -98,27 +117,123 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Piece { vector: &Vector { x, b, scale, .. }, outputs, mut y } = self;
+        let Piece { vector: &Vector { x, row, b, scale, .. }, outputs, mut y } = self;
+        let ([rows, count], first) = (y.shape(), outputs.start);
         let mut buf = [T::ZERO; OUTPUTS];
-        let sums = &mut buf[..outputs.len()];
-        if b.strides()[0] == 1 || b.shape()[0] == 1 {
-            dot_products(simd, x, b.transpose(), outputs.start, sums);
-        } else {
-            add_rows(simd, x, b, outputs.clone(), sums);
+        let sums = &mut buf[..rows * count];
+        match rows {
+            2 => some_rows::<T, S, 2>(simd, x, b.transpose(), first, sums),
+            3 => some_rows::<T, S, 3>(simd, x, b.transpose(), first, sums),
+            ROWS => some_rows::<T, S, ROWS>(simd, x, b.transpose(), first, sums),
+            _ if b.strides()[0] == 1 || b.shape()[0] == 1 => {
+                dot_products(simd, x, b.transpose(), first, sums);
+            }
+            _ => add_rows(simd, x, b, outputs, sums),
         }
-        for (j, sum) in sums.iter_mut().enumerate() {
-            *sum = scale.alpha * *sum;
-            if scale.beta != T::ZERO
-                && let Some(&old) = y.get([0, j])
-            {
-                *sum += scale.beta * old;
+        for (i, sums) in sums.chunks_exact_mut(count).enumerate() {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                *sum = scale.alpha * *sum;
+                if scale.beta != T::ZERO
+                    && let Some(&old) = y.get([i, j])
+                {
+                    *sum += scale.beta * old;
+                }
+            }
+            scale.epilogue.apply(simd, row + i, first, sums);
+            for (j, &sum) in sums.iter().enumerate() {
+                if let Some(to) = y.get_mut([i, j]) {
+                    *to = sum;
+                }
             }
         }
-        scale.epilogue.apply(simd, 0, outputs.start, sums);
-        for (j, &sum) in sums.iter().enumerate() {
-            if let Some(to) = y.get_mut([0, j]) {
-                *to = sum;
+    }
+}
+
+/// Columns that meet some rows at a time: their sums fill the registers.
+const fn columns_at_once(sums: usize) -> usize {
+    match sums {
+        24 => 6,
+        12 => 3,
+        _ => 2,
+    }
+}
+
+/// `sums`, `[X, count]`, of the `X` rows of `x` and columns from `first` on.
+#[inline(always)]
+fn some_rows<T: Element, S: Simd<T>, const X: usize>(
+    simd: S,
+    x: &[T],
+    columns: TensorView<'_, T, 2>,
+    first: usize,
+    sums: &mut [T],
+) {
+    macro_rules! groups {
+        ($($at_once:literal)*) => {$(
+            // Constant where it is false: then the kernel is not compiled.
+            if const { columns_at_once(S::TILE_ROWS * S::TILE_VECTORS) == $at_once } {
+                return groups::<T, S, X, $at_once>(simd, x, columns, first, sums);
             }
+        )*};
+    }
+    groups!(6 3 2);
+}
+
+#[inline(always)]
+fn groups<T: Element, S: Simd<T>, const X: usize, const R: usize>(
+    simd: S,
+    x: &[T],
+    columns: TensorView<'_, T, 2>,
+    first: usize,
+    sums: &mut [T],
+) {
+    let (count, k) = (sums.len() / X, columns.shape()[1]);
+    let mut xs = Streams::<T, X>::none();
+    xs.each(k, |i| &x[i * k..]);
+    let column = |j: usize| columns.row(first + j).unwrap_or(&[]);
+    let mut j = 0;
+    while j + R <= count {
+        dots::<T, S, X, R>(simd, xs, k, |i| column(j + i), |i, r, sum| sums[i * count + j + r] = sum);
+        j += R;
+    }
+    while j < count {
+        dots::<T, S, X, 1>(simd, xs, k, |_| column(j), |i, _, sum| sums[i * count + j] = sum);
+        j += 1;
+    }
+}
+
+/// Dot products of `X` rows with `R` columns, all of length `k`: one sum of vectors each, so that the result is the same whatever
+/// `R` and `X` are.
+#[inline(always)]
+fn dots<'b, T: Element, S: Simd<T>, const X: usize, const R: usize>(
+    simd: S,
+    xs: Streams<'_, T, X>,
+    k: usize,
+    column: impl Fn(usize) -> &'b [T],
+    mut out: impl FnMut(usize, usize, T),
+) {
+    let mut sums = [[simd.splat(T::ZERO); X]; R];
+    let mut streams = Streams::<T, R>::none();
+    streams.each(k, column);
+    let whole = k / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        let x = xs.load(simd, at);
+        for (sums, column) in sums.iter_mut().zip(streams.load(simd, at)) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = simd.mul_add(x, column, *sum);
+            }
+        }
+    }
+    if whole < k {
+        let x = xs.load_partial(simd, whole);
+        for (sums, column) in sums.iter_mut().zip(streams.load_partial(simd, whole)) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = simd.mul_add(x, column, *sum);
+            }
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (i, sum) in sums.into_iter().enumerate() {
+            out(i, r, simd.reduce_add(sum));
         }
     }
 }
