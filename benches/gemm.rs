@@ -53,7 +53,11 @@ const NETWORKS: &[(usize, usize, usize, &str)] = &[
     (32, 27, 12544, "gradient of the MobileNetV2 stem"),
     (4096, 4096, 32, "rank-32 update"),
     (32, 4096, 4096, "decoder, 32 tokens"),
+    (64, 4096, 4096, "decoder, 64 tokens"),
     (8, 4096, 4096, "decoder, 8 tokens"),
+    (4, 1024, 1024, "layer, batch 4"),
+    (64, 10, 128, "classifier of digits"),
+    (512, 2, 768, "two classes, 512 tokens"),
 ];
 
 fn networks(c: &mut Criterion) {
@@ -61,10 +65,15 @@ fn networks(c: &mut Criterion) {
     let mut group = c.benchmark_group("gemm networks f32");
     for &(m, n, k, what) in NETWORKS {
         let (a, b, bias) = (random::<f32, 2>([m, k]), random::<f32, 2>([k, n]), random::<f32, 1>([n]));
-        let packed = Packed::rhs(b.view()).expect("memory");
+        let (packed, turned) = (Packed::rhs(b.view()).expect("memory"), random::<f32, 2>([n, k]));
         let mut c = Tensor::zeros([m, n]).expect("memory");
-        let operands: [(&str, Operand<f32>); 2] = [("", b.view().into()), (" prepacked", (&packed).into())];
-        for (kind, b) in operands {
+        // Few rows also meet weights [out, in], as other libraries keep them.
+        let operands: [(&str, Operand<f32>); 3] = [
+            ("", b.view().into()),
+            (" prepacked", (&packed).into()),
+            (" NT", turned.view().transpose().into()),
+        ];
+        for (kind, b) in operands.into_iter().take(if m <= 8 { 3 } else { 2 }) {
             for pool in pools() {
                 let name = format!("{m}x{n}x{k}{kind}, {what}");
                 bench(&mut group, &pool, &name, flops::<f32>(m, n, k), || {

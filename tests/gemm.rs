@@ -206,11 +206,50 @@ fn few_rows_times_a_large_matrix() {
     }
     let l2 = machine::caches().l2;
     let mut g = Gen::from_size_and_seed(100, 11);
-    for m in [2, 3, 8, 12, 13, 24, 25, 32, 47, 48] {
+    for m in [2, 3, 8, 12, 13, 24, 25, 32, 47, 48, 72] {
         let n = 1024 + [0, 1, 16, 40][within(&mut g, 0..4)];
         check::<f32>(&mut g, [m, n, l2 / 2 / 4 / n + 9]);
         check::<f64>(&mut g, [m, n, l2 / 2 / 8 / n + 9]);
     }
+}
+
+/// Few rows or few columns, and a C that is made beside itself: right, and the same bits for any number of threads.
+#[test]
+fn few_rows_or_columns() {
+    fn check<T: Element>(g: &mut Gen, [m, n, k]: [usize; 3]) {
+        for [a_turned, b_turned] in [[false, true], [false, false], [true, false], [true, true]] {
+            let mut case = Case::<T>::random(g, [m, n, k]);
+            let mut matrix = |[rows, columns]: [usize; 2], turned: bool| {
+                let (gap, flip) = ([0, 5][within(g, 0..2)], bool::arbitrary(g));
+                if turned {
+                    Strided::rows(g, [columns, rows], gap, flip).transpose()
+                } else {
+                    Strided::rows(g, [rows, columns], gap, flip)
+                }
+            };
+            (case.a, case.b) = (matrix([m, k], a_turned), matrix([k, n], b_turned));
+            case.c = matrix([m, n], false);
+            case.packed = (false, false);
+            case.check().unwrap();
+            let product = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (a, b, mut c) = (case.a.view(), case.b.view(), case.c.clone());
+                let run = || machine::with_isa(case.isa, || case.options().run(a, b, c.view_mut()));
+                pool.install(run).unwrap().unwrap();
+                bits(&c.view().iter().copied().collect::<Vec<_>>())
+            };
+            let expected = product(1);
+            assert!([2, 3].iter().all(|&threads| product(threads) == expected), "{} {m} {n} {k}", case.isa);
+        }
+    }
+    let mut g = Gen::from_size_and_seed(100, 12);
+    for few in 2..=9 {
+        for (many, depth) in [(8, 512), (53, 577), (300, 600), (1201, 130)] {
+            check::<f32>(&mut g, [few, many, depth]);
+            check::<f64>(&mut g, [many, few, depth]);
+        }
+    }
+    check::<f32>(&mut g, [70, 40, 300]);
 }
 
 #[test]

@@ -414,11 +414,12 @@ fn in_order<T: Element>(
     tasks: Option<usize>,
 ) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.shape()[1]);
-    if (m == 1 && vector::readable(b)) || (b.strides()[0] == 1 && vector::few(tile::<T>(isa), m, n, k)) {
+    if (m == 1 && vector::readable(b)) || (b.strides()[0] == 1 && vector::few_rows(tile::<T>(isa), [m, n, k]))
+    {
         let tasks = vector::rows_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
-    if a.strides()[1] == 1 && vector::few(tile::<T>(isa), n, m, k) {
+    if a.strides()[1] == 1 && vector::few_columns(tile::<T>(isa), [m, n, k]) {
         let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
         let tasks =
             vector::rows_times_matrix(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks)?;

@@ -59,7 +59,7 @@ fn takes<T: Element>(
         && b.strides()[1] == 1
         && c.strides()[1] == 1
         && a.strides().contains(&1)
-        && !(a.strides()[1] == 1 && vector::few(tile::<T>(isa), n, m, k))
+        && !(a.strides()[1] == 1 && vector::few_columns(tile::<T>(isa), [m, n, k]))
         && !turns_small(tile::<T>(isa), [m, n, k], [a.strides(), b.strides(), c.strides()])
         // All but the baseline have masks.
         && (isa > Isa::Baseline || tile::<T>(isa).whole(n) == n)

@@ -11,7 +11,7 @@ use super::blocking::Tile;
 use super::driver::{Scale, blocks};
 use crate::element::Element;
 use crate::error::Result;
-use crate::machine::Isa;
+use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp, Streams};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -28,11 +28,17 @@ const ROWS: usize = 4;
 /// Rows up to which dot products pay.
 const MOST: usize = 8;
 
-/// True where `rows` rows times a matrix with contiguous columns of length `depth` are best made of dot products: each ends in a sum
-/// over lanes, which takes as long as some vectors.
+/// True where m rows times a matrix with contiguous columns are best made of dot products. Each ends in a sum over lanes, which takes
+/// as long as some vectors.
 #[inline(always)]
-pub(super) fn few(tile: Tile, rows: usize, columns: usize, depth: usize) -> bool {
-    (2..=MOST).contains(&rows) && columns >= MOST && depth >= rows * 4 * tile.lanes
+pub(super) fn few_rows(tile: Tile, [m, n, k]: [usize; 3]) -> bool {
+    (2..=MOST).contains(&m) && n >= MOST && k >= 2 * m * tile.lanes
+}
+
+/// True where a matrix with contiguous rows times n columns is: otherwise that is not packed, and leaves lanes empty.
+#[inline(always)]
+pub(super) fn few_columns(tile: Tile, [m, n, k]: [usize; 3]) -> bool {
+    2 * n <= tile.lanes && few_rows(tile, [n, m, k / 2])
 }
 
 /// True where B has rows or columns that can be read as slices.
@@ -42,13 +48,13 @@ pub(crate) fn readable<T>(b: TensorView<'_, T, 2>) -> bool {
 }
 
 /// `x` is `[1, k]`, `b` is `[k, n]`, `y` is `[1, n]`; B must be [`readable`], and with more rows, which there may be where its
-/// columns are contiguous, [`few`]. `tasks` overrides how many tasks there are; how many there were is returned.
+/// columns are contiguous, [`few_rows`]. `tasks` overrides how many tasks there are; how many there were is returned.
 pub(crate) fn rows_times_matrix<T: Element>(
     isa: Isa,
     x: TensorView<'_, T, 2>,
     b: TensorView<'_, T, 2>,
     scale: &Scale<'_, T>,
-    mut y: TensorViewMut<'_, T, 2>,
+    y: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
 ) -> Result<usize> {
     let ([k, n], rows) = (b.shape(), x.shape()[0]);
@@ -61,20 +67,15 @@ pub(crate) fn rows_times_matrix<T: Element>(
             &copy[..]
         }
     };
-    for some in blocks(0..rows, ROWS) {
-        let x = &x[some.start * k..some.end * k];
-        let y = y.tile_mut([some.start, 0], [some.len(), n]);
-        split(&Vector { isa, x, row: some.start, b, scale }, y, 0, tasks)?;
-    }
+    split(&Vector { isa, x, b, scale }, y, 0, tasks)?;
     Ok(tasks)
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Vector<'v, T> {
     isa: Isa,
-    /// Rows, one after the other, and the index of the first.
+    /// Rows, one after the other.
     x: &'v [T],
-    row: usize,
     b: TensorView<'v, T, 2>,
     scale: &'v Scale<'v, T>,
 }
@@ -88,12 +89,19 @@ fn split<T: Element>(
 ) -> Result<()> {
     let [rows, n] = y.shape();
     if tasks <= 1 || n < 2 {
-        let most = OUTPUTS / rows;
+        let mut most = OUTPUTS / rows.min(ROWS);
+        if rows > ROWS {
+            // The next rows find the columns in L2.
+            let column = (vector.b.shape()[0] * size_of::<T>()).max(1);
+            most = most.min((machine::caches().l2 / 2 / column).max(UNROLL) / UNROLL * UNROLL);
+        }
         for start in (0..n).step_by(most) {
             let count = most.min(n - start);
             let outputs = first + start..first + start + count;
-            let y = y.tile_mut([0, start], [rows, count]);
-            T::piece(vector.isa, Piece { vector, outputs, y });
+            for rows in blocks(0..rows, ROWS) {
+                let y = y.tile_mut([rows.start, start], [rows.len(), count]);
+                T::piece(vector.isa, Piece { vector, rows, outputs: outputs.clone(), y });
+            }
         }
         return Ok(());
     }
@@ -105,9 +113,10 @@ fn split<T: Element>(
     one.and(two)
 }
 
-/// Some outputs of a row.
+/// Some outputs of a row or a few.
 pub struct Piece<'p, T> {
     vector: &'p Vector<'p, T>,
+    rows: Range<usize>,
     outputs: Range<usize>,
     y: TensorViewMut<'p, T, 2>,
 }
@@ -117,11 +126,12 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Piece { vector: &Vector { x, row, b, scale, .. }, outputs, mut y } = self;
-        let ([rows, count], first) = (y.shape(), outputs.start);
+        let Piece { vector: &Vector { x, b, scale, .. }, rows, outputs, mut y } = self;
+        let (k, count, first) = (b.shape()[0], outputs.len(), outputs.start);
+        let x = &x[rows.start * k..rows.end * k];
         let mut buf = [T::ZERO; OUTPUTS];
-        let sums = &mut buf[..rows * count];
-        match rows {
+        let sums = &mut buf[..rows.len() * count];
+        match rows.len() {
             2 => some_rows::<T, S, 2>(simd, x, b.transpose(), first, sums),
             3 => some_rows::<T, S, 3>(simd, x, b.transpose(), first, sums),
             ROWS => some_rows::<T, S, ROWS>(simd, x, b.transpose(), first, sums),
@@ -139,7 +149,7 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                     *sum += scale.beta * old;
                 }
             }
-            scale.epilogue.apply(simd, row + i, first, sums);
+            scale.epilogue.apply(simd, rows.start + i, first, sums);
             for (j, &sum) in sums.iter().enumerate() {
                 if let Some(to) = y.get_mut([i, j]) {
                     *to = sum;

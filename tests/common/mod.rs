@@ -81,6 +81,13 @@ impl<T: Element, const N: usize> Strided<T, N> {
         }
     }
 
+    /// Its axes in reverse.
+    pub fn transpose(mut self) -> Self {
+        self.shape.reverse();
+        self.strides.reverse();
+        self
+    }
+
     /// As [`random`](Self::random), with contiguous rows `gap` elements apart, the last one first where `flip`.
     pub fn rows(g: &mut Gen, shape: [usize; N], gap: usize, flip: bool) -> Self {
         let (mut strides, mut next, mut offset) = ([1isize; N], 1, MARGIN);
