@@ -216,9 +216,9 @@ fn few_rows_times_a_large_matrix() {
 /// Few rows or few columns, and a C that is made beside itself: right, and the same bits for any number of threads.
 #[test]
 fn few_rows_or_columns() {
-    fn check<T: Element>(g: &mut Gen, [m, n, k]: [usize; 3]) {
+    fn check<T: Element>(g: &mut Gen, isa: Isa, [m, n, k]: [usize; 3]) {
         for [a_turned, b_turned] in [[false, true], [false, false], [true, false], [true, true]] {
-            let mut case = Case::<T>::random(g, [m, n, k]);
+            let mut case = Case::<T> { isa, ..Case::random(g, [m, n, k]) };
             let mut matrix = |[rows, columns]: [usize; 2], turned: bool| {
                 let (gap, flip) = ([0, 5][within(g, 0..2)], bool::arbitrary(g));
                 if turned {
@@ -228,7 +228,9 @@ fn few_rows_or_columns() {
                 }
             };
             (case.a, case.b) = (matrix([m, k], a_turned), matrix([k, n], b_turned));
-            case.c = matrix([m, n], false);
+            let c_turned = bool::arbitrary(g);
+            let c = Strided::rows(g, if c_turned { [n, m] } else { [m, n] }, 0, false);
+            case.c = if c_turned { c.transpose() } else { c };
             case.packed = (false, false);
             case.check().unwrap();
             let product = |threads: usize| {
@@ -243,13 +245,40 @@ fn few_rows_or_columns() {
         }
     }
     let mut g = Gen::from_size_and_seed(100, 12);
-    for few in 2..=9 {
-        for (many, depth) in [(8, 512), (53, 577), (300, 600), (1201, 130)] {
-            check::<f32>(&mut g, [few, many, depth]);
-            check::<f64>(&mut g, [many, few, depth]);
+    for &isa in machine::supported() {
+        for few in 2..=9 {
+            for (many, depth) in [(8, 512), (53, 577), (300, 600), (1201, 130)] {
+                check::<f32>(&mut g, isa, [few, many, depth]);
+                check::<f64>(&mut g, isa, [many, few, depth]);
+            }
+        }
+        check::<f32>(&mut g, isa, [70, 40, 300]);
+        for (many, depth) in [(3500, 10), (9, 40_000)] {
+            check::<f32>(&mut g, isa, [4, many, depth]);
+            check::<f64>(&mut g, isa, [4, many, depth]);
         }
     }
-    check::<f32>(&mut g, [70, 40, 300]);
+}
+
+/// Windows of a line, whose rows and columns are both contiguous: what is tiny on one thread has its bits on two.
+#[test]
+fn windows_as_an_operand_have_the_same_bits_for_any_number_of_threads() {
+    let mut g = Gen::from_size_and_seed(100, 13);
+    for &isa in machine::supported() {
+        for [m, n, k] in [[8, 1500, 128], [4, 3000, 128], [3, 200, 300]] {
+            let a = Strided::<f32, 2>::rows(&mut g, [m, k], 0, false);
+            let data: Vec<f32> = (0..n + k).map(|_| value(&mut g)).collect();
+            let b = TensorView::as_strided(&data, [k, n], [1, 1]).unwrap();
+            let product = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut c = Tensor::zeros([m, n]).unwrap();
+                let run = || machine::with_isa(isa, || gemm(1.0, a.view(), b, 0.0, c.view_mut()));
+                pool.install(run).unwrap().unwrap();
+                bits(c.as_slice())
+            };
+            assert!(product(1) == product(2) && product(1) == product(3), "{isa} {m} {n} {k}");
+        }
+    }
 }
 
 #[test]

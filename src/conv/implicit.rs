@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each box of outputs, some hundred positions           its columns; in L2, if it is not small, with all below
-//!     input → planes with zeros around (halo.rs)
+//!     input → planes with zeros around (halo)
 //!     for each group of blocks of depth                     one, unless depth is large
 //!         planes → panels of patches                        runs of whole vectors
 //!         for each panel of output channels                 some of them, where panels of patches stay in L1 meanwhile

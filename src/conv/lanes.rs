@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! for each box of outputs                                   in L2 with all below
-//!     input → planes with zeros around (halo.rs)
+//!     input → planes with zeros around (halo)
 //!     for each panel of one or two vectors of output channels
 //!         for each two runs of neighbouring outputs: sums = weights · planes, over all channels and taps
 //!     sums, turned → output (emit.rs)

@@ -186,8 +186,8 @@ impl Pixels {
     ) {
         let (width, plane) = (x.shape()[3], self.plane());
         // Where the same row of the next image lies, if an image is small: rows of many planes are no stream.
-        let image = x.shape()[0] as isize * x.strides()[0];
-        let ahead = usize::try_from(image).ok().filter(|&len| len * size_of::<T>() <= AHEAD);
+        let image = (x.shape()[0] as isize).wrapping_mul(x.strides()[0]);
+        let ahead = usize::try_from(image).ok().filter(|&len| len <= AHEAD / size_of::<T>());
         for v in 0..self.vectors {
             for four in (0..S::LANES).step_by(4) {
                 let mut from: [&[T]; 4] = [&[]; 4];

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each box of positions                                 its depth; fixed, whoever computes it
-//!     input → planes with zeros around (halo.rs)
+//!     input → planes with zeros around (halo)
 //!     dZ → panels of rows, one for each output channel
 //!     for each panel of columns, one for each channel and tap
 //!         planes → panel

@@ -272,17 +272,18 @@ pub(super) fn turns<T>(
     c[1] == 1 && (along || across) && k > 2 * kc && bytes(m, n) <= beside
 }
 
-/// Elements of the largest C that [`turns_small`] only for the order of B.
-const SMALL: usize = 1 << 14;
+/// Elements of the largest C that [`turns_small`] for few columns, and only for the order of B.
+const SMALL: [usize; 2] = [1 << 20, 1 << 14];
 
-/// True where Cᵀ is made beside a row-major C and turned, as A lies along its lines: these fill vectors, which few columns of
-/// B would not, and a B that lies along the depth need not be packed, which takes longer than to turn a small C.
+/// True where Cᵀ is made beside a row-major C and turned, which takes less than to pack A and B, as A lies along its lines: these
+/// fill vectors, which few columns of B would not, and a B that lies along the depth need not be packed.
 #[inline(always)]
 pub(super) fn turns_small(tile: Tile, [m, n, k]: [usize; 3], [a, b, c]: [[isize; 2]; 3]) -> bool {
     let across = a[0] == 1 && a[1] != 1 && c[1] == 1 && m >= 2 * tile.lanes && n > 1;
-    let small =
-        || 2 * m.saturating_mul(n) <= k.saturating_mul(m.saturating_add(n)) && m.saturating_mul(n) <= SMALL;
-    across && (2 * n <= tile.lanes || (b[0] == 1 && b[1] != 1 && small()))
+    let size = m.saturating_mul(n);
+    let pays = size.saturating_mul(2) <= k.saturating_mul(m.saturating_add(n));
+    let (few, along) = (2 * n <= tile.lanes && size <= SMALL[0], b[0] == 1 && b[1] != 1 && size <= SMALL[1]);
+    across && pays && (few || along)
 }
 
 /// Along which axis, and where, a matrix is cut for `tasks` tasks that take tiles of `units` each, the first half of

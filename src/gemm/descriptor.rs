@@ -414,12 +414,13 @@ fn in_order<T: Element>(
     tasks: Option<usize>,
 ) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.shape()[1]);
-    if (m == 1 && vector::readable(b)) || (b.strides()[0] == 1 && vector::few_rows(tile::<T>(isa), [m, n, k]))
-    {
+    // What could be tiny too must not depend on the number of threads.
+    let along = b.strides()[0] == 1 && b.strides()[1] != 1;
+    if (m == 1 && vector::readable(b)) || (along && vector::few_rows::<T>(isa, [m, n, k])) {
         let tasks = vector::rows_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
-    if a.strides()[1] == 1 && vector::few_columns(tile::<T>(isa), [m, n, k]) {
+    if a.strides()[1] == 1 && vector::few_columns::<T>(isa, [m, n, k]) {
         let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
         let tasks =
             vector::rows_times_matrix(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks)?;
@@ -470,7 +471,7 @@ fn turned<T: Element>(
     let path = in_order(isa, b.transpose(), a.transpose(), &scale, beside.view_mut(), tasks)?;
     match c.as_mut_slice() {
         // Rows of C are the steps of a panel.
-        Some(rows) => panel::pack(isa, beside.view(), 0..n, 0..m, n, rows, true),
+        Some(rows) => panel::pack(isa, beside.view(), 0..n, 0..m, n, rows, false),
         None => c.copy_from(beside.view().transpose()),
     }
     Ok(path)

@@ -32,7 +32,7 @@ kernels! {
         /// Takes sums over to C with the kernels of `isa`.
         fn merge(isa: Isa, merge: &mut Merge<'_, Self>);
 
-        /// Computes a piece of a row with the kernels of `isa`.
+        /// Computes some outputs of a row or a few with the kernels of `isa`.
         fn piece(isa: Isa, piece: Piece<'_, Self>);
     }
 }

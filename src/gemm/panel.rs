@@ -262,7 +262,7 @@ pub(crate) fn pack<T: Element>(
             // Steps that lie in rows are taken some at a time: reading then goes along the rows of memory. Else they are turned into
             // what L1 holds of a panel.
             let along = source.direct().is_some_and(|view| view.strides()[0] == 1);
-            let run = if along { 8 } else { (NEAR / size_of::<T>() / width).next_multiple_of(16) };
+            let run = if along { 8 } else { (NEAR / size_of::<T>() / width).max(1).next_multiple_of(16) };
             if along && width < S::LANES {
                 return narrow(simd, source, lines, depth, width, panels);
             }

@@ -40,7 +40,7 @@ pub(super) fn product<T: Element>(
 }
 
 /// True for one thread, or so few multiplications that no more than one pays. The depth is one block on any machine, so the sums
-/// are added up as on any other path. A lone row or column is a vector.
+/// are added up as over panels; what is made of dot products or turned is so for any number of threads. A lone row or column is a vector.
 #[inline(always)]
 fn takes<T: Element>(
     isa: Isa,
@@ -59,8 +59,8 @@ fn takes<T: Element>(
         && b.strides()[1] == 1
         && c.strides()[1] == 1
         && a.strides().contains(&1)
-        && !(a.strides()[1] == 1 && vector::few_columns(tile::<T>(isa), [m, n, k]))
-        && !turns_small(tile::<T>(isa), [m, n, k], [a.strides(), b.strides(), c.strides()])
+        && !(a.strides()[1] == 1 && vector::few_columns::<T>(isa, [m, n, k]))
+        && !(a.strides()[1] != 1 && turns_small(tile::<T>(isa), [m, n, k], [a.strides(), b.strides(), c.strides()]))
         // All but the baseline have masks.
         && (isa > Isa::Baseline || tile::<T>(isa).whole(n) == n)
         && tasks.unwrap_or_else(|| parallel::threads_for(work, driver::GRAIN)) == 1

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::blocking::Tile;
+use super::blocking::tile;
 use super::driver::{Scale, blocks};
 use crate::element::Element;
 use crate::error::Result;
@@ -25,20 +25,30 @@ const UNROLL: usize = 6;
 const GRAIN: usize = 1 << 16;
 /// Rows that are multiplied with what is read of B at once.
 const ROWS: usize = 4;
-/// Rows up to which dot products pay.
-const MOST: usize = 8;
+/// Outputs of a few rows that are finished together.
+const FEW: usize = 60 * ROWS;
+/// Rows up to which, and columns from which on, dot products pay.
+const MANY: usize = 8;
 
 /// True where m rows times a matrix with contiguous columns are best made of dot products. Each ends in a sum over lanes, which takes
-/// as long as some vectors.
+/// as long as some vectors; all rows, and the columns that they meet, stay in L2.
 #[inline(always)]
-pub(super) fn few_rows(tile: Tile, [m, n, k]: [usize; 3]) -> bool {
-    (2..=MOST).contains(&m) && n >= MOST && k >= 2 * m * tile.lanes
+pub(super) fn few_rows<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) -> bool {
+    let lines = k.saturating_mul((m + UNROLL) * size_of::<T>());
+    (2..=MANY).contains(&m)
+        && n >= MANY
+        && k >= 2 * m * tile::<T>(isa).lanes
+        && lines <= machine::caches().l2 / 2
 }
 
-/// True where a matrix with contiguous rows times n columns is: otherwise that is not packed, and leaves lanes empty.
+/// True where a matrix with contiguous rows times n columns is. Else it is read in place too, so that dot products pay later: by lanes
+/// that are empty and a step of depth at a time.
 #[inline(always)]
-pub(super) fn few_columns(tile: Tile, [m, n, k]: [usize; 3]) -> bool {
-    2 * n <= tile.lanes && few_rows(tile, [n, m, k / 2])
+pub(super) fn few_columns<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) -> bool {
+    n <= MANY
+        && few_rows::<T>(isa, [n, m, k])
+        && 2 * n <= tile::<T>(isa).lanes
+        && k >= 4 * n * tile::<T>(isa).lanes
 }
 
 /// True where B has rows or columns that can be read as slices.
@@ -63,7 +73,7 @@ pub(crate) fn rows_times_matrix<T: Element>(
     let x = match x.as_slice() {
         Some(x) => x,
         None => {
-            copy.iter_mut().zip(x.iter()).for_each(|(to, &from)| *to = from);
+            TensorViewMut::matrix(&mut copy, [rows, k]).copy_from(x);
             &copy[..]
         }
     };
@@ -89,16 +99,18 @@ fn split<T: Element>(
 ) -> Result<()> {
     let [rows, n] = y.shape();
     if tasks <= 1 || n < 2 {
-        let mut most = OUTPUTS / rows.min(ROWS);
-        if rows > ROWS {
+        // All rows but a lone one are taken with others.
+        let together = if rows > ROWS { rows.div_ceil(2) } else { rows };
+        let mut most = if rows == 1 { OUTPUTS } else { FEW / together / UNROLL * UNROLL };
+        if rows > together {
             // The next rows find the columns in L2.
-            let column = (vector.b.shape()[0] * size_of::<T>()).max(1);
-            most = most.min((machine::caches().l2 / 2 / column).max(UNROLL) / UNROLL * UNROLL);
+            let column = vector.b.shape()[0] * size_of::<T>();
+            most = most.min(machine::caches().l2 / 2 / column / UNROLL * UNROLL).max(UNROLL);
         }
         for start in (0..n).step_by(most) {
             let count = most.min(n - start);
             let outputs = first + start..first + start + count;
-            for rows in blocks(0..rows, ROWS) {
+            for rows in blocks(0..rows, together) {
                 let y = y.tile_mut([rows.start, start], [rows.len(), count]);
                 T::piece(vector.isa, Piece { vector, rows, outputs: outputs.clone(), y });
             }
@@ -129,8 +141,14 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         let Piece { vector: &Vector { x, b, scale, .. }, rows, outputs, mut y } = self;
         let (k, count, first) = (b.shape()[0], outputs.len(), outputs.start);
         let x = &x[rows.start * k..rows.end * k];
-        let mut buf = [T::ZERO; OUTPUTS];
-        let sums = &mut buf[..rows.len() * count];
+        let (mut of_row, mut of_few);
+        let sums: &mut [T] = if rows.len() == 1 {
+            of_row = [T::ZERO; OUTPUTS];
+            &mut of_row[..count]
+        } else {
+            of_few = [T::ZERO; FEW];
+            &mut of_few[..rows.len() * count]
+        };
         match rows.len() {
             2 => some_rows::<T, S, 2>(simd, x, b.transpose(), first, sums),
             3 => some_rows::<T, S, 3>(simd, x, b.transpose(), first, sums),
@@ -200,14 +218,15 @@ fn groups<T: Element, S: Simd<T>, const X: usize, const R: usize>(
     let mut xs = Streams::<T, X>::none();
     xs.each(k, |i| &x[i * k..]);
     let column = |j: usize| columns.row(first + j).unwrap_or(&[]);
-    let mut j = 0;
-    while j + R <= count {
-        dots::<T, S, X, R>(simd, xs, k, |i| column(j + i), |i, r, sum| sums[i * count + j + r] = sum);
-        j += R;
+    if count < R {
+        for j in 0..count {
+            dots::<T, S, X, 1>(simd, xs, k, |_| column(j), |i, _, sum| sums[i * count + j] = sum);
+        }
+        return;
     }
-    while j < count {
-        dots::<T, S, X, 1>(simd, xs, k, |_| column(j), |i, _, sum| sums[i * count + j] = sum);
-        j += 1;
+    // The last group takes some columns again.
+    for j in (0..count).step_by(R).map(|j| j.min(count - R)) {
+        dots::<T, S, X, R>(simd, xs, k, |i| column(j + i), |i, r, sum| sums[i * count + j + r] = sum);
     }
 }
 

@@ -22,8 +22,7 @@ pub(super) struct Rows<'a, T> {
 }
 
 impl<T: Element> Rows<'_, T> {
-    /// Every `P`-th element. Whole vectors: what they have too much, the next row overwrites, or it ends in the gap behind the
-    /// last.
+    /// Every `P`-th element.
     #[inline(always)]
     pub(super) fn every<S: Simd<T>, const P: usize>(self, simd: S, to: &mut [T]) {
         let Some(data) = self.line.filter(|_| !self.columns.places.is_empty()) else {

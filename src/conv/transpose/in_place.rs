@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! for each image and box of rows                            in L2 with all below
-//!     Z → planes with zeros around (halo.rs)
+//!     Z → planes with zeros around (halo)
 //!     for each residue along the height and the width, for each of its taps
 //!         sums += weights · planes
 //!     sums of both residues of a row, interleaved → output

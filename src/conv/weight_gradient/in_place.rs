@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! for each box of positions                                 its depth; fixed, whoever computes it; in L2
-//!     input → planes with zeros around (halo.rs)
+//!     input → planes with zeros around (halo)
 //!     dZ → panels, one for each vector or two of output channels
 //!     for each panel
 //!         for each tile of channels and taps: sums += planes · panel, position by position
