@@ -399,7 +399,7 @@ fn views<T: Element>(
     let [row, column] = c.strides();
     let flip = if m == 1 || n == 1 { n == 1 && m != 1 } else { column != 1 && row == 1 };
     if flip {
-        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        let scale = scale.transpose();
         return in_order(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks);
     }
     in_order(isa, a, b, scale, c, tasks)
@@ -421,7 +421,7 @@ fn in_order<T: Element>(
         return Ok(Path { name: "vector", tasks });
     }
     if a.strides()[1] == 1 && vector::few_columns::<T>(isa, [m, n, k]) {
-        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        let scale = scale.transpose();
         let tasks =
             vector::rows_times_matrix(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks)?;
         return Ok(Path { name: "vector", tasks });
@@ -439,7 +439,7 @@ fn in_order<T: Element>(
         return Ok(Path { name: "thin", tasks });
     }
     if turns::<T>(tile, machine::caches(), shape, strides, driver::BESIDE) {
-        let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+        let scale = scale.transpose();
         return driver::product(
             isa,
             Input::Source(b.transpose()),
@@ -467,7 +467,7 @@ fn turned<T: Element>(
     if scale.first_beta().is_some() {
         beside.copy_from(c.view().transpose());
     }
-    let scale = Scale { epilogue: scale.epilogue.transpose(), ..*scale };
+    let scale = scale.transpose();
     let path = in_order(isa, b.transpose(), a.transpose(), &scale, beside.view_mut(), tasks)?;
     match c.as_mut_slice() {
         // Rows of C are the steps of a panel.

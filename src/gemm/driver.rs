@@ -83,6 +83,11 @@ pub struct Scale<'e, T> {
 }
 
 impl<T: Element> Scale<'_, T> {
+    /// The same for the transposed product.
+    pub(super) fn transpose(&self) -> Self {
+        Self { epilogue: self.epilogue.transpose(), ..*self }
+    }
+
     /// What C is multiplied by in the first block of depth; `None` never reads it.
     pub(crate) fn first_beta(&self) -> Option<T> {
         (self.beta != T::ZERO).then_some(self.beta)

@@ -93,6 +93,11 @@ impl Axis {
     fn spans(&self) -> [Span; 8] {
         std::array::from_fn(|slot| if slot < self.slots { self.span(slot) } else { Span::default() })
     }
+
+    /// The same of any slot, where the first ones are `known`.
+    fn of(&self, known: &[Span; 8], slot: usize) -> Span {
+        known.get(slot).cloned().unwrap_or_else(|| self.span(slot))
+    }
 }
 
 /// The places of a slot that lie inside the image, and the image position of the first where there is one.
@@ -227,7 +232,7 @@ impl Halo {
                 continue;
             }
             for slot_h in 0..height.slots {
-                let rows = heights.get(slot_h).cloned().unwrap_or_else(|| height.span(slot_h));
+                let rows = height.of(&heights, slot_h);
                 let inside = rows.places.clone();
                 let to = &mut to[slot_h * width.slots * self.volume..];
                 for slot in 0..width.slots {
@@ -236,7 +241,7 @@ impl Halo {
                         zeros(simd, 0..height.size * len, to);
                         continue;
                     };
-                    let columns = widths.get(slot).cloned().unwrap_or_else(|| width.span(slot));
+                    let columns = width.of(&widths, slot);
                     zeros(simd, 0..inside.start * len, to);
                     let rows = Rows { plane, line, rows: rows.clone(), step: height.stride, columns, len };
                     match width.stride {
@@ -255,21 +260,16 @@ impl Halo {
     #[inline(always)]
     fn pixels<T: Element, S: Simd<T>>(&self, simd: S, planes: Option<TensorView<'_, T, 3>>, to: &mut [T]) {
         let [_, height, width] = self.axes;
+        let (channel, widths) = (self.channel(), width.spans());
         for slot_h in 0..height.slots {
             for place in 0..height.size {
                 let position = height.position(slot_h, place);
                 let row = planes.zip(position).and_then(|(planes, h)| planes.select::<2>(1, h).ok());
+                let row = row.map(TensorView::transpose);
                 for slot in 0..width.slots {
-                    let run = Run { columns: width.span(slot), step: width.stride };
+                    let run = Run { columns: width.of(&widths, slot), step: width.stride };
                     let to = &mut to[(slot_h * width.slots + slot) * self.volume + place * width.size..];
-                    run.turn(
-                        simd,
-                        row.map(TensorView::transpose),
-                        to,
-                        self.channel(),
-                        width.size,
-                        self.channels,
-                    );
+                    run.turn(simd, row, to, channel, width.size, self.channels);
                 }
             }
         }

@@ -64,9 +64,7 @@ impl Run {
 
 #[inline(always)]
 fn fill_zero<T: Element, S: Simd<T>>(simd: S, to: &mut [T]) {
-    let whole = to.len() / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        simd.store(simd.splat(T::ZERO), &mut to[at..]);
+    for to in to.chunks_mut(S::LANES) {
+        simd.store_up_to(simd.splat(T::ZERO), to);
     }
-    simd.store_partial(simd.splat(T::ZERO), &mut to[whole..]);
 }

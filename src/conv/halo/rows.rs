@@ -35,9 +35,7 @@ impl<T: Element> Rows<'_, T> {
         for (i, place) in rows.places.enumerate() {
             let from = &data[(rows.first + i * step) * width..][..width][columns.first..];
             let to = &mut to[place * len..];
-            if start > 0 {
-                zeros(simd, 0..start, to);
-            }
+            zeros(simd, 0..start, to);
             let mut at = 0;
             while at < count {
                 // Behind the image are zeros. Where the places end before the image, what is read behind goes behind.
@@ -45,9 +43,7 @@ impl<T: Element> Rows<'_, T> {
                 simd.store(vector, &mut to[start + at..]);
                 at += S::LANES;
             }
-            if end < len {
-                zeros(simd, end..len, to);
-            }
+            zeros(simd, end..len, to);
         }
     }
 
@@ -69,8 +65,8 @@ impl<T: Element> Rows<'_, T> {
 /// out are not followed by the processor.
 const AHEAD: usize = 2 << 10;
 
-/// A plane to both slots of columns of a stride of 2, whose first columns are neighbours, and all slots of rows. Each vector is
-/// read once, rows in the order of memory. A frame of its own: what a row needs stays in registers.
+/// A plane to both slots of columns of a stride of 2, whose first columns are neighbours, and all slots of rows: each vector is
+/// read once. A frame of its own: what a row needs stays in registers.
 pub(super) struct Pairs<'a, T> {
     pub plane: &'a [T],
     /// Of rows and columns.
@@ -169,13 +165,8 @@ pub(super) fn zeros<T: Element, S: Simd<T>>(simd: S, range: Range<usize>, to: &m
 /// Copies `from` to the front of `to`, inline: rows are short.
 #[inline(always)]
 fn copy<T: Element, S: Simd<T>>(simd: S, from: &[T], to: &mut [T]) {
-    let to = &mut to[..from.len()];
-    let whole = from.len() / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        simd.store(simd.load(&from[at..]), &mut to[at..]);
-    }
-    if whole < from.len() {
-        simd.store_partial(simd.load_partial(&from[whole..]), &mut to[whole..]);
+    for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+        simd.store_up_to(simd.load_up_to(from), &mut to[..from.len()]);
     }
 }
 
