@@ -102,11 +102,15 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         if self.strides()[1] == 1 {
             // Each line is contiguous: four at a time are transposed in registers.
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
+            let ahead = AHEAD.div_ceil(depth.len().max(1) * size_of::<T>()).clamp(4, 16);
             // Lines that are no four are taken with some before them again.
             for i in (0..count).step_by(4).filter(|_| count >= 4) {
                 let i = i.min(count - 4);
                 let four = std::array::from_fn(|j| line(lines.start + i + j));
-                transpose(simd, four, 4 * self.strides()[0], &mut panel[i..], width);
+                // What is not there costs a search for its page.
+                let there = lines.start + i + 3 + ahead < self.shape()[0];
+                let ahead = if there { (ahead as isize).wrapping_mul(self.strides()[0]) } else { 0 };
+                transpose(simd, four, ahead, &mut panel[i..], width);
             }
             for i in if count < 4 { 0..count } else { 0..0 } {
                 let from = line(lines.start + i);
@@ -121,6 +125,9 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         }
     }
 }
+
+/// Bytes of lines between what is asked for and what is packed.
+const AHEAD: usize = 4096;
 
 /// Step `p` of the four lines to `panel[p · width ..]`, for every step. The lines `ahead` of them are asked for: each is too
 /// short for the processor to see it coming.
