@@ -70,15 +70,16 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             && width == tile_columns
         {
             while columns - done >= 2 * width {
-                let panels = ((columns - done) / width).min(4);
-                let some = panels * width;
+                let panels = (columns - done) / width;
+                let runs = panels.min(4);
+                let some = panels / runs * runs * width;
                 let mut c = c.tile_mut([0, done], [1, some]);
                 let Some(row) = c.row_mut(0) else { break };
                 let b = &data[done * depth..][..some * depth];
-                match panels {
-                    2 => simd.call(Lone::<T, 2> { a, b, alpha, beta, c: row }),
-                    3 => simd.call(Lone::<T, 3> { a, b, alpha, beta, c: row }),
-                    _ => simd.call(Lone::<T, 4> { a, b, alpha, beta, c: row }),
+                match runs {
+                    2 => simd.call(Lone::<T, 2> { a, b, ask: fetch, alpha, beta, c: row }),
+                    3 => simd.call(Lone::<T, 3> { a, b, ask: fetch, alpha, beta, c: row }),
+                    _ => simd.call(Lone::<T, 4> { a, b, ask: fetch, alpha, beta, c: row }),
                 }
                 finish(simd, epilogue, [origin[0], origin[1] + done], &mut c);
                 done += some;

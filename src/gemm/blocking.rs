@@ -97,6 +97,13 @@ pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     balanced(k, most.clamp(LEAST_DEPTH, 256), 8)
 }
 
+/// [`depth_block`] of operands that were packed before. No panel of theirs is used again soon, so that its size counts less than how
+/// often C is read and written; longer vectors do that more often in the same time.
+pub(crate) fn packed_depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
+    let most = caches.l1d * 8 / 3 / (tile.columns * size_of::<T>());
+    balanced(k, most.clamp(LEAST_DEPTH, (8 * tile.lanes * size_of::<T>()).max(256)), 8)
+}
+
 /// Bytes of L2 for B, the rest for A, C and what comes next: three quarters of a small one, and no more than half of a large
 /// one, where each panel of A is used often enough as it is.
 fn room(caches: Caches) -> usize {
@@ -324,6 +331,20 @@ mod tests {
             assert!(block <= 256 + 8 && block.div_ceil(1) > 0);
             assert_eq!(len.div_ceil(block), len.div_ceil(256).max(len.div_ceil(block)));
         }
+    }
+
+    #[test]
+    fn packed_operands_have_deeper_blocks_where_vectors_are_longer() {
+        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        let caches = Caches { l1d: 48 << 10, l2: 1 << 20, l3: 32 << 20 };
+        let blocks = |tile, caches, k| {
+            [depth_block::<f32>(tile, caches, k), packed_depth_block::<f32>(tile, caches, k)]
+        };
+        assert_eq!(blocks(avx512, caches, 4096), [256, 512]);
+        assert_eq!(blocks(avx512, caches, 768), [256, 384]);
+        assert_eq!(blocks(avx512, Caches { l1d: 32 << 10, ..caches }, 4096), [168, 320]);
+        assert_eq!(blocks(AVX2, CACHES, 4096), [256, 256]);
+        assert_eq!(blocks(avx512, caches, 100), [100, 100]);
     }
 
     fn walk(m: usize, n: usize, k: usize, a: Option<Source>, b: Option<Source>) -> Walk {

@@ -19,7 +19,9 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::blocking::{Fetch, Order, Source, Tile, Walk, depth_block, halve, tile, tile_rows};
+use super::blocking::{
+    Fetch, Order, Source, Tile, Walk, depth_block, halve, packed_depth_block, tile, tile_rows,
+};
 use super::epilogue::Epilogue;
 use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
@@ -138,7 +140,8 @@ pub(crate) fn product<T: Element>(
         Input::Packed(packed) => packed.width(),
         Input::Source(_) => tile_rows(tile, [m, n]),
     };
-    let kc = depth_block::<T>(tile, caches, k);
+    let kc =
+        if in_memory { depth_block::<T>(tile, caches, k) } else { packed_depth_block::<T>(tile, caches, k) };
     let work = m.saturating_mul(n).saturating_mul(k);
     let tasks = tasks.unwrap_or_else(|| {
         let threads = parallel::threads_for(work, GRAIN);
@@ -167,14 +170,14 @@ pub(crate) fn columns<T: Element>(
     c: TensorViewMut<'_, T, 2>,
     first: usize,
 ) -> Result<()> {
-    let ([m, n], k, tile) = (c.shape(), b.depth(), tile::<T>(isa));
+    let ([m, n], k, kc, tile) = (c.shape(), b.depth(), b.kc(), tile::<T>(isa));
     debug_assert!(a.shape() == [m, k] && first.is_multiple_of(tile.columns) && first + n <= b.lines());
     if m == 0 || n == 0 {
         return Ok(());
     }
     let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
     // The first rows wait for B, if it does not lie in L2: as many as can be.
-    let (tile_rows, kc) = (tile.rows.min(m), depth_block::<T>(tile, machine::caches(), k));
+    let tile_rows = tile.rows.min(m);
     Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
 }
 
@@ -239,8 +242,15 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
         // A packed B comes from memory with the first rows, if these are few.
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
-        let cold =
-            self.b.source().is_none() && rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2;
+        let cold = self.b.source().is_none()
+            && match m {
+                // From memory a lone row reads it faster unasked.
+                1 => {
+                    let whole = self.b.lines().saturating_mul(self.b.depth()).saturating_mul(size_of::<T>());
+                    (machine::caches().l2 + 1..=machine::caches().l3 / 2).contains(&whole)
+                }
+                _ => rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2,
+            };
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let l3 = machine::caches().l3;

@@ -1,7 +1,7 @@
 //! Operands packed once for many products.
 #![forbid(unsafe_code)]
 
-use super::blocking::{depth_block, tile, tile_rows};
+use super::blocking::{packed_depth_block, tile, tile_rows};
 use super::panel::{self, PanelSource, Panels, packed_len};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -44,7 +44,7 @@ impl Plan {
             Side::Lhs => tile_rows(tile, [lines, usize::MAX]),
             Side::Rhs => tile.panel(lines),
         };
-        Self { side, isa, width, kc: depth_block::<T>(tile, caches, depth) }
+        Self { side, isa, width, kc: packed_depth_block::<T>(tile, caches, depth) }
     }
 }
 
@@ -186,14 +186,14 @@ impl<'a, T: Element> Slab<'a, T> {
     /// Packs a right operand, whose lines are its columns, into `data`, which has the length.
     pub(crate) fn pack_rhs(isa: Isa, source: impl PanelSource<T>, data: &mut [T]) {
         let tile = tile::<T>(isa);
-        let kc = depth_block::<T>(tile, machine::caches(), source.depth());
+        let kc = packed_depth_block::<T>(tile, machine::caches(), source.depth());
         fill(isa, source, tile.panel(source.lines()), kc, data);
     }
 
     /// The right operand of `depth` rows and `lines` columns that [`pack_rhs`](Self::pack_rhs) put into `data`.
     pub(crate) fn rhs(isa: Isa, lines: usize, depth: usize, data: &'a [T]) -> Self {
         let tile = tile::<T>(isa);
-        let kc = depth_block::<T>(tile, machine::caches(), depth);
+        let kc = packed_depth_block::<T>(tile, machine::caches(), depth);
         Self { lines, depth, kc, width: tile.panel(lines), data }
     }
 
