@@ -27,6 +27,9 @@ use crate::tensor::{TensorView, TensorViewMut};
 /// Rows of B that are read side by side: their lines may all compete for one set of L1, which has eight ways or more.
 const STEPS: usize = 8;
 
+/// Bytes after which addresses fall on the same sets of L1.
+const PAGE: usize = 4096;
+
 /// True where [`product`] is the better way for A `[m, k]` times B `[k, n]`.
 pub(crate) fn takes<T>(
     tile: Tile,
@@ -35,14 +38,18 @@ pub(crate) fn takes<T>(
     b: [isize; 2],
     c: [isize; 2],
 ) -> bool {
-    let bytes = k.saturating_mul(b[0].unsigned_abs()).saturating_mul(size_of::<T>());
-    // Elsewhere each step of a tile is a row of its own of B: some lines of a page, or one.
-    let most = match tile.columns * size_of::<T>() / CACHE_LINE {
-        ..4 => 6,
-        _ if bytes > caches.l3 => 4,
-        _ => 2,
+    let stride = b[0].unsigned_abs().saturating_mul(size_of::<T>());
+    let bytes = k.saturating_mul(stride);
+    let few = match tile.columns * size_of::<T>() / CACHE_LINE {
+        // Elsewhere each step of a tile is a row of its own of B: some lines of a page, or one.
+        ..4 => m <= 6 * tile.sums(),
+        _ if bytes > caches.l3 => m <= 4 * tile.sums(),
+        // They are read at the speed of L3 all the same, but where they compete for the same lines of L1 …
+        _ if stride.is_multiple_of(PAGE) => 3 * m <= 2 * tile.sums(),
+        // … or where two tiles read them and have too few rows to hide it.
+        _ => (tile.rows + 1..=tile.rows + 2).contains(&m),
     };
-    m <= most * tile.sums() && n >= 64 * tile.lanes && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
+    few && n >= 64 * tile.lanes && b[1] == 1 && c[1] == 1 && bytes > caches.l2 / 2
 }
 
 /// What each part of a product needs to know.
@@ -166,6 +173,10 @@ fn part_of(rows: &Range<usize>, columns: usize) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::Activation;
+    use crate::gemm::epilogue::Epilogue;
+    use crate::gemm::tile;
+    use crate::{Tensor, reference};
 
     #[test]
     fn few_rows_and_a_large_matrix() {
@@ -179,8 +190,34 @@ mod tests {
         assert!(!takes(8, 496, 4096, [496, 1]), "rows too short");
         assert!(!takes(8, 4096, 4096, [1, 4096]), "columns contiguous");
         let wide = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
-        let takes = |m, k| super::takes::<f32>(wide, caches, [m, 4096, k], [4096, 1], [4096, 1]);
-        assert!(takes(48, 2048) && !takes(49, 2048), "several lines of a page at a time");
-        assert!(takes(96, 4096) && !takes(97, 4096), "no cache holds it");
+        let takes = |m, n, k| super::takes::<f32>(wide, caches, [m, n, k], [n as isize, 1], [n as isize, 1]);
+        assert!(takes(96, 4096, 4096) && !takes(97, 4096, 4096), "no cache holds it");
+        assert!(takes(16, 4096, 1024) && !takes(17, 4096, 1024), "rows on the same sets of L1");
+        let [six, eight, nine] = [6, 8, 9].map(|m| takes(m, 4000, 1024));
+        assert!(!six && eight && !nine, "rows of one tile, of two, and more");
+    }
+
+    /// Small whole numbers: sums are exact in any order.
+    #[test]
+    fn every_number_of_rows_on_every_instruction_set() {
+        fn check<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) {
+            let numbers = |rows: usize, columns: usize, step: usize| {
+                Tensor::from_fn([rows, columns], |[i, j]| T::from_f64(((i * 7 + j * step) % 7) as f64 - 3.0))
+                    .unwrap()
+            };
+            let (a, b, mut c) = (numbers(m, k, 5), numbers(k, n, 3), numbers(m, n, 2));
+            let expected = reference::gemm(T::ONE, a.view(), b.view(), T::ONE, c.view()).unwrap();
+            let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
+            let scale = Scale { alpha: T::ONE, beta: T::ONE, epilogue };
+            product(isa, tile::<T>(isa), a.view(), b.view(), &scale, c.view_mut(), Some(2)).unwrap();
+            let same = c.iter().zip(expected.iter()).all(|(c, expected)| c.to_f64() == *expected);
+            assert!(same, "{isa} {m} {n} {k}");
+        }
+        for &isa in machine::supported() {
+            for m in (1..=26).chain([47, 48, 60, 96]) {
+                check::<f32>(isa, [m, 133, 600]);
+                check::<f64>(isa, [m, 133, 70]);
+            }
+        }
     }
 }
