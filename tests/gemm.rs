@@ -253,6 +253,10 @@ fn few_rows_or_columns() {
                 check::<f64>(&mut g, isa, [many, few, depth]);
             }
         }
+        for few in [10, 13, 16, 31, 47, 48, 49] {
+            check::<f32>(&mut g, isa, [few, 61, 6 * few]);
+            check::<f64>(&mut g, isa, [few, 8, 6 * few + 5]);
+        }
         check::<f32>(&mut g, isa, [70, 40, 300]);
         for (many, depth) in [(3500, 10), (9, 40_000)] {
             check::<f32>(&mut g, isa, [4, many, depth]);

@@ -21,23 +21,28 @@ use crate::workspace;
 const OUTPUTS: usize = 4096;
 /// Outputs, or rows of B, that are taken at a time: as many as the processor fetches ahead by itself.
 const UNROLL: usize = 6;
-/// Elements of B that a task reads at least: some ten microseconds.
+/// Elements of B that a task reads at least, from memory or again from a cache: some ten microseconds.
 const GRAIN: usize = 1 << 16;
 /// Rows that are multiplied with what is read of B at once.
 const ROWS: usize = 4;
 /// Outputs of a few rows that are finished together.
 const FEW: usize = 60 * ROWS;
-/// Rows up to which, and columns from which on, dot products pay.
+/// Columns from which on dot products pay.
 const MANY: usize = 8;
+/// Rows that they take as soon as there is a vector of steps: what packs B has a tile for them that is not full.
+const ALWAYS: usize = 6;
 
 /// True where m rows times a matrix with contiguous columns are best made of dot products. Each ends in a sum over lanes, which takes
-/// as long as some vectors; all rows, and the columns that they meet, stay in L2.
+/// as long as some vectors, while to pack B takes as long as some rows; all rows, and the columns that they meet, stay in L2.
 #[inline(always)]
 pub(super) fn few_rows<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) -> bool {
+    let tile = tile::<T>(isa);
+    // Where registers hold the sums of four rows and six columns, a load meets twice as many of them.
+    let (most, steps) = if tile.sums() >= 24 { (48, tile.lanes * 3 / 8) } else { (MANY, 2 * tile.lanes) };
     let lines = k.saturating_mul((m + UNROLL) * size_of::<T>());
-    (2..=MANY).contains(&m)
+    (2..=most).contains(&m)
         && n >= MANY
-        && k >= 2 * m * tile::<T>(isa).lanes
+        && k >= if m <= ALWAYS { tile.lanes } else { steps * m }
         && lines <= machine::caches().l2 / 2
 }
 
@@ -68,7 +73,8 @@ pub(crate) fn rows_times_matrix<T: Element>(
     tasks: Option<usize>,
 ) -> Result<usize> {
     let ([k, n], rows) = (b.shape(), x.shape()[0]);
-    let tasks = tasks.unwrap_or_else(|| parallel::threads_for(k.saturating_mul(n), GRAIN));
+    let read = k.saturating_mul(n).saturating_mul(rows.div_ceil(ROWS));
+    let tasks = tasks.unwrap_or_else(|| parallel::threads_for(read, GRAIN));
     let mut copy = workspace::scratch::<T>("gemm", if x.as_slice().is_some() { 0 } else { rows * k })?;
     let x = match x.as_slice() {
         Some(x) => x,
@@ -100,7 +106,7 @@ fn split<T: Element>(
     let [rows, n] = y.shape();
     if tasks <= 1 || n < 2 {
         // All rows but a lone one are taken with others.
-        let together = if rows > ROWS { rows.div_ceil(2) } else { rows };
+        let together = rows.div_ceil(rows.div_ceil(ROWS));
         let mut most = if rows == 1 { OUTPUTS } else { FEW / together / UNROLL * UNROLL };
         if rows > together {
             // The next rows find the columns in L2.
@@ -159,15 +165,20 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
             _ => add_rows(simd, x, b, outputs, sums),
         }
         for (i, sums) in sums.chunks_exact_mut(count).enumerate() {
-            for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = scale.alpha * *sum;
-                if scale.beta != T::ZERO
-                    && let Some(&old) = y.get([i, j])
-                {
-                    *sum += scale.beta * old;
+            sums.iter_mut().for_each(|sum| *sum = scale.alpha * *sum);
+            let place = [rows.start + i, first];
+            if let Some(y) = y.row_mut(i) {
+                if scale.beta != T::ZERO {
+                    sums.iter_mut().zip(&*y).for_each(|(sum, &old)| *sum += scale.beta * old);
                 }
+                scale.epilogue.apply(simd, place[0], place[1], sums);
+                y.copy_from_slice(sums);
+                continue;
             }
-            scale.epilogue.apply(simd, rows.start + i, first, sums);
+            for (j, sum) in sums.iter_mut().enumerate().filter(|_| scale.beta != T::ZERO) {
+                *sum += scale.beta * y.get([i, j]).copied().unwrap_or(T::ZERO);
+            }
+            scale.epilogue.apply(simd, place[0], place[1], sums);
             for (j, &sum) in sums.iter().enumerate() {
                 if let Some(to) = y.get_mut([i, j]) {
                     *to = sum;
@@ -261,8 +272,10 @@ fn dots<'b, T: Element, S: Simd<T>, const X: usize, const R: usize>(
         }
     }
     for (r, sums) in sums.into_iter().enumerate() {
-        for (i, sum) in sums.into_iter().enumerate() {
-            out(i, r, simd.reduce_add(sum));
+        let mut four = [simd.splat(T::ZERO); ROWS];
+        four[..X].copy_from_slice(&sums);
+        for (i, sum) in simd.reduce_add_each(four).into_iter().enumerate().take(X) {
+            out(i, r, sum);
         }
     }
 }

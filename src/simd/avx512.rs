@@ -18,6 +18,8 @@ impl Avx512 {
 
 /// Intrinsics on `f32` by the names that the `f64` ones have too.
 mod ps {
+    use core::arch::x86_64::__m512;
+
     pub use core::arch::x86_64::{
         _CMP_EQ_OQ as EQ, _CMP_LE_OQ as LE, _CMP_LT_OQ as LT, _CMP_NEQ_UQ as NE, _mm512_add_epi32 as int_add,
         _mm512_add_ps as add, _mm512_and_ps as and, _mm512_andnot_ps as andnot,
@@ -27,14 +29,30 @@ mod ps {
         _mm512_mask_blend_ps as blend, _mm512_mask_storeu_ps as storeu_masked,
         _mm512_maskz_loadu_ps as loadu_masked, _mm512_max_ps as max, _mm512_min_ps as min,
         _mm512_mul_ps as mul, _mm512_or_ps as or, _mm512_roundscale_ps as roundscale,
-        _mm512_set1_epi32 as int_splat, _mm512_set1_ps as splat, _mm512_sll_epi32 as shl,
-        _mm512_sqrt_ps as sqrt, _mm512_srl_epi32 as shr, _mm512_storeu_ps as storeu,
+        _mm512_set1_epi32 as int_splat, _mm512_set1_ps as splat, _mm512_shuffle_f32x4 as blocks,
+        _mm512_sll_epi32 as shl, _mm512_sqrt_ps as sqrt, _mm512_srl_epi32 as shr, _mm512_storeu_ps as storeu,
         _mm512_stream_ps as stream, _mm512_sub_epi32 as int_sub, _mm512_sub_ps as sub, _mm512_xor_ps as xor,
     };
+
+    /// The sums of the blocks of 128 bits, of four elements each.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn block_sums(v: __m512) -> [f32; 4] {
+        use core::arch::x86_64::*;
+        let v = _mm512_add_ps(v, _mm512_permute_ps::<0b01_00_11_10>(v));
+        let v = _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v));
+        let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let mut sums = [0.0; 4];
+        // SAFETY: there is room for four.
+        unsafe { _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(first, v))) };
+        sums
+    }
 }
 
 /// Intrinsics on `f64` by the names that the `f32` ones have too.
 mod pd {
+    use core::arch::x86_64::__m512d;
+
     pub use core::arch::x86_64::{
         _CMP_EQ_OQ as EQ, _CMP_LE_OQ as LE, _CMP_LT_OQ as LT, _CMP_NEQ_UQ as NE, _mm512_add_epi64 as int_add,
         _mm512_add_pd as add, _mm512_and_pd as and, _mm512_andnot_pd as andnot,
@@ -44,10 +62,25 @@ mod pd {
         _mm512_mask_blend_pd as blend, _mm512_mask_storeu_pd as storeu_masked,
         _mm512_maskz_loadu_pd as loadu_masked, _mm512_max_pd as max, _mm512_min_pd as min,
         _mm512_mul_pd as mul, _mm512_or_pd as or, _mm512_roundscale_pd as roundscale,
-        _mm512_set1_epi64 as int_splat, _mm512_set1_pd as splat, _mm512_sll_epi64 as shl,
-        _mm512_sqrt_pd as sqrt, _mm512_srl_epi64 as shr, _mm512_storeu_pd as storeu,
+        _mm512_set1_epi64 as int_splat, _mm512_set1_pd as splat, _mm512_shuffle_f64x2 as blocks,
+        _mm512_sll_epi64 as shl, _mm512_sqrt_pd as sqrt, _mm512_srl_epi64 as shr, _mm512_storeu_pd as storeu,
         _mm512_stream_pd as stream, _mm512_sub_epi64 as int_sub, _mm512_sub_pd as sub, _mm512_xor_pd as xor,
     };
+
+    /// The sums of the blocks of 128 bits, of two elements each.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn block_sums(v: __m512d) -> [f64; 4] {
+        use core::arch::x86_64::*;
+        let v = _mm512_add_pd(v, _mm512_permute_pd::<0b0101_0101>(v));
+        let first = _mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0);
+        let mut sums = [0.0; 4];
+        // SAFETY: there is room for four.
+        unsafe {
+            _mm256_storeu_pd(sums.as_mut_ptr(), _mm512_castpd512_pd256(_mm512_permutexvar_pd(first, v)))
+        };
+        sums
+    }
 }
 
 /// The mask whose first `n` lanes are true, all where there are no more.
@@ -190,6 +223,14 @@ macro_rules! avx512 {
                 fn reduce_add(self, a: $V) -> $T {
                     let (lower, upper) = ($i::lower(a), $i::extract::<1>(a));
                     self.0.reduce_add(Simd::<$T>::add(self.0, lower, upper))
+                }
+                fn reduce_add_each(self, v: [$V; 4]) -> [$T; 4] {
+                    let [a, b, c, d] = v;
+                    let [ab, cd] = [(a, b), (c, d)].map(|(one, two)| {
+                        $i::add($i::blocks::<0b01_00_01_00>(one, two), $i::blocks::<0b11_10_11_10>(one, two))
+                    });
+                    // A block for each, in halves folded onto each other like one alone.
+                    $i::block_sums($i::add($i::blocks::<0b10_00_10_00>(ab, cd), $i::blocks::<0b11_01_11_01>(ab, cd)))
                 }
                 fn reduce_max(self, a: $V) -> $T {
                     let (lower, upper) = ($i::lower(a), $i::extract::<1>(a));

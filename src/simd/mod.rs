@@ -199,6 +199,12 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
 
     /// The sum of the lanes, in one fixed order: halves folded onto each other until one is left.
     fn reduce_add(self, a: Self::V) -> T;
+    /// [`reduce_add`](Simd::reduce_add) of four vectors, to the bit.
+    #[inline(always)]
+    fn reduce_add_each(self, v: [Self::V; 4]) -> [T; 4] {
+        let [a, b, c, d] = v;
+        [self.reduce_add(a), self.reduce_add(b), self.reduce_add(c), self.reduce_add(d)]
+    }
     /// The largest lane. NaN lanes give any lane.
     fn reduce_max(self, a: Self::V) -> T;
     /// The smallest lane. NaN lanes give any lane.

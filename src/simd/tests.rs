@@ -301,6 +301,21 @@ token_test!(reductions, Reductions, |s, _isa, T, S| {
     }
 });
 
+token_test!(four_reductions_at_once, FourReductions, |s, _isa, T, S| {
+    let [a, b, c] = args::<T>();
+    for lanes in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)).zip(c.chunks_exact(S::LANES)) {
+        let ((a, b), c) = lanes;
+        let four = [a, b, c, a].map(|lanes| s.load(lanes));
+        let (each, alone) = (s.reduce_add_each(four), four.map(|v| s.reduce_add(v)));
+        for (each, alone) in each.into_iter().zip(alone) {
+            assert!(
+                each.raw() == alone.raw() || (each.is_nan() && alone.is_nan()),
+                "{each} {alone} of {lanes:?}"
+            );
+        }
+    }
+});
+
 token_test!(loads_and_stores, LoadsAndStores, |s, _isa, T, S| {
     let values: Vec<T> = (1..=3 * S::LANES).map(T::from_usize).collect();
     let canary = T::from_f64(-7.0);
