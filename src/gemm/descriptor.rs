@@ -414,13 +414,16 @@ fn in_order<T: Element>(
     tasks: Option<usize>,
 ) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.shape()[1]);
+    let (tile, shape) = (tile::<T>(isa), [m, n, k]);
+    let strides = [a.strides(), b.strides(), c.strides()];
     // What could be tiny too must not depend on the number of threads.
     let along = b.strides()[0] == 1 && b.strides()[1] != 1;
-    if (m == 1 && vector::readable(b)) || (along && vector::few_rows::<T>(isa, [m, n, k])) {
+    let few = along && vector::few_rows::<T>(isa, shape) && !turns_small(tile, shape, strides);
+    if (m == 1 && vector::readable(b)) || few {
         let tasks = vector::rows_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
-    if a.strides()[1] == 1 && vector::few_columns::<T>(isa, [m, n, k]) {
+    if a.strides()[1] == 1 && vector::few_columns::<T>(isa, shape) {
         let scale = scale.transpose();
         let tasks =
             vector::rows_times_matrix(isa, b.transpose(), a.transpose(), &scale, c.transpose(), tasks)?;
@@ -429,8 +432,6 @@ fn in_order<T: Element>(
     if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks, None) {
         return Ok(Path::TINY);
     }
-    let (tile, shape) = (tile::<T>(isa), [m, n, k]);
-    let strides = [a.strides(), b.strides(), c.strides()];
     if turns_small(tile, shape, strides) {
         return turned(isa, a, b, scale, c, tasks);
     }

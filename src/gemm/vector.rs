@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::blocking::tile;
 use super::driver::{Scale, blocks};
+use super::panel;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
@@ -78,6 +79,11 @@ pub(crate) fn rows_times_matrix<T: Element>(
     let mut copy = workspace::scratch::<T>("gemm", if x.as_slice().is_some() { 0 } else { rows * k })?;
     let x = match x.as_slice() {
         Some(x) => x,
+        None if rows >= tile::<T>(isa).lanes => {
+            // Steps as lines, a panel as wide as they are many: each row is a run then.
+            panel::pack(isa, x.transpose(), 0..k, 0..rows, k, &mut copy, false);
+            &copy[..]
+        }
         None => {
             TensorViewMut::matrix(&mut copy, [rows, k]).copy_from(x);
             &copy[..]
@@ -148,12 +154,12 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         let (k, count, first) = (b.shape()[0], outputs.len(), outputs.start);
         let x = &x[rows.start * k..rows.end * k];
         let (mut of_row, mut of_few);
-        let sums: &mut [T] = if rows.len() == 1 {
-            of_row = [T::ZERO; OUTPUTS];
-            &mut of_row[..count]
-        } else {
+        let sums: &mut [T] = if rows.len() * count <= FEW {
             of_few = [T::ZERO; FEW];
             &mut of_few[..rows.len() * count]
+        } else {
+            of_row = [T::ZERO; OUTPUTS];
+            &mut of_row[..rows.len() * count]
         };
         match rows.len() {
             2 => some_rows::<T, S, 2>(simd, x, b.transpose(), first, sums),

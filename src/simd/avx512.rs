@@ -226,9 +226,8 @@ macro_rules! avx512 {
                 }
                 fn reduce_add_each(self, v: [$V; 4]) -> [$T; 4] {
                     let [a, b, c, d] = v;
-                    let [ab, cd] = [(a, b), (c, d)].map(|(one, two)| {
-                        $i::add($i::blocks::<0b01_00_01_00>(one, two), $i::blocks::<0b11_10_11_10>(one, two))
-                    });
+                    let ab = $i::add($i::blocks::<0b01_00_01_00>(a, b), $i::blocks::<0b11_10_11_10>(a, b));
+                    let cd = $i::add($i::blocks::<0b01_00_01_00>(c, d), $i::blocks::<0b11_10_11_10>(c, d));
                     // A block for each, in halves folded onto each other like one alone.
                     $i::block_sums($i::add($i::blocks::<0b10_00_10_00>(ab, cd), $i::blocks::<0b11_01_11_01>(ab, cd)))
                 }
