@@ -23,6 +23,29 @@ fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, 
     .unwrap()
 }
 
+/// Kernels of a single tap that sum more steps than a block has, packed: by plain products and by windows.
+#[test]
+fn single_taps_packed() {
+    // Batch, channels in and out, size, stride.
+    for [n, c_in, c_out, size, stride] in
+        [[2, 512, 40, 7, 1], [1, 600, 70, 9, 2], [3, 1030, 13, 5, 1], [1, 300, 9, 30, 1], [2, 520, 64, 6, 2]]
+    {
+        let conv = Convolution::<2>::new().stride([stride; 2]);
+        let (x, w) = (wave::<f32, 4>([n, c_in, size, size], 0.1), wave([c_out, c_in, 1, 1], 0.2));
+        for &isa in machine::supported() {
+            let results = machine::with_isa(isa, || {
+                [
+                    conv.forward(x.view(), &conv.pack(w.view()).unwrap(), None),
+                    conv.forward(x.view(), w.view(), None),
+                ]
+            });
+            let [packed, view] = results.unwrap().map(Result::unwrap);
+            let close = packed.view().all_close(view.view(), 1e-4, 1e-4);
+            assert!(close, "{isa} [{n}, {c_in}, {size}, {size}] to {c_out}, stride {stride}");
+        }
+    }
+}
+
 /// Layers of networks with channels last: rows of patches, cut anywhere, for whole and for narrow tiles.
 #[test]
 fn weights_packed_for_channels_last() {

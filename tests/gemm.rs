@@ -133,11 +133,11 @@ fn any_product_f64() {
     quickcheck(2000, run as fn(Any<f64>) -> Result<bool, String>);
 }
 
-/// Block boundaries: kc lies between 128 and 384, mc below 1024 and nc at most 4096 on any machine.
+/// Block boundaries: kc lies between 128 and 512, mc below 1024 and nc at most 4096 on any machine.
 #[test]
 fn sizes_around_blocks() {
     let mut g = Gen::from_size_and_seed(100, 7);
-    for k in [127, 128, 129, 255, 256, 257, 383, 384, 385, 513, 769] {
+    for k in [127, 128, 129, 255, 256, 257, 383, 384, 385, 511, 512, 513, 769, 1024, 1025] {
         for [m, n] in [[13, 40], [1, 33], [1, 530], [7, 1], [97, 65]] {
             run(Any(Case::<f32>::random(&mut g, [m, n, k]))).unwrap();
             run(Any(Case::<f64>::random(&mut g, [m, n, k]))).unwrap();

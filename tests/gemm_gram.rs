@@ -148,8 +148,20 @@ fn sample<T: Element>(shape: [usize; 2], seed: u64) -> Tensor<T, 2> {
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
     fn check<T: Element>() {
-        for [m, k] in [[1, 90000], [16, 40000], [33, 20000], [65, 9000], [128, 3000], [300, 700], [777, 100]]
-        {
+        for [m, k] in [
+            [1, 90000],
+            [16, 40000],
+            [33, 20000],
+            [65, 9000],
+            [128, 3000],
+            [300, 700],
+            [777, 100],
+            [48, 2000],
+            [33, 3000],
+            [72, 1000],
+            [90, 1000],
+            [8, 9000],
+        ] {
             let (a, start) = (sample::<T>([m, k], 1), sample::<T>([m, m], 3));
             let turned = a.view().transpose().to_tensor().unwrap();
             for a in [a.view(), turned.view().transpose()] {

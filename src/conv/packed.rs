@@ -80,12 +80,15 @@ impl<T: Element> PackedConvolution<T> {
 
     /// The panels, where they are those of [`Weights`].
     pub(super) fn weights(&self) -> Option<Weights<'_, T>> {
-        let data = match &self.form {
-            Form::Panels(data) => data,
-            Form::Rows(packed) => packed.panels(),
+        let (cut, data) = match &self.form {
+            Form::Panels(data) => (self.cut, &data[..]),
+            Form::Rows(packed) => {
+                let slab = packed.slab();
+                (Cut { kc: slab.kc(), width: slab.width(), ..self.cut }, packed.panels())
+            }
             Form::Depthwise(..) | Form::Columns(_) => return None,
         };
-        Some(Weights { cut: self.cut, data, in_place: None })
+        Some(Weights { cut, data, in_place: None })
     }
 
     /// A left operand `[c_out, c_in]` of plain products.
@@ -163,10 +166,11 @@ impl<T: Element> PackedConvolution<T> {
 fn describe(cut: &Cut, flipped: bool, columns: bool) -> String {
     let turned = if flipped { ", turned" } else { "" };
     let last = if columns { ", for channels last" } else { "" };
-    format!(
-        "{} with {} groups, panels of {} in blocks of {}{turned}{last}",
-        cut.isa, cut.groups, cut.width, cut.kc
-    )
+    let tiles = match cut.winograd {
+        0 => String::new(),
+        outputs => format!(", for Winograd's tiles of {outputs} by {outputs}"),
+    };
+    format!("{} with {} groups{tiles}{turned}{last}", cut.isa, cut.groups)
 }
 
 impl<T> std::fmt::Debug for PackedConvolution<T> {

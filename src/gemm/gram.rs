@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::block::Block;
 use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
 use super::descriptor::trace;
-use super::driver::{LARGE, Path, Scale, scratch};
+use super::driver::{self, Input, LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
 use super::panel::{self, Panels};
 use crate::activation::Activation;
@@ -118,7 +118,7 @@ impl<T: Element> Gram<'_, T> {
         let (m, unit) = (a.shape()[0], self.tile.columns);
         if m < 2 * unit && tasks > 2 {
             // Too small to be halved: the whole product is twice the work, but all threads share it.
-            T::product(self.isa, a.into(), a.transpose().into(), self.scale, c.view_mut(), Some(tasks))?;
+            self.rectangle([a, a], c.view_mut(), tasks)?;
             return mirror(self.isa, c);
         }
         if m < 2 * unit || (m <= LEAF && tasks <= 1) {
@@ -132,14 +132,7 @@ impl<T: Element> Gram<'_, T> {
         let square = tasks / 2;
         let rest = tasks - square;
         let off_diagonal = || {
-            T::product(
-                self.isa,
-                a1.into(),
-                a0.transpose().into(),
-                self.scale,
-                c10.view_mut(),
-                Some(square.max(1)),
-            )?;
+            self.rectangle([a1, a0], c10.view_mut(), square.max(1))?;
             turn(self.isa, c10.view(), c01)
         };
         let diagonal = || {
@@ -157,6 +150,20 @@ impl<T: Element> Gram<'_, T> {
         }
         let (one, two) = parallel::join(off_diagonal, diagonal);
         one.and(two)
+    }
+
+    /// Computes `c` from its rows and its columns of A in `tasks` tasks. By blocks, whatever the shape: the sums are those of a
+    /// [`leaf`](Self::leaf), which there may be instead.
+    fn rectangle(
+        &self,
+        [rows, columns]: [TensorView<'_, T, 2>; 2],
+        c: TensorViewMut<'_, T, 2>,
+        tasks: usize,
+    ) -> Result<()> {
+        let turned = c.strides()[1] != 1 && c.strides()[0] == 1;
+        let (a, b, c) = if turned { (columns, rows, c.transpose()) } else { (rows, columns, c) };
+        driver::product(self.isa, Input::Source(a), Input::Source(b), self.scale, c, Some(tasks))?;
+        Ok(())
     }
 
     /// Computes `c` on this thread.

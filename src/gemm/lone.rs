@@ -4,7 +4,7 @@
 
 use super::kernel::each;
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp, Streams, prefetch};
+use crate::simd::{CACHE_LINE, Simd, SimdOp, Streams, prefetch};
 
 /// Vectors of the widest panel.
 const VECTORS: usize = 4;
@@ -46,8 +46,13 @@ impl<T: Element, const N: usize> SimdOp<T> for Lone<'_, T, N> {
                 let x = simd.splat(x);
                 for i in 0..if ask { N } else { 0 } {
                     let line = b.as_ptr().wrapping_add((i * panels + panel) * len + p * width);
-                    for v in 0..S::TILE_VECTORS {
-                        prefetch(line.wrapping_add(v * S::LANES).wrapping_byte_add(AHEAD));
+                    // Of a line once.
+                    for at in (0..width * size_of::<T>()).step_by(CACHE_LINE) {
+                        if p.is_multiple_of(
+                            const { CACHE_LINE.div_ceil(S::TILE_VECTORS * S::LANES * size_of::<T>()) },
+                        ) {
+                            prefetch(line.wrapping_byte_add(at + AHEAD));
+                        }
                     }
                 }
                 each!(v in vectors VECTORS {

@@ -44,7 +44,7 @@
 //! | k is 0 | C is scaled and the epilogue runs |
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
-//! | m is 2 to 8 (AVX-512 48), n at least 8, columns of B contiguous, k at least 2 vectors for each row (AVX-512 3/8 of one), or one vector up to 6 rows; or n fills at most half of a vector, m at least 8, rows of A contiguous, k at least 4 vectors for each column; the few and 6 lines of the other in half of L2, nothing packed | the same: dot products of all of the few at once |
+//! | m is 2 to 8 (AVX-512 48), n at least 8, columns of B contiguous, k at least 2 vectors for each row (AVX-512 3/8 of one), or one vector up to 6 rows; or n fills at most half of a vector, m at least 8, rows of A contiguous, k at least 4 vectors for each column; the few and 6 lines of the other in half of L2, nothing packed | the same: dot products of up to four of the few and six of the others at once, unless C is turned as below |
 //! | at most 128³ multiplications for one thread, k at most 128, rows of B and C contiguous, rows or columns of A; on the baseline columns that fill vectors | tiny: nothing is packed |
 //! | A column-major, at least two vectors of rows, C row-major and with at most half as many elements as A and B, nothing packed; few columns, which would fill at most half of a vector, or B column-major and at most 2¹⁴ elements of C | the transposed product beside C, which is turned |
 //! | m is at most 72 (baseline 48; AVX-512 96 where B is larger than L3, else 7 and 8, and up to 16 where rows of B are whole pages apart), B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
@@ -63,8 +63,8 @@
 //! # Promises
 //!
 //! The result has the same bits for any number of threads: an element is the sum over its blocks of depth in order,
-//! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block depends on `k`, the element type
-//! and the machine alone, so over a [`Packed`] right operand a row has the same bits alone and in any batch. Results
+//! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block depends on `k`, the element type,
+//! the machine and whether an operand is packed alone, so over a [`Packed`] right operand a row has the same bits alone and in any batch. Results
 //! differ between instruction sets in rounding.
 
 mod ahead;

@@ -212,6 +212,22 @@ mod tests {
             product(isa, tile::<T>(isa), a.view(), b.view(), &scale, c.view_mut(), Some(2)).unwrap();
             let same = c.iter().zip(expected.iter()).all(|(c, expected)| c.to_f64() == *expected);
             assert!(same, "{isa} {m} {n} {k}");
+            // Others round, and to the bits of the blocked path.
+            let fractions = |[rows, columns]: [usize; 2], step: usize| {
+                Tensor::from_fn([rows, columns], |[i, j]| {
+                    T::from_f64(((i * 7 + j * step) % 101) as f64 / 33.0)
+                })
+                .unwrap()
+            };
+            let (a, b, mut blocked) =
+                (fractions([m, k], 5), fractions([k, n], 3), c.view().to_tensor().unwrap());
+            product(isa, tile::<T>(isa), a.view(), b.view(), &scale, c.view_mut(), Some(1)).unwrap();
+            let sources = (Input::Source(a.view()), Input::Source(b.view().transpose()));
+            driver::product(isa, sources.0, sources.1, &scale, blocked.view_mut(), Some(1)).unwrap();
+            assert!(
+                c.iter().zip(blocked.iter()).all(|(c, blocked)| c.to_f64() == blocked.to_f64()),
+                "{isa} {m} {n} {k}"
+            );
         }
         for &isa in machine::supported() {
             for m in (1..=26).chain([47, 48, 60, 96]) {

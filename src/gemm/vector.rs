@@ -1,14 +1,14 @@
 //! One row or a few times a matrix, unpacked: Y = alpha · X · B + beta · Y and the epilogue.
 //!
-//! Bound by reading B once. Where its columns are contiguous each output is a dot product, some at a time, of one row or of all;
-//! where its rows are, the outputs of a lone row stay in L1 and take in some rows of B at a time. An output's sum never
+//! Mostly bound by reading B, once for up to four rows. Where its columns are contiguous each output is a dot product, some at a
+//! time; where its rows are, the outputs of a lone row stay in L1 and take in some rows of B at a time. An output's sum never
 //! depends on how the outputs are split into tasks.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
 
 use super::blocking::tile;
-use super::driver::{Scale, blocks};
+use super::driver::Scale;
 use super::panel;
 use crate::element::Element;
 use crate::error::Result;
@@ -111,10 +111,10 @@ fn split<T: Element>(
 ) -> Result<()> {
     let [rows, n] = y.shape();
     if tasks <= 1 || n < 2 {
-        // All rows but a lone one are taken with others.
-        let together = rows.div_ceil(rows.div_ceil(ROWS));
-        let mut most = if rows == 1 { OUTPUTS } else { FEW / together / UNROLL * UNROLL };
-        if rows > together {
+        // Groups of about one size: no row but a lone one is taken alone.
+        let groups = rows.div_ceil(ROWS);
+        let mut most = if rows == 1 { OUTPUTS } else { FEW / rows.div_ceil(groups) / UNROLL * UNROLL };
+        if groups > 1 {
             // The next rows find the columns in L2.
             let column = vector.b.shape()[0] * size_of::<T>();
             most = most.min(machine::caches().l2 / 2 / column / UNROLL * UNROLL).max(UNROLL);
@@ -122,7 +122,8 @@ fn split<T: Element>(
         for start in (0..n).step_by(most) {
             let count = most.min(n - start);
             let outputs = first + start..first + start + count;
-            for rows in blocks(0..rows, together) {
+            for group in 0..groups {
+                let rows = rows * group / groups..rows * (group + 1) / groups;
                 let y = y.tile_mut([rows.start, start], [rows.len(), count]);
                 T::piece(vector.isa, Piece { vector, rows, outputs: outputs.clone(), y });
             }
@@ -402,4 +403,31 @@ fn add_scaled<'b, T: Element, S: Simd<T>, const R: usize>(
         sum = simd.mul_add(x, row, sum);
     }
     simd.store_partial(sum, run);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_and_columns() {
+        let lanes = |isa| tile::<f32>(isa).lanes;
+        for &isa in machine::supported() {
+            let (takes, l) = (|m, n, k| few_rows::<f32>(isa, [m, n, k]), lanes(isa));
+            assert!(!takes(1, 100, 512) && takes(2, 100, 512) && takes(8, 8, 512), "{isa}");
+            assert!(!takes(8, 7, 512), "{isa}: columns too few to fill registers");
+            assert!(takes(6, 100, l) && !takes(6, 100, l - 1), "{isa}: a vector of steps");
+            let most = if isa == Isa::Avx512 { 48 } else { 8 };
+            assert!(
+                takes(most, 100, 2048) && !takes(most + 1, 100, 2048),
+                "{isa}: more are worth packing for"
+            );
+            let steps = if isa == Isa::Avx512 { 6 * 7 } else { 2 * l * 7 };
+            assert!(takes(7, 100, steps) && !takes(7, 100, steps - 1), "{isa}: sums over lanes");
+            let deepest = machine::caches().l2 / 2 / (8 + UNROLL) / size_of::<f32>();
+            assert!(takes(8, 100, deepest) && !takes(8, 100, deepest + 1), "{isa}: L2");
+            let few = |n, k| few_columns::<f32>(isa, [100, n, k]);
+            assert!(few(2, 8 * l) && !few(2, 8 * l - 1) && !few(l / 2 + 1, 1 << 12), "{isa}");
+        }
+    }
 }

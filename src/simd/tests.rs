@@ -305,7 +305,8 @@ token_test!(four_reductions_at_once, FourReductions, |s, _isa, T, S| {
     let [a, b, c] = args::<T>();
     for lanes in a.chunks_exact(S::LANES).zip(b.chunks_exact(S::LANES)).zip(c.chunks_exact(S::LANES)) {
         let ((a, b), c) = lanes;
-        let four = [a, b, c, a].map(|lanes| s.load(lanes));
+        let [a, b, c] = [a, b, c].map(|lanes| s.load(lanes));
+        let four = [a, b, c, s.mul(a, b)];
         let (each, alone) = (s.reduce_add_each(four), four.map(|v| s.reduce_add(v)));
         for (each, alone) in each.into_iter().zip(alone) {
             assert!(
