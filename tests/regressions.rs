@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 
+use tilewise::conv::Convolution;
 use tilewise::gemm::{Gemm, Packed, gemm};
 use tilewise::{Tensor, TensorView, machine};
 
@@ -276,4 +277,23 @@ fn a_dilation_beyond_the_image_does_not_overflow() {
     let matrix = patches.im2col(dx.view()).unwrap();
     assert_eq!(matrix.as_slice(), [0.0, 18.0].repeat(9));
     assert_eq!(patches.col2im(matrix.view(), [1, 1, 1, 9]).unwrap(), dx);
+}
+
+/// Taps that the dilation sends out of the image read zeros: the copy of an image had all that lies between them, 40 GB.
+#[test]
+fn far_taps_take_no_memory() {
+    let far = 1 << 31;
+    let conv = Convolution::<2>::new().dilation([far, far + 1]).same();
+    let x = Tensor::<f64, 4>::from_fn([2, 3, 6, 7], |[n, c, h, w]| (n + 2 * c + 3 * h * w) as f64).unwrap();
+    let w = Tensor::from_fn([4, 3, 3, 3], |[o, c, h, w]| (o * c + h) as f64 - w as f64).unwrap();
+    let centre = w.view().slice(2, 1..2, 1).unwrap().slice(3, 1..2, 1).unwrap();
+    let plain = Convolution::<2>::new();
+    let (y, expected) =
+        (conv.forward(x.view(), w.view(), None).unwrap(), plain.forward(x.view(), centre, None).unwrap());
+    assert_eq!(y, expected);
+    let dx = conv.backward_input(y.view(), w.view(), [6, 7]).unwrap();
+    assert_eq!(dx, plain.backward_input(y.view(), centre, [6, 7]).unwrap());
+    let dw = conv.backward_weight(x.view(), y.view(), [3, 3]).unwrap();
+    let dw_centre = dw.view().slice(2, 1..2, 1).unwrap().slice(3, 1..2, 1).unwrap();
+    assert_eq!(dw_centre.to_tensor().unwrap(), plain.backward_weight(x.view(), y.view(), [1, 1]).unwrap());
 }

@@ -24,6 +24,9 @@ use crate::element::Element;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::TensorView;
 
+/// How many times as much as with a slot for each tap the copy of an axis may take for taps to share slots.
+const FAR: usize = 8;
+
 /// One axis of the copy.
 #[derive(Clone, Copy, Debug)]
 struct Axis {
@@ -53,10 +56,13 @@ impl Axis {
         // Taps t·d mod s: all multiples of the divisor, unless there are fewer taps.
         let divisor = gcd(dilation, stride);
         let residues = stride / divisor;
-        let (slots, step, size) = if kernel < residues {
+        let together = outputs + (kernel - 1) * dilation / stride;
+        // Taps far apart: nearly all that lies between them would be zeros that nobody reads.
+        let far = residues.saturating_mul(together) > kernel.saturating_mul(outputs).saturating_mul(FAR);
+        let (slots, step, size) = if kernel < residues || far {
             (kernel, dilation, outputs)
         } else {
-            (residues, divisor, outputs + (kernel - 1) * dilation / stride)
+            (residues, divisor, together)
         };
         Self { slots, size, start, step, stride, dilation, image }
     }
@@ -317,6 +323,8 @@ mod tests {
                     ([1, 6, 6], [1, 4, 4], [1, 1, 1]),
                     ([1, 2, 5], [1, 1, 6], [1, 1, 4]),
                     ([3, 1, 2], [3, 5, 7], [1, 3, 2]),
+                    ([1, 3, 2], [1, 1, 2], [1, 200, 77]),
+                    ([2, 2, 3], [1, 2, 1], [30, 51, 1 << 40]),
                 ] {
                     for start in [[0, 0, 0], [-1, -2, -3], [1, 0, 2], [-9, 0, 4]] {
                         let outputs = [2, 3, 4];
