@@ -56,6 +56,8 @@ const NETWORKS: &[(usize, usize, usize, &str)] = &[
     (64, 4096, 4096, "decoder, 64 tokens"),
     (8, 4096, 4096, "decoder, 8 tokens"),
     (4, 1024, 1024, "layer, batch 4"),
+    (16, 768, 768, "BERT-base projection, 16 tokens"),
+    (24, 1100, 2000, "layer, batch 24"),
     (64, 10, 128, "classifier of digits"),
     (512, 2, 768, "two classes, 512 tokens"),
 ];
@@ -65,7 +67,7 @@ fn networks(c: &mut Criterion) {
     let mut group = c.benchmark_group("gemm networks f32");
     for &(m, n, k, what) in NETWORKS {
         let (a, b, bias) = (random::<f32, 2>([m, k]), random::<f32, 2>([k, n]), random::<f32, 1>([n]));
-        let (packed, few) = (Packed::rhs(b.view()).expect("memory"), m <= 8);
+        let (packed, few) = (Packed::rhs(b.view()).expect("memory"), m <= 16);
         let turned = random::<f32, 2>(if few { [n, k] } else { [0, 0] });
         let mut c = Tensor::zeros([m, n]).expect("memory");
         // Few rows also meet weights [out, in], as other libraries keep them.
