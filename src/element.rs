@@ -28,6 +28,7 @@ pub trait Element:
     + crate::gemm::Kernels
     + crate::gemm::Products
     + crate::gemm::Sums
+    + crate::layer::Rectified
     + crate::norm::ChannelKernels
     + crate::norm::RowKernels
     + crate::perceptron::Sweeps

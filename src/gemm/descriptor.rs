@@ -416,10 +416,12 @@ fn in_order<T: Element>(
     let ([m, n], k) = (c.shape(), a.shape()[1]);
     let (tile, shape) = (tile::<T>(isa), [m, n, k]);
     let strides = [a.strides(), b.strides(), c.strides()];
+    if turns_small(tile, shape, strides) {
+        return turned(isa, a, b, scale, c, tasks);
+    }
     // What could be tiny too must not depend on the number of threads.
     let along = b.strides()[0] == 1 && b.strides()[1] != 1;
-    let few = along && vector::few_rows::<T>(isa, shape) && !turns_small(tile, shape, strides);
-    if (m == 1 && vector::readable(b)) || few {
+    if (m == 1 && vector::readable(b)) || (along && vector::few_rows::<T>(isa, shape)) {
         let tasks = vector::rows_times_matrix(isa, a, b, scale, c, tasks)?;
         return Ok(Path { name: "vector", tasks });
     }
@@ -431,9 +433,6 @@ fn in_order<T: Element>(
     }
     if tiny::product(isa, &a.into(), &b.into(), scale, &mut c, tasks, None) {
         return Ok(Path::TINY);
-    }
-    if turns_small(tile, shape, strides) {
-        return turned(isa, a, b, scale, c, tasks);
     }
     if thin::takes::<T>(tile, machine::caches(), shape, b.strides(), c.strides()) {
         let tasks = thin::product(isa, tile, a, b, scale, c, tasks)?;

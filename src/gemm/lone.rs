@@ -44,15 +44,12 @@ impl<T: Element, const N: usize> SimdOp<T> for Lone<'_, T, N> {
             const { assert!(S::TILE_VECTORS <= VECTORS) };
             for (p, &x) in a.iter().enumerate() {
                 let x = simd.splat(x);
-                for i in 0..if ask { N } else { 0 } {
+                // Where a step is shorter than a line, once for each line.
+                let often = const { CACHE_LINE.div_ceil(S::TILE_VECTORS * S::LANES * size_of::<T>()) };
+                for i in 0..if ask && p.is_multiple_of(often) { N } else { 0 } {
                     let line = b.as_ptr().wrapping_add((i * panels + panel) * len + p * width);
-                    // Of a line once.
                     for at in (0..width * size_of::<T>()).step_by(CACHE_LINE) {
-                        if p.is_multiple_of(
-                            const { CACHE_LINE.div_ceil(S::TILE_VECTORS * S::LANES * size_of::<T>()) },
-                        ) {
-                            prefetch(line.wrapping_byte_add(at + AHEAD));
-                        }
+                        prefetch(line.wrapping_byte_add(at + AHEAD));
                     }
                 }
                 each!(v in vectors VECTORS {

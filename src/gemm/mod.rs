@@ -63,8 +63,9 @@
 //! # Promises
 //!
 //! The result has the same bits for any number of threads: an element is the sum over its blocks of depth in order,
-//! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block depends on `k`, the element type,
-//! the machine and whether an operand is packed alone, so over a [`Packed`] right operand a row has the same bits alone and in any batch. Results
+//! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block
+//! depends on `k`, the element type, the machine and whether an operand is packed alone, so over a [`Packed`] right
+//! operand a row has the same bits alone and in any batch. Results
 //! differ between instruction sets in rounding.
 
 mod ahead;
@@ -96,6 +97,6 @@ pub use gram::gram;
 pub(crate) use kernel::{Kernels, each};
 pub use packed::Packed;
 pub(crate) use packed::Slab;
-pub(crate) use panel::{PanelSource, Panels, Runs, pack, packed_len, transpose};
+pub(crate) use panel::{PanelSource, Panels, Runs, ahead, pack, packed_len, transpose};
 pub(crate) use series::Series;
 pub(crate) use split::Sums;

@@ -102,14 +102,11 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
         if self.strides()[1] == 1 {
             // Each line is contiguous: four at a time are transposed in registers.
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
-            let ahead = AHEAD.div_ceil(depth.len().max(1) * size_of::<T>()).clamp(4, 16);
             // Lines that are no four are taken with some before them again.
             for i in (0..count).step_by(4).filter(|_| count >= 4) {
                 let i = i.min(count - 4);
                 let four = std::array::from_fn(|j| line(lines.start + i + j));
-                // What is not there costs a search for its page.
-                let there = lines.start + i + 3 + ahead < self.shape()[0];
-                let ahead = if there { (ahead as isize).wrapping_mul(self.strides()[0]) } else { 0 };
+                let ahead = ahead(self, lines.start + i, depth.len());
                 transpose(simd, four, ahead, &mut panel[i..], width);
             }
             for i in if count < 4 { 0..count } else { 0..0 } {
@@ -128,6 +125,15 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
 
 /// Bytes of lines between what is asked for and what is packed.
 const AHEAD: usize = 4096;
+
+/// What [`transpose`] of the four lines from `line` on over so many steps asks for: nothing where there is no such line, which
+/// would cost a search for its page.
+#[inline(always)]
+pub(crate) fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize) -> isize {
+    let lines = AHEAD.div_ceil(depth.max(1) * size_of::<T>()).clamp(4, 16);
+    let there = line + 3 + lines < matrix.shape()[0];
+    if there { (lines as isize).wrapping_mul(matrix.strides()[0]) } else { 0 }
+}
 
 /// Step `p` of the four lines to `panel[p · width ..]`, for every step. The lines `ahead` of them are asked for: each is too
 /// short for the processor to see it coming.

@@ -173,22 +173,23 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         }
         for (i, sums) in sums.chunks_exact_mut(count).enumerate() {
             sums.iter_mut().for_each(|sum| *sum = scale.alpha * *sum);
-            let place = [rows.start + i, first];
-            if let Some(y) = y.row_mut(i) {
-                if scale.beta != T::ZERO {
-                    sums.iter_mut().zip(&*y).for_each(|(sum, &old)| *sum += scale.beta * old);
+            if scale.beta != T::ZERO {
+                match y.row_mut(i) {
+                    Some(y) => sums.iter_mut().zip(y).for_each(|(sum, &mut old)| *sum += scale.beta * old),
+                    None => (0..count).for_each(|j| {
+                        sums[j] += scale.beta * y.get([i, j]).copied().unwrap_or(T::ZERO);
+                    }),
                 }
-                scale.epilogue.apply(simd, place[0], place[1], sums);
-                y.copy_from_slice(sums);
-                continue;
             }
-            for (j, sum) in sums.iter_mut().enumerate().filter(|_| scale.beta != T::ZERO) {
-                *sum += scale.beta * y.get([i, j]).copied().unwrap_or(T::ZERO);
-            }
-            scale.epilogue.apply(simd, place[0], place[1], sums);
-            for (j, &sum) in sums.iter().enumerate() {
-                if let Some(to) = y.get_mut([i, j]) {
-                    *to = sum;
+            scale.epilogue.apply(simd, rows.start + i, first, sums);
+            match y.row_mut(i) {
+                Some(y) => y.copy_from_slice(sums),
+                None => {
+                    for (j, &sum) in sums.iter().enumerate() {
+                        if let Some(to) = y.get_mut([i, j]) {
+                            *to = sum;
+                        }
+                    }
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::error::{Dims, Error, Result, expect};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::random::Rng;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{Simd, SimdOp, kernels};
 use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace;
@@ -17,8 +17,19 @@ use crate::workspace;
 const GRAIN: usize = 1 << 16;
 const RUN: usize = 1 << 12;
 
+kernels! {
+    /// Element types with the mask of rectified outputs.
+    pub trait Rectified {
+        /// [`Silent`].
+        fn silent(isa: Isa, op: Silent<'_, Self>);
+
+        /// [`Rectify`].
+        fn rectify(isa: Isa, op: Rectify<'_, Self>);
+    }
+}
+
 /// Where an output is rectified to 0. A plain loop, here and below: compiled for an instruction set it has its vectors.
-struct Silent<'s, T> {
+pub struct Silent<'s, T> {
     y: &'s [T],
     to: &'s mut [bool],
 }
@@ -35,7 +46,7 @@ impl<T: Element> SimdOp<T> for Silent<'_, T> {
 }
 
 /// Gradients of such outputs become 0.
-struct Rectify<'r, T> {
+pub struct Rectify<'r, T> {
     silent: &'r [bool],
     dy: &'r mut [T],
 }
@@ -291,15 +302,13 @@ where
     fn keep(&mut self, room: Option<Tensor<bool, N>>, y: &Tensor<T, N>) {
         self.silent = room.or(self.silent.take());
         if let Some(silent) = self.silent.as_mut().filter(|_| self.conv.is_rectified()) {
-            let y = y.as_slice();
+            // Who computed y has found one.
+            let (isa, y) = (machine::isa().unwrap_or(Isa::Baseline), y.as_slice());
             parallel::for_each_chunk_mut(
                 silent.as_mut_slice(),
                 RUN,
                 parallel::tasks(y.len(), GRAIN),
-                // Who computed y has found one.
-                &|at, to| {
-                    T::dispatch(machine::isa().unwrap_or(Isa::Baseline), Silent { y: &y[at * RUN..], to })
-                },
+                &|at, to| T::silent(isa, Silent { y: &y[at * RUN..], to }),
             );
         }
     }
@@ -312,7 +321,7 @@ where
         let silent = self.silent.as_ref().ok_or_else(|| not_called(op))?.as_slice();
         let isa = machine::isa()?;
         parallel::for_each_chunk_mut(dy, RUN, parallel::tasks(silent.len(), GRAIN), &|at, dy| {
-            T::dispatch(isa, Rectify { silent: &silent[at * RUN..], dy });
+            T::rectify(isa, Rectify { silent: &silent[at * RUN..], dy });
         });
         Ok(())
     }

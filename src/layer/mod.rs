@@ -46,6 +46,8 @@ mod recurrent;
 mod sequential;
 mod transformer;
 
+pub(crate) use conv::Rectified;
+
 pub use activate::Activate;
 pub use attention::MultiHeadAttention;
 pub use clip::{clip_gradient_norm, clip_gradient_value};

@@ -18,7 +18,7 @@ use super::sizes::WeightSizes;
 use super::weights::DirectionWeights;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{PanelSource, Slab, tile, transpose};
+use crate::gemm::{PanelSource, Slab, ahead, tile, transpose};
 use crate::machine::Isa;
 use crate::simd::Simd;
 use crate::tensor::TensorView;
@@ -102,7 +102,8 @@ fn fill_vector<T: Element, S: Simd<T>>(
         let fours = count / 4 * 4;
         for i in (0..fours).step_by(4) {
             let four = std::array::from_fn(|j| line(lines.start + i + j));
-            transpose(simd, four, 4 * matrix.strides()[0], &mut panel[i..], width);
+            let ahead = ahead(&matrix, lines.start + i, depth.len());
+            transpose(simd, four, ahead, &mut panel[i..], width);
         }
         for i in fours..count {
             let from = line(lines.start + i);
