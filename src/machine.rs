@@ -234,6 +234,19 @@ pub fn caches() -> Caches {
 }
 
 impl Caches {
+    /// Bytes of L3 that one call can count on: a larger one belongs to the cores of a whole server.
+    #[inline]
+    pub(crate) fn share(self) -> usize {
+        self.l3.min(32 << 20)
+    }
+
+    /// L3 is that of many cores, which share a mesh: it answers after as long as memory does elsewhere, and gives a core a sixth of
+    /// what L2 does.
+    #[inline]
+    pub(crate) fn distant(self) -> bool {
+        self.l3 > 64 << 20
+    }
+
     /// From the sizes found by level, the nonsense among them replaced by the defaults.
     fn sane(found: [Option<usize>; 3]) -> Self {
         let default = Caches::default();

@@ -254,6 +254,8 @@ pub(super) fn product<T: Element>(
         next: None,
         stream: false,
         order: Order::Usual,
+        ask: false,
+        panel: &mut [],
         c,
     };
     T::block(plan.isa, &mut block);

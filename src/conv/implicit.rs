@@ -153,6 +153,8 @@ pub(super) fn run<T: Element>(
                             next: None,
                             stream: false,
                             order: Order::Usual,
+                            ask: false,
+                            panel: &mut [],
                             c: c.tile_mut([0, 0], [panel.len(), columns.next_multiple_of(tile.lanes)]),
                         };
                         T::block(cut.isa, &mut block);

@@ -211,6 +211,8 @@ impl<T: Element> Sums<'_, T> {
                 next: None,
                 stream: false,
                 order,
+                ask: slab.far(),
+                panel: &mut [],
                 c: self.c.tile_mut(origin, shape),
             };
             T::block(call.isa, &mut block);

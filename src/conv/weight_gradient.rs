@@ -221,6 +221,8 @@ impl<T: Element> Gradient<'_, T> {
                     next: None,
                     stream: false,
                     order: Order::Usual,
+                    ask: false,
+                    panel: &mut [],
                     c: c.tile_mut([0, lines.start], [outputs, lines.len()]),
                 };
                 T::block(self.isa, &mut block);

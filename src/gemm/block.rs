@@ -9,6 +9,7 @@ use crate::tensor::{TensorView, TensorViewMut};
 use super::ahead::Ahead;
 use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
+use super::keep::Keep;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::lone::Lone;
 use super::panel::Panels;
@@ -42,6 +43,10 @@ pub struct Block<'b, T> {
     /// C, which is not read then, goes past the caches.
     pub(crate) stream: bool,
     pub(crate) order: Order,
+    /// Column by column, the next panel of B is asked for meanwhile.
+    pub(crate) ask: bool,
+    /// Room for a panel of B that is packed while the first rows read it in place; empty where none is. Column by column only.
+    pub(crate) panel: &'b mut [T],
     pub(crate) c: TensorViewMut<'b, T, 2>,
 }
 
@@ -50,8 +55,9 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, order, .. } = *self;
-        let c = &mut self.c;
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, order, ask, .. } =
+            *self;
+        let (c, panel) = (&mut self.c, &mut self.panel);
         let [rows, columns] = c.shape();
         let unit = c.strides()[1];
         // Without neighbours of either kind, which is rare, A is taken line by line.
@@ -77,9 +83,9 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 let Some(row) = c.row_mut(0) else { break };
                 let b = &data[done * depth..][..some * depth];
                 match runs {
-                    2 => simd.call(Lone::<T, 2> { a, b, ask: fetch, alpha, beta, c: row }),
-                    3 => simd.call(Lone::<T, 3> { a, b, ask: fetch, alpha, beta, c: row }),
-                    _ => simd.call(Lone::<T, 4> { a, b, ask: fetch, alpha, beta, c: row }),
+                    2 => simd.call(Lone::<T, 2> { a, b, ask, alpha, beta, c: row }),
+                    3 => simd.call(Lone::<T, 3> { a, b, ask, alpha, beta, c: row }),
+                    _ => simd.call(Lone::<T, 4> { a, b, ask, alpha, beta, c: row }),
                 }
                 finish(simd, epilogue, [origin[0], origin[1] + done], &mut c);
                 done += some;
@@ -92,16 +98,37 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             longest: if contiguous { STRIP } else { 1 },
             at: [0, done],
         };
-        while let Some(Place { at, count, height, width }) = strips.next::<T, S>() {
+        // What the rows below the first tile read instead of a panel in place.
+        let keeps = fetch && contiguous && panel.len() >= tile_columns * depth;
+        let mut kept = false;
+        loop {
+            let top = keeps && strips.at[0] == 0;
+            strips.longest = if top || !contiguous { 1 } else { STRIP };
+            let Some(Place { at, count, height, width }) = strips.next::<T, S>() else { break };
             let of = if by_column { [count, 1] } else { [1, count] };
             let a = Lhs::panels(a, at[0], [of[0], height], tile_rows, depth);
-            if at[0] == 0
-                && fetch
-                && let Some(next) = b.next(at[1] + tile_columns, tile_columns, depth)
-            {
-                ahead = Ahead::new(next, rows.div_ceil(tile_rows), depth);
+            if at[0] == 0 {
+                kept = top && width == tile_columns && height < rows;
+                if fetch
+                    && ask
+                    && let Some(next) = b.next(at[1] + tile_columns, tile_columns, depth)
+                {
+                    ahead = Ahead::new(next, rows.div_ceil(tile_rows) - usize::from(kept), depth);
+                }
             }
-            let b = Rhs::panels::<S>(b, at[1], [of[1], width], depth);
+            if top && kept {
+                let b = Rhs::panels::<S>(b, at[1], [1, width], depth);
+                let mut c = c.tile_mut(at, [height, width]);
+                Keep { a, b, height, depth, alpha, beta, panel, c: &mut c }.run(simd);
+                finish(simd, epilogue, [origin[0] + at[0], origin[1] + at[1]], &mut c);
+                continue;
+            }
+            let b = if kept {
+                let data = &panel[..tile_columns * depth];
+                Rhs::panels::<S>(Panels::Packed { data, width: tile_columns, depth }, 0, [1, width], depth)
+            } else {
+                Rhs::panels::<S>(b, at[1], [of[1], width], depth)
+            };
             let mut c = c.tile_mut(at, [of[0] * height, of[1] * width]);
             let at = [origin[0] + at[0], origin[1] + at[1]];
             if contiguous {

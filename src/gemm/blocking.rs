@@ -32,6 +32,11 @@ impl Tile {
         12 * self.sums()
     }
 
+    /// Rows up to which panels of a B in place go one by one through all of them.
+    fn most_in_turn(self) -> usize {
+        4 * self.sums()
+    }
+
     /// Width of the panels of a right operand of `n` columns.
     pub(crate) fn panel(self, n: usize) -> usize {
         n.clamp(1, self.columns).next_multiple_of(self.lanes)
@@ -123,6 +128,10 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// The first columns of B that are read in place.
     pub b_in_place: usize,
+    /// A panel of them is packed while the first rows read it.
+    pub keep: bool,
+    /// The next of them is asked for meanwhile.
+    pub ask: bool,
     pub order: Order,
 }
 
@@ -161,6 +170,10 @@ pub(crate) struct Source {
     pub steps: bool,
     /// Elements between neighbouring steps of depth.
     pub stride: usize,
+    /// Each of its steps begins with a cache line.
+    pub aligned: bool,
+    /// Of all its elements.
+    pub bytes: usize,
 }
 
 impl Walk {
@@ -212,10 +225,20 @@ impl Walk {
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
             _ => Fetch::Panels,
         };
+        let large = n.saturating_mul(bytes) > 2 * caches.l1d;
+        // The processor sees a B in place coming, but not in time where it comes from so far.
+        let ask = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);
+        // In place a vector that is part of two lines costs two reads, and what such an L3 sends late keeps all rows waiting.
+        let keep = b_in_place == n
+            && large
+            && match b {
+                Some(Source { aligned: true, .. }) => ask || (caches.distant() && m > tile.most_in_turn()),
+                _ => m > tile.sums(),
+            };
         let panel = tile.rows.saturating_mul(bytes).max(1);
         let panels = match (a_fetch, a) {
             (Fetch::Whole, _) => usize::MAX,
-            (Fetch::InPlace, _) if across || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
+            (Fetch::InPlace, _) if across || keep || m.saturating_mul(bytes) <= caches.l2 / 8 => usize::MAX,
             // Nothing is packed: as many as L1 has room for, while the next are asked for.
             (Fetch::InPlace, _) if !narrow => (caches.l1d / 2 / panel).max(1),
             (Fetch::Panels, Some(Source { neighbours: false, .. })) if !narrow => 1,
@@ -224,15 +247,15 @@ impl Walk {
         };
         let (nc, group) = if across { (n, 1) } else { (nc, group) };
         // More rows than these hide what a panel in place waits for, and going down its columns costs more.
-        let few = m <= 4 * tile.sums() && n.saturating_mul(bytes) > 2 * caches.l1d;
-        let order = if across || (b_in_place == n && few) {
+        let few = m <= tile.most_in_turn() && large;
+        let order = if across || keep || (b_in_place == n && few) {
             Order::Fetch
         } else if narrow && !near {
             Order::Rows
         } else {
             Order::Usual
         };
-        Self { nc, group, a: a_fetch, panels, b_in_place, order }
+        Self { nc, group, a: a_fetch, panels, b_in_place, keep, ask, order }
     }
 }
 
@@ -274,7 +297,7 @@ pub(super) fn turns<T>(
     let bytes = |rows: usize, columns: usize| rows.saturating_mul(columns).saturating_mul(size_of::<T>());
     let kc = depth_block::<T>(tile, caches, k);
     let along = a[1] == 1 && b[0] == 1 && b[1] != 1 && m >= tile.columns && n / 2 >= m;
-    let far = bytes(m, k) > caches.l3 / 4 && bytes(m, kc) <= caches.l2 / 4;
+    let far = bytes(m, k) > caches.share() / 4 && bytes(m, kc) <= caches.l2 / 4;
     let across = a[0] == 1 && a[1] != 1 && m > n && far;
     c[1] == 1 && (along || across) && k > 2 * kc && bytes(m, n) <= beside
 }
@@ -351,9 +374,14 @@ mod tests {
         Walk::new::<f32>(AVX2, CACHES, [m, n, depth_block::<f32>(AVX2, CACHES, k)], a, b)
     }
 
-    const ROWS: Option<Source> = Some(Source { direct: true, neighbours: false, steps: true, stride: 1 });
-    const COLUMNS: Option<Source> =
-        Some(Source { direct: true, neighbours: true, steps: false, stride: 5000 });
+    const NONE: Source =
+        Source { direct: true, neighbours: false, steps: false, stride: 1, aligned: true, bytes: 8 << 20 };
+    const ROWS: Option<Source> = Some(Source { steps: true, ..NONE });
+    const COLUMNS: Option<Source> = Some(columns(5000));
+
+    const fn columns(stride: usize) -> Source {
+        Source { neighbours: true, stride, ..NONE }
+    }
 
     #[test]
     fn blocks_fit_their_caches() {
@@ -381,18 +409,17 @@ mod tests {
         assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
         assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
         // Rows that go backwards have no neighbours behind them.
-        let backwards = Some(Source { direct: true, neighbours: false, steps: false, stride: 1 });
-        assert_eq!(walk(3000, 128, 500, backwards, COLUMNS).a, Fetch::Panels);
+        assert_eq!(walk(3000, 128, 500, Some(NONE), COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(12, 5001, 500, ROWS, COLUMNS).b_in_place, 4992);
         assert_eq!(walk(36, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
         assert_eq!(walk(37, 5000, 500, ROWS, COLUMNS).b_in_place, 0);
         // A block of B that fits in L2 as it lies is read in place for more rows.
-        let narrow = Some(Source { direct: true, neighbours: true, steps: false, stride: 200 });
+        let narrow = Some(columns(200));
         assert_eq!(walk(144, 200, 500, ROWS, narrow).b_in_place, 200);
         assert_eq!(walk(145, 200, 500, ROWS, narrow).b_in_place, 0);
         // One that does not, for some.
-        let wide = Some(Source { direct: true, neighbours: true, steps: false, stride: 1000 });
+        let wide = Some(columns(1000));
         assert_eq!(walk(60, 1000, 500, ROWS, wide).b_in_place, 1000);
         assert_eq!(walk(61, 1000, 500, ROWS, wide).b_in_place, 0);
         // Columns of B that are no neighbours, or no matrix, cannot be read as vectors.
@@ -409,6 +436,27 @@ mod tests {
         assert!(walk(6, 5000, 500, ROWS, None).order != Order::Fetch, "one row of tiles");
         assert!(walk(60, 16, 500, ROWS, None).order != Order::Fetch, "B is small");
         assert!(walk(3000, 5000, 500, ROWS, None).order != Order::Fetch);
+    }
+
+    #[test]
+    fn panels_in_place_are_kept_where_reading_them_again_costs() {
+        let split = Some(Source { aligned: false, ..columns(200) });
+        let keep = |m, n, b| walk(m, n, 500, ROWS, b).keep;
+        assert!(
+            keep(13, 200, split) && !keep(13, 200, Some(columns(200))),
+            "vectors that are part of two lines"
+        );
+        assert!(!keep(12, 200, split), "two rows of tiles");
+        assert!(!keep(13, 48, split), "B stays in L1");
+        assert!(!keep(200, 200, split), "B is packed");
+        // An L3 that is far.
+        let far = Caches { l2: 2 << 20, l3: 480 << 20, ..CACHES };
+        let walk = |m, bytes| {
+            Walk::new::<f32>(AVX2, far, [m, 200, 250], ROWS, Some(Source { bytes, ..columns(200) }))
+        };
+        assert!(walk(49, 1 << 20).keep && !walk(48, 1 << 20).keep && !walk(49, 1 << 20).ask);
+        assert!(walk(13, 64 << 20).keep && walk(13, 64 << 20).ask);
+        assert_eq!(walk(49, 1 << 20).order, Order::Fetch);
     }
 
     #[test]

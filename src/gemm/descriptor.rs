@@ -535,7 +535,7 @@ impl<T: Element> Batch<'_, '_, '_, T> {
         // So many entries come from memory: all of B is read for the first rows.
         let [_, m, n] = c.shape();
         let bytes = (m + n).saturating_mul(self.depth).saturating_mul(size_of::<T>());
-        let far = entries.saturating_mul(bytes) > machine::caches().l3 / 2;
+        let far = entries.saturating_mul(bytes) > machine::caches().share() / 2;
         for entry in 0..entries {
             let scale = self.gemm.scale(first + entry, self.depth);
             let mut c = c.view_mut().select(0, entry)?;

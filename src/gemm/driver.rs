@@ -30,6 +30,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel::{self, TASKS_PER_THREAD};
+use crate::simd::CACHE_LINE;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
 
@@ -63,7 +64,12 @@ impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
                 let strides = direct.map_or([0; 2], |view| view.strides());
                 let (neighbours, steps, stride) =
                     (strides[0] == 1, strides[1] == 1, strides[1].unsigned_abs());
-                Some(Source { direct: direct.is_some(), neighbours, steps, stride })
+                let line = |bytes: usize| bytes.is_multiple_of(CACHE_LINE);
+                let aligned =
+                    direct.is_some_and(|view| line(view.as_ptr().addr())) && line(stride * size_of::<T>());
+                let bytes =
+                    [source.depth(), size_of::<T>()].into_iter().fold(source.lines(), usize::saturating_mul);
+                Some(Source { direct: direct.is_some(), neighbours, steps, stride, aligned, bytes })
             }
             Input::Packed(_) => None,
         }
@@ -104,9 +110,6 @@ pub(super) const LARGE: usize = 1 << 31;
 
 /// Bytes of a C without contiguous rows up to which it is made beside itself.
 pub(super) const BESIDE: usize = 4 << 20;
-
-/// Bytes of a C that no cache keeps, where the last one is larger than that: it is shared.
-const STREAMED: usize = 32 << 20;
 
 /// How a product was computed, for those who ask.
 pub struct Path {
@@ -150,7 +153,7 @@ pub(crate) fn product<T: Element>(
     let stream = k <= kc
         && scale.first_beta().is_none()
         && scale.epilogue.is_empty()
-        && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.l3.min(STREAMED);
+        && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.share();
     let product = Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream };
     if split::takes::<T>(tile, caches, [m, n, k], k.div_ceil(kc), tasks) {
         split::product(&product, c, tasks)?;
@@ -229,36 +232,38 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             return Ok(());
         }
         let width = self.tile.panel(n);
-        let walk = Walk::new::<T>(self.tile, machine::caches(), [m, n, kc], self.a.source(), self.b.source());
+        let caches = machine::caches();
+        let walk = Walk::new::<T>(self.tile, caches, [m, n, kc], self.a.source(), self.b.source());
         let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
         // All memory first: where it is lacking, nothing has been written.
         let b_lines = if walk.b_in_place == n { 0 } else { walk.nc.min(n) };
         let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(depth.len()))?;
         let unpacked = self.a.source().is_some();
-        let whole = if walk.a == Fetch::Whole { m } else { 0 };
-        let mut whole_scratch = scratch(unpacked, whole, self.tile_rows, kc)?;
+        let a_lines = if walk.a == Fetch::Whole { m } else { 0 };
+        let mut whole_scratch = scratch(unpacked, a_lines, self.tile_rows, kc)?;
         let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
+        let mut panel = scratch(walk.keep, self.tile.columns, self.tile.columns, kc.min(depth.len()))?;
         // A packed B comes from memory with the first rows, if these are few.
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
+        let ask_b = match self.b {
+            // From memory a lone row reads it faster unasked.
+            Input::Packed(slab) if m == 1 => (caches.l2 + 1..=caches.share() / 2).contains(&slab.bytes()),
+            Input::Packed(slab) => slab.far(),
+            Input::Source(_) => walk.ask,
+        };
         let cold = self.b.source().is_none()
-            && match m {
-                // From memory a lone row reads it faster unasked.
-                1 => {
-                    let whole = self.b.lines().saturating_mul(self.b.depth()).saturating_mul(size_of::<T>());
-                    (machine::caches().l2 + 1..=machine::caches().l3 / 2).contains(&whole)
-                }
-                _ => rows_step <= 2 * self.tile_rows && all > machine::caches().l2 / 2,
-            };
+            && ask_b
+            && (m == 1 || (rows_step <= 2 * self.tile_rows && all > caches.l2 / 2));
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
-        let l3 = machine::caches().l3;
+        let l3 = caches.share();
         let runs = far > l3 / 2 && depth.len() <= kc;
         let ask = walk.a != Fetch::InPlace || runs || (far > l3 / 4 && n > self.tile.columns);
         // The longer operand comes from memory, and L2 has room for the next steps of it beside what is there.
-        let onward = all.max(far) > machine::caches().l2 / 2
-            && m.max(n).saturating_mul(kc * size_of::<T>()) <= machine::caches().l2 / 4;
+        let onward =
+            all.max(far) > caches.l2 / 2 && m.max(n).saturating_mul(kc * size_of::<T>()) <= caches.l2 / 4;
         for group in depth_blocks(depth.clone(), group) {
             let rows = at[0]..at[0] + m;
             let whole = (walk.a == Fetch::Whole)
@@ -324,6 +329,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             next,
                             stream: self.stream,
                             order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
+                            ask: ask_b,
+                            panel: &mut panel,
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),
                         };
                         T::block(self.isa, &mut block);

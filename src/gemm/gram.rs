@@ -199,6 +199,8 @@ impl<T: Element> Gram<'_, T> {
                     next: None,
                     stream: false,
                     order: Order::Usual,
+                    ask: false,
+                    panel: &mut [],
                     c: c.tile_mut([row, 0], [height, columns]),
                 };
                 T::block(self.isa, &mut block);

@@ -127,6 +127,49 @@ impl<'a, T: Element> Lhs<'a, T> {
     }
 }
 
+impl<T> Lhs<'_, T> {
+    /// Its lines are neighbours, not its steps.
+    #[inline(always)]
+    pub(super) fn packed(&self) -> bool {
+        self.packed
+    }
+
+    /// `rows` lines of `depth` steps of the first panel can be read as [`begin`](Self::begin) says.
+    #[inline(always)]
+    pub(super) fn holds(&self, rows: usize, packed: bool, depth: usize) -> bool {
+        self.runs.is_none()
+            && self.packed == packed
+            && self.count > 0
+            && rows <= self.height
+            && depth <= self.depth
+    }
+
+    /// Where [`step`] finds the first step of `R` lines of the first panel, and how far it is to the next.
+    #[inline(always)]
+    pub(super) fn begin<const R: usize>(&self, packed: bool) -> ([*const T; 4], [isize; 3], isize) {
+        let (line, step) = if packed { (1, self.step) } else { (self.line, 1) };
+        let mut at = [self.ptr; 4];
+        for j in 1..if packed { 1 } else { R.div_ceil(3) } {
+            at[j] = self.ptr.wrapping_offset((3 * j as isize).wrapping_mul(line));
+        }
+        (at, [0, line, line.wrapping_mul(2)], step)
+    }
+}
+
+impl<T> Rhs<'_, T> {
+    /// `depth` steps of `width` columns of the first panel can be read from where [`begin`](Self::begin) says.
+    #[inline(always)]
+    pub(super) fn holds(&self, width: usize, depth: usize) -> bool {
+        self.count > 0 && width <= self.readable && depth <= self.depth
+    }
+
+    /// Where the first step of the first panel lies, and how far it is to the next.
+    #[inline(always)]
+    pub(super) fn begin(&self) -> (*const T, isize) {
+        (self.ptr, self.step)
+    }
+}
+
 impl<'a, T: Element> Rhs<'a, T> {
     /// `count` panels, whole ones but for the last, of `width` columns, from column `first` on.
     #[inline(always)]
@@ -216,7 +259,7 @@ impl<T: Element> Strip<'_, '_, T> {
 
 /// `Block` cuts tiles as [`height`](super::blocking::height) says.
 #[cold]
-fn no_such_tile() -> ! {
+pub(super) fn no_such_tile() -> ! {
     unreachable!("internal error: a tile without a kernel")
 }
 
@@ -247,7 +290,7 @@ pub(crate) use each;
 
 /// All of `at`, `by` elements on. Not `map`, which is not always inlined: the addresses would be in memory.
 #[inline(always)]
-fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
+pub(super) fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
     [a.wrapping_offset(by), b.wrapping_offset(by), c.wrapping_offset(by), d.wrapping_offset(by)]
 }
 
@@ -488,6 +531,23 @@ pub(super) unsafe fn step<
     last: usize,
     sums: &mut [[S::V; V]; R],
 ) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let vectors = row::<T, S, V, MASKED>(simd, b, last);
+        outer::<T, S, R, V, PACKED>(simd, a, lines, vectors, sums);
+    }
+}
+
+/// The vectors of one step of B.
+///
+/// # Safety
+/// `V` vectors can be read at `b`, of the last one `last` elements where they are `MASKED`.
+#[inline(always)]
+pub(super) unsafe fn row<T: Element, S: Simd<T>, const V: usize, const MASKED: bool>(
+    simd: S,
+    b: *const T,
+    last: usize,
+) -> [S::V; V] {
     let mut vectors = [simd.splat(T::ZERO); V];
     each!(v in vectors V {
         let masked = MASKED && v + 1 == V;
@@ -495,6 +555,21 @@ pub(super) unsafe fn step<
         let run = unsafe { std::slice::from_raw_parts(b.add(v * S::LANES), if masked { last } else { S::LANES }) };
         vectors[v] = if masked { simd.load_partial(run) } else { simd.load(run) };
     });
+    vectors
+}
+
+/// sums += a · `vectors` for one step of depth.
+///
+/// # Safety
+/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`.
+#[inline(always)]
+pub(super) unsafe fn outer<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
+    simd: S,
+    a: [*const T; 4],
+    lines: [isize; 3],
+    vectors: [S::V; V],
+    sums: &mut [[S::V; V]; R],
+) {
     each!(i in rows R {
         let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 3], lines[i % 3]) };
         // SAFETY: the caller's promise.

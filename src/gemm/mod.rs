@@ -47,13 +47,13 @@
 //! | m is 2 to 8 (AVX-512 48), n at least 8, columns of B contiguous, k at least 2 vectors for each row (AVX-512 3/8 of one), or one vector up to 6 rows; or n fills at most half of a vector, m at least 8, rows of A contiguous, k at least 4 vectors for each column; the few and 6 lines of the other in half of L2, nothing packed | the same: dot products of up to four of the few and six of the others at once, unless C is turned as below |
 //! | at most 128³ multiplications for one thread, k at most 128, rows of B and C contiguous, rows or columns of A; on the baseline columns that fill vectors | tiny: nothing is packed |
 //! | A column-major, at least two vectors of rows, C row-major and with at most half as many elements as A and B, nothing packed; few columns, which would fill at most half of a vector, or B column-major and at most 2¹⁴ elements of C | the transposed product beside C, which is turned |
-//! | m is at most 72 (baseline 48; AVX-512 96 where B is larger than L3, else 7 and 8, and up to 16 where rows of B are whole pages apart), B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
+//! | m is at most 72 (baseline 48; AVX-512 96 where B is larger than L3, 24 where this is that of a server, else 7 and 8, and up to 16 where rows of B are whole pages apart), B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
 //! | A and B contiguous along a depth of more than two blocks, C row-major and at most 4 MiB, at least twice as many columns as rows, at least a tile's columns of rows | the transposed product: the shorter operand is packed, Cᵀ made beside C |
 //! | A column-major, larger than a quarter of L3, a block of its depth no more than a quarter of L2, with more rows than B has columns; depth and C as before | the same: its columns are read as rows |
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
 //! | rows of A contiguous with AVX-512; n is at most 8 tiles and rows or columns of A contiguous | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
-//! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place |
+//! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place; where there are more than 24 rows (AVX2 12, baseline 16) and the vectors of B are parts of two cache lines, or L3 is that of a server and there are more than 96 or B is larger than L3, its panels are packed by the first tile that reads them |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
@@ -75,6 +75,7 @@ mod descriptor;
 mod driver;
 mod epilogue;
 mod gram;
+mod keep;
 mod kernel;
 mod lone;
 mod packed;

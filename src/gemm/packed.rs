@@ -209,6 +209,15 @@ impl<'a, T: Element> Slab<'a, T> {
         self.width
     }
 
+    /// L2 does not keep it beside what else passes through.
+    pub(crate) fn far(&self) -> bool {
+        self.bytes() > machine::caches().l2 / 2
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.data)
+    }
+
     /// Steps of a block of depth.
     pub(crate) fn kc(&self) -> usize {
         self.kc

@@ -200,11 +200,16 @@ impl Runs {
 }
 
 impl<'a, T: Element> Panels<'a, T> {
-    /// A packed panel as it lies in memory, `width` lines from `first` on, where there is one. What is read in place is not asked
-    /// for: its lines are many and short, and the processor sees them coming.
+    /// A panel as it lies in memory, `width` lines from `first` on, where there is a whole one.
     #[inline(always)]
     pub(super) fn next(self, first: usize, width: usize, depth: usize) -> Option<TensorView<'a, T, 2>> {
-        let Panels::Packed { data, .. } = self else { return None };
+        let data = match self {
+            Panels::Packed { data, .. } => data,
+            Panels::Direct(view) if first + width <= view.shape()[0] => {
+                return Some(view.tile([first, 0], [width, depth.min(view.shape()[1])]));
+            }
+            _ => return None,
+        };
         let panel = data.get(first * depth..)?.get(..width * depth)?;
         TensorView::from_slice(panel, [1, width * depth]).ok()
     }

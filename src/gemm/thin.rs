@@ -43,7 +43,8 @@ pub(crate) fn takes<T>(
     let few = match tile.columns * size_of::<T>() / CACHE_LINE {
         // Elsewhere each step of a tile is a row of its own of B: some lines of a page, or one.
         ..4 => m <= 6 * tile.sums(),
-        _ if bytes > caches.l3 => m <= 4 * tile.sums(),
+        // Where it comes from as far as that, a panel of it is asked for while all rows use the one before.
+        _ if bytes > caches.share() => m <= if caches.distant() { 1 } else { 4 } * tile.sums(),
         // They are read at the speed of L3 all the same, but where they compete for the same lines of L1 …
         _ if stride.is_multiple_of(PAGE) => 3 * m <= 2 * tile.sums(),
         // … or where two tiles read them and have too few rows to hide it.
@@ -192,6 +193,9 @@ mod tests {
         let wide = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         let takes = |m, n, k| super::takes::<f32>(wide, caches, [m, n, k], [n as isize, 1], [n as isize, 1]);
         assert!(takes(96, 4096, 4096) && !takes(97, 4096, 4096), "no cache holds it");
+        let server = Caches { l3: 480 << 20, ..caches };
+        let far = |m| super::takes::<f32>(wide, server, [m, 4096, 4096], [4096, 1], [4096, 1]);
+        assert!(far(24) && !far(25), "panels of it are asked for");
         assert!(takes(16, 4096, 1024) && !takes(17, 4096, 1024), "rows on the same sets of L1");
         let [six, eight, nine] = [6, 8, 9].map(|m| takes(m, 4000, 1024));
         assert!(!six && eight && !nine, "rows of one tile, of two, and more");

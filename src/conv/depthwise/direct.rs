@@ -90,9 +90,9 @@ impl<T: Element> Direct<'_, T> {
         };
         let mut y = y.view_mut().permute(order)?;
         // So many writes go beyond the caches, of which others have a share, and wait for lines that are not asked for.
-        let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().l3 / 8;
+        let far = y.len().saturating_mul(size_of::<T>()) > machine::caches().share() / 8;
         // What caches hold comes in time by itself, and asking for it takes longer.
-        let ask = (x.len() + y.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
+        let ask = (x.len() + y.len()).saturating_mul(size_of::<T>()) > machine::caches().share() / 4;
         for at in 0..images * depths * height {
             let (image, d, h) = (at / height / depths, at / height % depths, at % height);
             let x = x.select::<4>(0, origin[0] + image)?;

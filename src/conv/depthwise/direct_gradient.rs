@@ -74,7 +74,7 @@ fn rows<
     totals.fill(T::ZERO);
     let mut added = 0;
     // What caches hold comes in time by itself, and asking for it takes longer.
-    let far = (x.len() + dz.len()).saturating_mul(size_of::<T>()) > machine::caches().l3 / 4;
+    let far = (x.len() + dz.len()).saturating_mul(size_of::<T>()) > machine::caches().share() / 4;
     for at in 0..images * depths * height {
         let (image, d, h) = (at / height / depths, at / height % depths, at % height);
         let (x, dz) = (x.select::<4>(0, image)?, dz.select::<4>(0, image)?);

@@ -289,6 +289,8 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                     next: None,
                     stream: false,
                     order: Order::Usual,
+                    ask: false,
+                    panel: &mut [],
                     c: sums.tile_mut([0, 0], [channels, columns]),
                 };
                 T::block(self.scatter.isa, &mut block);

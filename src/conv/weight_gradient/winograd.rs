@@ -148,6 +148,8 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
                             next: None,
                             stream: false,
                             order: Order::Usual,
+                            ask: false,
+                            panel: &mut [],
                             c: TensorViewMut::matrix(sums, [outputs, columns]),
                         };
                         T::block(isa, &mut block);

@@ -49,7 +49,7 @@ pub(super) fn pack<T: Element>(cut: &Cut, lines: &Lines<'_, T>, data: &mut [T]) 
     let channels = cut.depth / 9;
     let panel = cut.width * (channels + 1) * (outputs + 2) * (outputs + 2);
     let tasks = parallel::tasks(data.len(), 1 << 16);
-    let far = size_of_val(data) > machine::caches().l3 / 2;
+    let far = size_of_val(data) > machine::caches().share() / 2;
     parallel::for_each_chunk_mut(data, panel, tasks, &|first, panels| {
         let (width, rows) = (cut.width, first * cut.width..cut.rows);
         match outputs {
