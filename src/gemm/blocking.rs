@@ -233,7 +233,7 @@ impl Walk {
             && large
             && match b {
                 Some(Source { aligned: true, .. }) => ask || (caches.distant() && m > tile.most_in_turn()),
-                _ => m > tile.sums(),
+                _ => m >= tile.sums(),
             };
         let panel = tile.rows.saturating_mul(bytes).max(1);
         let panels = match (a_fetch, a) {
@@ -443,10 +443,10 @@ mod tests {
         let split = Some(Source { aligned: false, ..columns(200) });
         let keep = |m, n, b| walk(m, n, 500, ROWS, b).keep;
         assert!(
-            keep(13, 200, split) && !keep(13, 200, Some(columns(200))),
+            keep(12, 200, split) && !keep(12, 200, Some(columns(200))),
             "vectors that are part of two lines"
         );
-        assert!(!keep(12, 200, split), "two rows of tiles");
+        assert!(!keep(11, 200, split), "two rows of tiles");
         assert!(!keep(13, 48, split), "B stays in L1");
         assert!(!keep(200, 200, split), "B is packed");
         // An L3 that is far.
