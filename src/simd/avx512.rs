@@ -100,7 +100,6 @@ macro_rules! avx512 {
             const TILE_VECTORS: usize = 4;
             const NARROW_ROWS: usize = 12;
             const MASKED: bool = true;
-            const FREE_MASKS: bool = true;
 
             #[inline(always)]
             fn call<O: super::SimdOp<$T>>(self, op: O) -> O::Output {

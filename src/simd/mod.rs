@@ -69,8 +69,6 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     const NARROW_ROWS: usize;
     /// `load_partial` is as fast as `load`.
     const MASKED: bool;
-    /// It also takes no register that vectors could use.
-    const FREE_MASKS: bool = false;
 
     /// Runs `op` in a function of its own, compiled with this token's instructions.
     fn call<O: SimdOp<T>>(self, op: O) -> O::Output;
