@@ -368,21 +368,18 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 (depth, if PACKED { usize::MAX } else { a.runs.map_or(usize::MAX, |runs| runs.until) });
             loop {
                 let steps = ahead.steps().min(left).min(until);
-                macro_rules! turns {
-                    ($masked:literal) => {
-                        for _ in 0..steps / UNROLL {
-                            steps!($masked: 0 1);
-                        }
-                        for _ in 0..steps % UNROLL {
-                            steps!($masked: 0);
-                        }
-                    };
-                }
                 // A masked load takes a turn of those that multiply on Intel: 4 % of a tile.
                 if S::MASKED && last < S::LANES {
-                    turns!(true);
+                    for _ in 0..steps {
+                        steps!(true: 0);
+                    }
                 } else {
-                    turns!(false);
+                    for _ in 0..steps / UNROLL {
+                        steps!(false: 0 1);
+                    }
+                    for _ in 0..steps % UNROLL {
+                        steps!(false: 0);
+                    }
                 }
                 left -= steps;
                 ahead.ask();
