@@ -244,7 +244,7 @@ impl Caches {
     /// what L2 does.
     #[inline]
     pub(crate) fn distant(self) -> bool {
-        self.l3 > 64 << 20
+        self.l3 > 96 << 20
     }
 
     /// From the sizes found by level, the nonsense among them replaced by the defaults.

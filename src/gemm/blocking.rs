@@ -232,7 +232,7 @@ impl Walk {
         let keep = b_in_place == n
             && large
             && match b {
-                Some(Source { aligned: true, .. }) => ask || (caches.distant() && m > tile.most_in_turn()),
+                Some(Source { aligned: true, .. }) if !ask => caches.distant() && m > tile.most_in_turn(),
                 _ => m >= tile.sums(),
             };
         let panel = tile.rows.saturating_mul(bytes).max(1);
@@ -455,7 +455,7 @@ mod tests {
             Walk::new::<f32>(AVX2, far, [m, 200, 250], ROWS, Some(Source { bytes, ..columns(200) }))
         };
         assert!(walk(49, 1 << 20).keep && !walk(48, 1 << 20).keep && !walk(49, 1 << 20).ask);
-        assert!(walk(13, 64 << 20).keep && walk(13, 64 << 20).ask);
+        assert!(walk(12, 64 << 20).keep && walk(12, 64 << 20).ask && !walk(11, 64 << 20).keep);
         assert_eq!(walk(49, 1 << 20).order, Order::Fetch);
     }
 

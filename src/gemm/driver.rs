@@ -65,8 +65,8 @@ impl<T: Element, P: PanelSource<T>> Input<'_, T, P> {
                 let (neighbours, steps, stride) =
                     (strides[0] == 1, strides[1] == 1, strides[1].unsigned_abs());
                 let line = |bytes: usize| bytes.is_multiple_of(CACHE_LINE);
-                let aligned =
-                    direct.is_some_and(|view| line(view.as_ptr().addr())) && line(stride * size_of::<T>());
+                let aligned = direct.is_some_and(|view| line(view.as_ptr().addr()))
+                    && line(stride.wrapping_mul(size_of::<T>()));
                 let bytes =
                     [source.depth(), size_of::<T>()].into_iter().fold(source.lines(), usize::saturating_mul);
                 Some(Source { direct: direct.is_some(), neighbours, steps, stride, aligned, bytes })

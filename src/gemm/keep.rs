@@ -101,9 +101,23 @@ fn tile<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bo
 #[cfg(test)]
 mod tests {
     use crate::activation::Activation;
-    use crate::gemm::{Bias, Gemm};
+    use crate::gemm::{Bias, Gemm, Packed};
     use crate::machine::{supported, with_isa};
     use crate::{Element, Tensor, TensorView, reference};
+
+    /// Any step is allowed along an axis of one element.
+    #[test]
+    fn a_step_that_is_never_taken_may_be_any() {
+        let ones = Tensor::<f32, 2>::full([1, 200], 1.0).unwrap();
+        let packed = Packed::rhs(ones.view()).unwrap();
+        let a = TensorView::as_strided(ones.as_slice(), [200, 1], [1, isize::MAX]).unwrap();
+        let mut c = Tensor::<f32, 2>::zeros([200, 200]).unwrap();
+        Gemm::new().run(a, &packed, c.view_mut()).unwrap();
+        assert!(c.iter().all(|&c| c == 1.0));
+        let mut c = Tensor::<f32, 2>::zeros([200, 200]).unwrap();
+        Gemm::new().run(a, ones.view(), c.view_mut()).unwrap();
+        assert!(c.iter().all(|&c| c == 1.0));
+    }
 
     /// B as it lies, and one element further, where its panels are kept: the bits are the same. Small whole numbers: sums are exact in
     /// any order.
