@@ -221,7 +221,8 @@ fn the_patch_matrix_is_never_there() {
                 extra(threads, || conv.backward_weight_into(x.view(), dz.view(), dw.view_mut()).unwrap()),
             ];
             println!("{algorithm:?}, {threads} threads: {took:?} bytes for Y, dX and dW");
-            let bound = 2_500_000 * threads as isize;
+            // What is transformed stays in L2, and may fill it.
+            let bound = (1_450_000 + tilewise::machine::caches().l2 as isize) * threads as isize;
             assert!(
                 took.iter().all(|&bytes| bytes < bound),
                 "{algorithm:?}: {took:?} bytes, {threads} threads"
