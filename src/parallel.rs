@@ -54,7 +54,7 @@ fn both(a: Task<'_>, b: Task<'_>) {
         b();
     };
     if rayon::current_thread_index().is_some() {
-        rayon::join(a, b);
+        join_inside(a, b);
     } else {
         join_from_outside(a, b);
     }
@@ -88,6 +88,30 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
             std::hint::spin_loop();
         }
     });
+}
+
+/// [`rayon::join`] on a thread of the pool, where the thread that waits for the second would sleep after a few microseconds, and
+/// take tens of them to wake up. Here it looks for the end of it, and for other work, for a while before.
+fn join_inside(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
+    let here = rayon::current_thread_index();
+    let (taken, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    rayon::join(
+        || {
+            a();
+            if taken.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                while !over.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
+                    rayon::yield_now();
+                    std::hint::spin_loop();
+                }
+            }
+        },
+        || {
+            taken.store(rayon::current_thread_index() != here, Ordering::Relaxed);
+            b();
+            over.store(true, Ordering::Relaxed);
+        },
+    );
 }
 
 /// Keeps the thread of this index in the pool awake for the next call, which often follows soon. Work of any kind ends it.
