@@ -211,9 +211,12 @@ impl Walk {
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
+        // A panel of neighbouring rows lies in as many pages as it has steps.
+        let scattered = (4 * tile.columns).max(64);
         let a_fetch = match a {
-            Some(Source { direct: true, neighbours, steps, .. })
-                if (neighbours || steps) && n <= 8 * tile.columns =>
+            Some(Source { direct: true, neighbours, steps, bytes, .. })
+                if (neighbours || steps)
+                    && n <= if steps || bytes <= caches.l2 / 4 { 8 * tile.columns } else { scattered } =>
             {
                 Fetch::InPlace
             }
@@ -408,6 +411,12 @@ mod tests {
     fn packing_must_pay() {
         assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
         assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
+        let across = |n, bytes| walk(3000, n, 500, Some(Source { bytes, ..columns(3000) }), COLUMNS).a;
+        let of = [64, 65, 128].map(|n| [across(n, CACHES.l2 / 4), across(n, CACHES.l2 / 4 + 1)]);
+        assert_eq!(
+            of,
+            [[Fetch::InPlace; 2], [Fetch::InPlace, Fetch::Panels], [Fetch::InPlace, Fetch::Panels]]
+        );
         // Rows that go backwards have no neighbours behind them.
         assert_eq!(walk(3000, 128, 500, Some(NONE), COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
