@@ -237,7 +237,7 @@ def compare(problem, peers):
         if why is not None:
             wrong[peer.name] = why
             continue
-        contestants.append((peer, sampler(run, SAMPLE), []))
+        contestants.append((peer, sampler(run, SAMPLE, WARM_UP), []))
     interleave(contestants, arguments.rounds, PAUSE, order)
     return {peer.name: statistics.median(samples) for peer, _, samples in contestants}, wrong
 
@@ -287,7 +287,7 @@ arguments = parser.parse_args()
 use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
 # ONNX Runtime's threads spin for long after a call.
-SAMPLE, PAUSE = 6e-3, 50e-3 if arguments.threads > 1 else 0.0
+SAMPLE, PAUSE, WARM_UP = 6e-3, *((50e-3, 30e-3) if arguments.threads > 1 else (0.0, 0.0))
 Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random

@@ -65,6 +65,7 @@ impl Arguments {
                 rounds: if self.quick { 3 } else { self.rounds.max(1) },
                 sample: if self.quick { 1e-3 } else { 6e-3 },
                 pause: if threads > 1 { 10e-3 } else { 0.0 },
+                warm_up: if threads > 1 { 30e-3 } else { 0.0 },
             },
             peers: self.peers.clone(),
             workloads,

@@ -16,6 +16,8 @@ pub struct Plan {
     pub sample: f64,
     /// Seconds between peers: threads of the one before, which may still wait busily, go to sleep.
     pub pause: f64,
+    /// Seconds of calls before a sample, at least one call: a system may let threads that slept share a processor for a while.
+    pub warm_up: f64,
 }
 
 impl Plan {
@@ -28,7 +30,8 @@ impl Plan {
 pub struct Contestant<'p, T> {
     product: Box<dyn Product<T> + 'p>,
     iterations: u32,
-    warm_up: bool,
+    /// Seconds of calls before a sample; `None` where a call is long enough as it is.
+    warm_up: Option<f64>,
     samples: Vec<f64>,
 }
 
@@ -46,7 +49,8 @@ impl<'p, T: Element> Contestant<'p, T> {
         };
         let iterations = (plan.sample / seconds).ceil().max(1.0) as u32;
         // A call as long as that wakes its threads up and fills its caches at no cost that could be seen.
-        Contestant { product, iterations, warm_up: seconds < 0.02, samples: Vec::new() }
+        let warm_up = (seconds < plan.warm_up.max(0.02)).then_some(plan.warm_up);
+        Contestant { product, iterations, warm_up, samples: Vec::new() }
     }
 
     /// Median and best, in seconds of one call.
@@ -65,8 +69,12 @@ pub fn interleave<T: Element>(contestants: &mut [Contestant<'_, T>], c: &mut [T]
         for &turn in &order {
             let Contestant { product, iterations, warm_up, samples } = &mut contestants[turn];
             plan.pause();
-            if *warm_up {
+            if let Some(least) = *warm_up {
+                let start = Instant::now();
                 product.run(c);
+                while start.elapsed().as_secs_f64() < least {
+                    product.run(c);
+                }
             }
             samples.push(time(&mut **product, c, *iterations) / f64::from(*iterations));
         }
