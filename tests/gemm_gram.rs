@@ -180,11 +180,22 @@ fn the_same_bits_for_any_number_of_threads() {
 
 #[test]
 fn it_agrees_with_the_product() {
-    let a = sample::<f64>([200, 333], 5);
-    let (mut c, mut product) = (sample::<f64>([200, 200], 6), sample::<f64>([200, 200], 6));
-    gram(1.5, a.view(), 0.0, c.view_mut()).unwrap();
-    gemm(1.5, a.view(), a.view().transpose(), 0.0, product.view_mut()).unwrap();
-    assert!(c.view().all_close(product.view(), 1e-12, 1e-12));
+    // The second and the third are sums of parts.
+    for [m, k] in [[200, 333], [70, 4096], [5, 16500]] {
+        let a = sample::<f64>([m, k], 5);
+        let (mut c, mut product) = (sample::<f64>([m, m], 6), sample::<f64>([m, m], 6));
+        // Of C the lower triangle counts.
+        for i in 0..m {
+            for j in 0..i {
+                let value = *c.get([i, j]).unwrap();
+                *product.get_mut([i, j]).unwrap() = value;
+                *product.get_mut([j, i]).unwrap() = value;
+            }
+        }
+        gram(1.5, a.view(), 0.5, c.view_mut()).unwrap();
+        gemm(1.5, a.view(), a.view().transpose(), 0.5, product.view_mut()).unwrap();
+        assert!(c.view().all_close(product.view(), 1e-12, 1e-12), "{m}x{k}");
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //!   └─────┴─────┘
 //! ```
 //!
-//! A leaf packs its rows once, as panels of B, and computes of each row of tiles those that reach below the diagonal.
+//! A leaf packs its rows once, as panels of B, and computes of each row of tiles those that reach below the diagonal. A small C of
+//! much depth is the sum of such products of parts of the depth.
 #![forbid(unsafe_code)]
 
 use std::time::Instant;
@@ -25,12 +26,16 @@ use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel::{self, TASKS_PER_THREAD};
 use crate::simd;
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::{self, TensorView, TensorViewMut};
+use crate::workspace;
 
 const OP: &str = "gram";
 
-/// Rows of the largest leaf.
+/// Rows of the largest leaf, but for twice as many where L2 is large.
 const LEAF: usize = 256;
+/// Depth of the shortest of several parts, and how many there are at most.
+const DEEP: usize = 2048;
+const PARTS: usize = 8;
 /// Multiplications that a task is worth at least, as in a product.
 const GRAIN: usize = 1 << 19;
 /// Rows that are turned into columns at a time, and elements of each: they stay in L1.
@@ -90,17 +95,26 @@ pub(super) fn run<T: Element>(
         T::product(isa, a.into(), a.transpose().into(), &scale, c, None)?
     } else {
         let tile = tile::<T>(isa);
-        let kc = depth_block::<T>(tile, machine::caches(), k);
         let work = (m.saturating_mul(m) / 2).saturating_mul(k);
         let threads = parallel::threads_for(work, GRAIN);
         // Halves are alike only for a power of two; else more of them even out.
         let even = threads.is_power_of_two() && work / threads <= LARGE;
         let tasks = if even { threads } else { threads * TASKS_PER_THREAD };
-        Gram { isa, tile, kc, scale: &scale }.run(a, c, tasks)?;
+        let parts = parts([m, k]);
+        let kc = depth_block::<T>(tile, machine::caches(), k.div_ceil(parts));
+        // Not more than 7 · 256².
+        let mut partials = workspace::scratch(OP, (parts - 1) * m * m)?;
+        Gram { isa, tile, kc, scale: &scale }.deep(a, c, tasks, &mut partials)?;
         Path { name: "gram", tasks }
     };
     trace::<T>(isa, 1, [m, m, k], path, start);
     Ok(())
+}
+
+/// Parts of the depth, each of which is summed by itself, whatever the number of threads: a small C has too few parts of equal work,
+/// and each of them would pack what others pack too.
+fn parts([m, k]: [usize; 2]) -> usize {
+    if m <= LEAF { (k / DEEP).clamp(1, PARTS) } else { 1 }
 }
 
 /// What each part needs to know.
@@ -113,6 +127,36 @@ struct Gram<'g, T> {
 }
 
 impl<T: Element> Gram<'_, T> {
+    /// Computes `c` from `a` in `tasks` tasks, part by part of the depth: one more than `partials` has room for.
+    fn deep(
+        &self,
+        a: TensorView<'_, T, 2>,
+        mut c: TensorViewMut<'_, T, 2>,
+        tasks: usize,
+        partials: &mut [T],
+    ) -> Result<()> {
+        let ([m, k], size) = (a.shape(), a.shape()[0] * a.shape()[0]);
+        let parts = 1 + partials.len() / size;
+        if parts == 1 {
+            return self.run(a, c, tasks);
+        }
+        let half = parts.div_ceil(2);
+        let (low, high) = a.split_at(1, k / parts * half)?;
+        let (own, rest) = partials.split_at_mut(size);
+        let (of_low, of_high) = rest.split_at_mut((half - 1) * size);
+        let share = (tasks * half / parts).max(1);
+        let scale = Scale { beta: T::ZERO, ..*self.scale };
+        let alone = Gram { scale: &scale, ..*self };
+        let mut one = || self.deep(low, c.view_mut(), share, of_low);
+        let mut two =
+            || alone.deep(high, TensorViewMut::matrix(own, [m, m]), (tasks - share).max(1), of_high);
+        let (one, two) = if tasks > 1 { parallel::join(one, two) } else { (one(), two()) };
+        one.and(two)?;
+        tensor::map([TensorViewMut::matrix(own, [m, m]).view()], c, 1, &|[own], c: &mut [T]| {
+            c.iter_mut().zip(own).for_each(|(c, &own)| *c += own);
+        })
+    }
+
     /// Computes `c` from all of `a` in `tasks` tasks.
     fn run(&self, a: TensorView<'_, T, 2>, mut c: TensorViewMut<'_, T, 2>, tasks: usize) -> Result<()> {
         let (m, unit) = (a.shape()[0], self.tile.columns);
@@ -121,7 +165,10 @@ impl<T: Element> Gram<'_, T> {
             self.rectangle([a, a], c.view_mut(), tasks)?;
             return mirror(self.isa, c);
         }
-        if m < 2 * unit || (m <= LEAF && tasks <= 1) {
+        // What a leaf packs stays in L2.
+        let packed = m.saturating_mul(self.kc.saturating_mul(size_of::<T>()));
+        let small = m <= LEAF || (m <= 2 * LEAF && packed <= machine::caches().l2 / 2);
+        if m < 2 * unit || (small && tasks <= 1) {
             return self.leaf(a, c);
         }
         let cut = m / 2 / unit * unit;
