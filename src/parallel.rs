@@ -93,21 +93,22 @@ fn join_from_outside(a: impl FnOnce(), b: impl FnOnce() + Send) {
 /// [`rayon::join`] on a thread of the pool, where the thread that waits for the second would sleep after a few microseconds, and
 /// take tens of them to wake up. Here it looks for the end of it, and for other work, for a while before.
 fn join_inside(a: impl FnOnce() + Send, b: impl FnOnce() + Send) {
-    let here = rayon::current_thread_index();
     let (taken, over) = (AtomicBool::new(false), AtomicBool::new(false));
-    rayon::join(
-        || {
+    rayon::join_context(
+        |_| {
             a();
             if taken.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 while !over.load(Ordering::Relaxed) && start.elapsed() < PATIENCE {
-                    rayon::yield_now();
-                    std::hint::spin_loop();
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        // The other thread may be on this processor.
+                        std::thread::yield_now();
+                    }
                 }
             }
         },
-        || {
-            taken.store(rayon::current_thread_index() != here, Ordering::Relaxed);
+        |context| {
+            taken.store(context.migrated(), Ordering::Relaxed);
             b();
             over.store(true, Ordering::Relaxed);
         },

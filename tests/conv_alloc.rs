@@ -227,8 +227,8 @@ fn the_patch_matrix_is_never_there() {
                 extra(threads, || conv.backward_weight_into(x.view(), dz.view(), dw.view_mut()).unwrap()),
             ];
             println!("{algorithm:?}, {threads} threads: {took:?} bytes for Y, dX and dW");
-            // What is transformed fills L2, or the least number of tiles does half a megabyte; an odd number of vectors in a row
-            // adds a quarter. What is added up, copied and packed comes on top.
+            // What is transformed may fill L2, or the least number of tiles a megabyte; an odd number of vectors in a row adds a
+            // quarter. What is added up, copied and packed comes on top.
             let transformed = machine::caches().l2.max(1 << 20) / 4 * 5;
             let bound = (1_200_000 + transformed as isize) * threads as isize;
             assert!(

@@ -100,7 +100,7 @@ fn any_gram_product_f64() {
     quickcheck(1000, run as fn(Any<f64>) -> Result<bool, String>);
 }
 
-/// Leaves have 64 to 256 rows, blocks of depth 128 to 384 steps.
+/// Leaves have 64 to 512 rows, blocks of depth up to 256 steps.
 #[test]
 fn sizes_around_leaves_and_blocks() {
     let mut g = Gen::from_size_and_seed(100, 21);
@@ -161,6 +161,9 @@ fn the_same_bits_for_any_number_of_threads() {
             [72, 1000],
             [90, 1000],
             [8, 9000],
+            // Parts of unlike depth.
+            [200, 4097],
+            [130, 8193],
         ] {
             let (a, start) = (sample::<T>([m, k], 1), sample::<T>([m, m], 3));
             let turned = a.view().transpose().to_tensor().unwrap();

@@ -211,12 +211,12 @@ impl Walk {
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
-        // A panel of neighbouring rows lies in as many pages as it has steps.
-        let scattered = (4 * tile.columns).max(64);
+        // A panel of neighbouring rows is a short run of memory for each step.
+        let scattered = (4 * tile.columns).max(64).min(8 * tile.columns);
         let a_fetch = match a {
-            Some(Source { direct: true, neighbours, steps, bytes, .. })
+            Some(Source { direct: true, neighbours, steps, bytes: size, .. })
                 if (neighbours || steps)
-                    && n <= if steps || bytes <= caches.l2 / 4 { 8 * tile.columns } else { scattered } =>
+                    && n <= if steps || size <= caches.l2 / 4 { 8 * tile.columns } else { scattered } =>
             {
                 Fetch::InPlace
             }

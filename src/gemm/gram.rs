@@ -101,55 +101,55 @@ pub(super) fn run<T: Element>(
         let even = threads.is_power_of_two() && work / threads <= LARGE;
         let tasks = if even { threads } else { threads * TASKS_PER_THREAD };
         let parts = parts([m, k]);
-        let kc = depth_block::<T>(tile, machine::caches(), k.div_ceil(parts));
         // Not more than 7 · 256².
         let mut partials = workspace::scratch(OP, (parts - 1) * m * m)?;
-        Gram { isa, tile, kc, scale: &scale }.deep(a, c, tasks, &mut partials)?;
+        Gram { isa, tile, kc: 0, scale: &scale }.deep(a, c, parts, tasks, &mut partials)?;
         Path { name: "gram", tasks }
     };
     trace::<T>(isa, 1, [m, m, k], path, start);
     Ok(())
 }
 
-/// Parts of the depth, each of which is summed by itself, whatever the number of threads: a small C has too few parts of equal work,
-/// and each of them would pack what others pack too.
+/// Parts of the depth, a power of two, each of which is summed by itself, whatever the number of threads: a small C has too few
+/// parts of equal work, and each of them would pack what others pack too.
 fn parts([m, k]: [usize; 2]) -> usize {
-    if m <= LEAF { (k / DEEP).clamp(1, PARTS) } else { 1 }
+    if m <= LEAF { 1 << (k / DEEP).max(1).ilog2().min(PARTS.ilog2()) } else { 1 }
 }
 
 /// What each part needs to know.
 struct Gram<'g, T> {
     isa: Isa,
     tile: Tile,
-    /// Depth of a block.
+    /// Depth of a block of a part.
     kc: usize,
     scale: &'g Scale<'g, T>,
 }
 
 impl<T: Element> Gram<'_, T> {
-    /// Computes `c` from `a` in `tasks` tasks, part by part of the depth: one more than `partials` has room for.
+    /// Computes `c` from `a` in `tasks` tasks, half by half of the depth down to so many parts; `partials` has room for all but one.
     fn deep(
         &self,
         a: TensorView<'_, T, 2>,
         mut c: TensorViewMut<'_, T, 2>,
+        parts: usize,
         tasks: usize,
         partials: &mut [T],
     ) -> Result<()> {
-        let ([m, k], size) = (a.shape(), a.shape()[0] * a.shape()[0]);
-        let parts = 1 + partials.len() / size;
+        let [m, k] = a.shape();
         if parts == 1 {
-            return self.run(a, c, tasks);
+            // As a product of this part has it.
+            let kc = depth_block::<T>(self.tile, machine::caches(), k);
+            return Gram { kc, ..*self }.run(a, c, tasks);
         }
-        let half = parts.div_ceil(2);
-        let (low, high) = a.split_at(1, k / parts * half)?;
-        let (own, rest) = partials.split_at_mut(size);
-        let (of_low, of_high) = rest.split_at_mut((half - 1) * size);
-        let share = (tasks * half / parts).max(1);
+        let (low, high) = a.split_at(1, k / 2)?;
+        let (own, rest) = partials.split_at_mut(m * m);
+        let (of_low, of_high) = rest.split_at_mut(rest.len() / 2);
+        let (half, share) = (parts / 2, tasks / 2);
         let scale = Scale { beta: T::ZERO, ..*self.scale };
         let alone = Gram { scale: &scale, ..*self };
-        let mut one = || self.deep(low, c.view_mut(), share, of_low);
+        let mut one = || self.deep(low, c.view_mut(), half, share.max(1), of_low);
         let mut two =
-            || alone.deep(high, TensorViewMut::matrix(own, [m, m]), (tasks - share).max(1), of_high);
+            || alone.deep(high, TensorViewMut::matrix(own, [m, m]), half, (tasks - share).max(1), of_high);
         let (one, two) = if tasks > 1 { parallel::join(one, two) } else { (one(), two()) };
         one.and(two)?;
         tensor::map([TensorViewMut::matrix(own, [m, m]).view()], c, 1, &|[own], c: &mut [T]| {

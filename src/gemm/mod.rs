@@ -51,7 +51,7 @@
 //! | A and B contiguous along a depth of more than two blocks, C row-major and at most 4 MiB, at least twice as many columns as rows, at least a tile's columns of rows | the transposed product: the shorter operand is packed, Cᵀ made beside C |
 //! | A column-major, larger than a quarter of L3, a block of its depth no more than a quarter of L2, with more rows than B has columns; depth and C as before | the same: its columns are read as rows |
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
-//! | rows of A contiguous with AVX-512; n is at most 8 tiles and rows or columns of A contiguous, 4 tiles where these are the columns and A is larger than a quarter of L2 | blocked, A read in place |
+//! | rows of A contiguous with AVX-512; n is at most 8 tiles and rows or columns of A contiguous, 4 tiles, or up to 8 of less than 17 columns, where these are the columns and A is larger than a quarter of L2 | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place; where there are 24 rows (AVX2 12, baseline 16) and the vectors of B are parts of two cache lines, or L3 is that of a server and there are more than 96 or B is larger than L3, its panels are packed by the first tile that reads them |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
@@ -65,7 +65,7 @@
 //! The result has the same bits for any number of threads: an element is the sum over its blocks of depth in order,
 //! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block
 //! depends on `k`, the element type, the machine and whether an operand is packed alone, so over a [`Packed`] right
-//! operand a row has the same bits alone and in any batch. Results
+//! operand a row has the same bits alone and in any batch. [`gram`] sums parts of a large depth by themselves first. Results
 //! differ between instruction sets in rounding.
 
 mod ahead;

@@ -447,7 +447,7 @@ arguments = parser.parse_args()
 # Before the libraries are loaded.
 use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
-SAMPLE, PAUSE, WARM_UP = 6e-3, *((10e-3, 30e-3) if arguments.threads > 1 else (0.0, 0.0))
+SAMPLE, PAUSE, WARM_UP = 6e-3, *((50e-3, 30e-3) if arguments.threads > 1 else (0.0, 0.0))
 Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random

@@ -30,8 +30,7 @@ impl Plan {
 pub struct Contestant<'p, T> {
     product: Box<dyn Product<T> + 'p>,
     iterations: u32,
-    /// Seconds of calls before a sample; `None` where a call is long enough as it is.
-    warm_up: Option<f64>,
+    warm_up: bool,
     samples: Vec<f64>,
 }
 
@@ -48,8 +47,8 @@ impl<'p, T: Element> Contestant<'p, T> {
             iterations = (f64::from(iterations) * short.min(100.0)).ceil() as u32;
         };
         let iterations = (plan.sample / seconds).ceil().max(1.0) as u32;
-        // A call as long as that wakes its threads up and fills its caches at no cost that could be seen.
-        let warm_up = (seconds < plan.warm_up.max(0.02)).then_some(plan.warm_up);
+        // A longer call on one thread fills its caches at no cost that could be seen.
+        let warm_up = plan.warm_up > 0.0 || seconds < 0.02;
         Contestant { product, iterations, warm_up, samples: Vec::new() }
     }
 
@@ -69,12 +68,11 @@ pub fn interleave<T: Element>(contestants: &mut [Contestant<'_, T>], c: &mut [T]
         for &turn in &order {
             let Contestant { product, iterations, warm_up, samples } = &mut contestants[turn];
             plan.pause();
-            if let Some(least) = *warm_up {
-                let start = Instant::now();
+            let start = Instant::now();
+            let mut cold = *warm_up;
+            while cold {
                 product.run(c);
-                while start.elapsed().as_secs_f64() < least {
-                    product.run(c);
-                }
+                cold = start.elapsed().as_secs_f64() < plan.warm_up;
             }
             samples.push(time(&mut **product, c, *iterations) / f64::from(*iterations));
         }
