@@ -1,6 +1,6 @@
 //! What convolution refuses, in which words, and that nothing is written then.
 
-use tilewise::conv::{Chain, Convolution, ConvolutionTranspose, Link};
+use tilewise::conv::{Algorithm, Chain, Convolution, ConvolutionTranspose, Link};
 use tilewise::{Error, Tensor, TensorView, TensorViewMut};
 
 fn image(shape: [usize; 4]) -> Tensor<f32, 4> {
@@ -318,6 +318,20 @@ fn an_output_of_nothing_takes_no_time() {
     let w = Tensor::<f32, 3>::from_fn([1, 1, 30_000], |[_, _, i]| i as f32).unwrap();
     let y = conv.forward(x.view(), w.view(), None).unwrap();
     assert!(y.iter().enumerate().all(|(i, &y)| y == 2.0 * i as f32));
+}
+
+/// Found by the fuzzer: a table of the taps of a kernel without channels was larger than memory.
+#[test]
+fn a_kernel_of_nothing_takes_no_memory() {
+    for algorithm in [Algorithm::Auto, Algorithm::ImplicitGemm] {
+        let taps = (1usize << 40) + 1;
+        let x = TensorView::<f32, 3>::from_slice(&[], [1, 0, 3]).unwrap();
+        let w = TensorView::<f32, 3>::from_slice(&[], [2, 0, taps]).unwrap();
+        let bias = Tensor::<f32, 1>::from_fn([2], |[i]| i as f32).unwrap();
+        let conv = Convolution::<1>::new().padding([taps / 2]).algorithm(algorithm);
+        let y = conv.forward(x, w, Some(bias.view())).unwrap();
+        assert_eq!(y.as_slice(), [0.0, 0.0, 0.0, 1.0, 1.0, 1.0], "{algorithm:?}");
+    }
 }
 
 /// Where the stride is longer than the kernel, no tap falls on some positions: they are sums over no channels.

@@ -107,7 +107,8 @@ pub(super) fn run<T: Element>(
     let mut sums = workspace::scratch(problem.op, sums.saturating_add(tile.lanes))?;
     let turned = if last { rows * tile.lanes + 4 } else { 0 };
     let mut turned = workspace::scratch(problem.op, turned)?;
-    let taps: usize = problem.kernel.iter().product();
+    // Without input channels a kernel of any size may stand in a view of nothing.
+    let taps = if cut.depth == 0 { 0 } else { problem.kernel.iter().product() };
     let mut offsets = workspace::scratch::<usize>(problem.op, taps)?;
 
     for first in (0..channels).step_by(rows) {
