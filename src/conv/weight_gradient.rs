@@ -134,13 +134,15 @@ impl<T: Element> Gradient<'_, T> {
     fn split(&self, dw: TensorViewMut<'_, T, 5>, at: [usize; 2], tasks: usize) -> Result<()> {
         let [rows, inputs, ..] = dw.shape();
         let outputs = self.dz.shape()[1] / self.groups;
-        // Groups, else input channels, where a task's own copies are smallest, else panels of output channels.
+        // Groups, else input channels, where a task's own copies are smallest, else panels of output channels; of patches that are read in
+        // place two vectors are as good as a panel.
+        let panel = if self.in_place { 2 * self.tile.lanes } else { self.tile.columns };
         let (axis, unit) = if rows > outputs {
             (0, outputs)
         } else if inputs >= 4 * tasks || (inputs > 1 && inputs.is_multiple_of(tasks)) {
             (1, 1)
-        } else if rows > self.tile.columns {
-            (0, self.tile.columns)
+        } else if rows > panel {
+            (0, panel)
         } else {
             (1, 1)
         };
