@@ -134,8 +134,8 @@ impl<T: Element> Gradient<'_, T> {
     fn split(&self, dw: TensorViewMut<'_, T, 5>, at: [usize; 2], tasks: usize) -> Result<()> {
         let [rows, inputs, ..] = dw.shape();
         let outputs = self.dz.shape()[1] / self.groups;
-        // Groups, else input channels, where a task's own copies are smallest, else panels of output channels; of patches that are read in
-        // place two vectors are as good as a panel.
+        // Groups, else input channels, where a task's own copies are smallest, else panels of output channels. Where patches are
+        // read in place, two vectors are as good as a panel.
         let panel = if self.in_place { 2 * self.tile.lanes } else { self.tile.columns };
         let (axis, unit) = if rows > outputs {
             (0, outputs)

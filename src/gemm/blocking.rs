@@ -212,7 +212,7 @@ impl Walk {
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
         // A panel of neighbouring rows is a short run of memory for each step.
-        let scattered = (4 * tile.columns).max(64).min(8 * tile.columns);
+        let scattered = 64.clamp(4 * tile.columns, 8 * tile.columns);
         let a_fetch = match a {
             Some(Source { direct: true, neighbours, steps, bytes: size, .. })
                 if (neighbours || steps)

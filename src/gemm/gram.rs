@@ -103,7 +103,7 @@ pub(super) fn run<T: Element>(
         let parts = parts([m, k]);
         // Not more than 7 · 256².
         let mut partials = workspace::scratch(OP, (parts - 1) * m * m)?;
-        Gram { isa, tile, kc: 0, scale: &scale }.deep(a, c, parts, tasks, &mut partials)?;
+        Gram { isa, tile, scale: &scale }.deep(a, c, parts, tasks, &mut partials)?;
         Path { name: "gram", tasks }
     };
     trace::<T>(isa, 1, [m, m, k], path, start);
@@ -120,8 +120,6 @@ fn parts([m, k]: [usize; 2]) -> usize {
 struct Gram<'g, T> {
     isa: Isa,
     tile: Tile,
-    /// Depth of a block of a part.
-    kc: usize,
     scale: &'g Scale<'g, T>,
 }
 
@@ -137,9 +135,7 @@ impl<T: Element> Gram<'_, T> {
     ) -> Result<()> {
         let [m, k] = a.shape();
         if parts == 1 {
-            // As a product of this part has it.
-            let kc = depth_block::<T>(self.tile, machine::caches(), k);
-            return Gram { kc, ..*self }.run(a, c, tasks);
+            return self.run(a, c, tasks);
         }
         let (low, high) = a.split_at(1, k / 2)?;
         let (own, rest) = partials.split_at_mut(m * m);
@@ -157,6 +153,11 @@ impl<T: Element> Gram<'_, T> {
         })
     }
 
+    /// Depth of a block: that of a product of this part, as [`rectangle`](Self::rectangle) is one.
+    fn kc(&self, a: TensorView<'_, T, 2>) -> usize {
+        depth_block::<T>(self.tile, machine::caches(), a.shape()[1])
+    }
+
     /// Computes `c` from all of `a` in `tasks` tasks.
     fn run(&self, a: TensorView<'_, T, 2>, mut c: TensorViewMut<'_, T, 2>, tasks: usize) -> Result<()> {
         let (m, unit) = (a.shape()[0], self.tile.columns);
@@ -166,7 +167,7 @@ impl<T: Element> Gram<'_, T> {
             return mirror(self.isa, c);
         }
         // What a leaf packs stays in L2.
-        let packed = m.saturating_mul(self.kc.saturating_mul(size_of::<T>()));
+        let packed = m.saturating_mul(self.kc(a).saturating_mul(size_of::<T>()));
         let small = m <= LEAF || (m <= 2 * LEAF && packed <= machine::caches().l2 / 2);
         if m < 2 * unit || (small && tasks <= 1) {
             return self.leaf(a, c);
@@ -215,7 +216,7 @@ impl<T: Element> Gram<'_, T> {
 
     /// Computes `c` on this thread.
     fn leaf(&self, a: TensorView<'_, T, 2>, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
-        let ([m, k], beta) = (a.shape(), self.scale.first_beta());
+        let ([m, k], kc, beta) = (a.shape(), self.kc(a), self.scale.first_beta());
         if c.strides()[1] != 1 && c.strides()[0] == 1 {
             // The kernels want contiguous rows.
             if beta.is_some() {
@@ -224,9 +225,9 @@ impl<T: Element> Gram<'_, T> {
             c = c.transpose();
         }
         let (width, rows_step) = (self.tile.columns, tile_rows(self.tile, [m, usize::MAX]));
-        let mut packed = scratch(true, m, width, self.kc.min(k))?;
-        for start in (0..k.max(1)).step_by(self.kc) {
-            let steps = start..k.min(start + self.kc);
+        let mut packed = scratch(true, m, width, kc.min(k))?;
+        for start in (0..k.max(1)).step_by(kc) {
+            let steps = start..k.min(start + kc);
             let depth = steps.len();
             let data = &mut packed[..m.next_multiple_of(width) * depth];
             panel::pack(self.isa, a, 0..m, steps.clone(), width, data, false);

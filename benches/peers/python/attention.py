@@ -15,7 +15,7 @@ import os
 import re
 import statistics
 
-from rounds import CRATES, Crate, openvino_options, use_threads
+from rounds import CRATES, Crate, openvino_options, timing, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
@@ -447,7 +447,7 @@ arguments = parser.parse_args()
 # Before the libraries are loaded.
 use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
-SAMPLE, PAUSE, WARM_UP = 6e-3, *((50e-3, 30e-3) if arguments.threads > 1 else (0.0, 0.0))
+SAMPLE, PAUSE, WARM_UP = timing(arguments.threads)
 Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random

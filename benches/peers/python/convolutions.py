@@ -17,7 +17,7 @@ import pathlib
 import re
 import statistics
 
-from rounds import CRATES, Crate, use_threads
+from rounds import CRATES, Crate, timing, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
@@ -286,8 +286,7 @@ arguments = parser.parse_args()
 # Before the libraries are loaded.
 use_threads(arguments.threads)
 os.environ["KMP_BLOCKTIME"] = "1"
-# ONNX Runtime's threads spin for long after a call.
-SAMPLE, PAUSE, WARM_UP = 6e-3, *((50e-3, 30e-3) if arguments.threads > 1 else (0.0, 0.0))
+SAMPLE, PAUSE, WARM_UP = timing(arguments.threads)
 Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random
