@@ -23,7 +23,7 @@ use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{self, Epilogue, Input, Scale, Slab};
-use crate::machine::Isa;
+use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
@@ -34,6 +34,8 @@ const CHUNK: usize = 1 << 22;
 const GRAIN: usize = 1 << 19;
 /// Columns of a product for which its left operand is read in place, in tiles.
 const TILES: usize = 8;
+/// Panels that a lone row reads side by side.
+const RUNS: usize = 4;
 
 /// What all steps of a direction need.
 pub(crate) struct Engine<'e, T> {
@@ -70,9 +72,12 @@ pub(crate) fn plain<T: Element>(beta: T) -> Scale<'static, T> {
     Scale { alpha: T::ONE, beta, epilogue }
 }
 
-/// Units that are computed at a time: as many as [`TILES`] allow.
-pub(crate) fn chunk(tile_columns: usize, gates: usize) -> usize {
-    (TILES / gates).max(1) * tile_columns
+/// Units that are computed at a time, of `columns` columns in all. Where L2 does not hold the weights of all for a lone row, they are
+/// fewer: what it holds is read first in the next step, but whole chunks only.
+pub(crate) fn chunk<T: Element>(isa: Isa, gates: usize, [rows, columns, depth]: [usize; 3]) -> usize {
+    let bytes = columns.saturating_mul(depth).saturating_mul(size_of::<T>());
+    let tiles = if rows == 1 && bytes > machine::caches().l2 / 4 * 3 { RUNS } else { TILES };
+    (tiles / gates).max(1) * gemm::tile::<T>(isa).columns
 }
 
 /// How many tasks a product of a step is cut in: reading a weight costs as much as some multiplications.
@@ -418,12 +423,14 @@ impl<T: Element> Engine<'_, T> {
 
     fn stage(&self, read: &Read<'_, T>, write: Write<'_, T>) -> Result<()> {
         let [rows, units] = write.out.shape();
-        let more = read.input.map_or(0, |(x, _)| x.shape()[1].saturating_mul(self.sizes.gates) / read.gates);
-        self.split(
-            read,
-            write,
-            step_tasks(rows, units * read.gates, read.weights.depth().saturating_add(more)),
-        )
+        self.split(read, write, step_tasks(rows, units * read.gates, self.depth(read)))
+    }
+
+    /// Weights of a column, those of the inputs among them where they are multiplied too.
+    fn depth(&self, read: &Read<'_, T>) -> usize {
+        let inputs =
+            read.input.map_or(0, |(x, _)| x.shape()[1].saturating_mul(self.sizes.gates) / read.gates);
+        read.weights.depth().saturating_add(inputs)
     }
 
     fn split(&self, read: &Read<'_, T>, write: Write<'_, T>, tasks: usize) -> Result<()> {
@@ -452,7 +459,8 @@ impl<T: Element> Engine<'_, T> {
         if units == 0 {
             return Ok(());
         }
-        let (chunk, all) = (chunk(tile.columns, read.gates).min(units), self.sizes.gates);
+        let (all, work) = (self.sizes.gates, [rows, units * read.gates, self.depth(read)]);
+        let chunk = chunk::<T>(self.isa, read.gates, work).min(units);
         let width = read.gates * chunk.next_multiple_of(tile.lanes);
         let mut product = self.scratch(rows, width)?;
         let chunks = units.div_ceil(chunk);
@@ -462,10 +470,15 @@ impl<T: Element> Engine<'_, T> {
             let padded = range.len().next_multiple_of(tile.lanes);
             let mut product = TensorViewMut::matrix(&mut product, [rows, read.gates * padded]);
             let (a, from) = (read.a, (write.first + start) * read.gates);
-            gemm::columns(self.isa, a, read.weights, &plain(T::ZERO), product.view_mut(), from)?;
-            if let Some((x, slab)) = read.input {
-                let z = part_mut(&mut write.z, range.start * all..(range.start + padded) * all);
-                gemm::columns(self.isa, x, slab, &plain(T::ZERO), z, (write.first + start) * all)?;
+            let inputs = read.input.map(|(x, slab)| (x, slab, (write.first + start) * all));
+            let z_range = range.start * all..(range.start + padded) * all;
+            for of_inputs in if read.backwards { [true, false] } else { [false, true] } {
+                if !of_inputs {
+                    gemm::columns(self.isa, a, read.weights, &plain(T::ZERO), product.view_mut(), from)?;
+                } else if let Some((x, slab, from)) = inputs {
+                    let z = part_mut(&mut write.z, z_range.clone());
+                    gemm::columns(self.isa, x, slab, &plain(T::ZERO), z, from)?;
+                }
             }
             let units = write.first + range.start..write.first + range.end;
             let candidate_bias = self.weights.candidate_bias.get(units.clone()).unwrap_or(&[]);
@@ -478,7 +491,7 @@ impl<T: Element> Engine<'_, T> {
             let pass = ForwardPass {
                 stage: read.stage,
                 functions: self.functions,
-                z: part_mut(&mut write.z, range.start * all..(range.start + padded) * all),
+                z: part_mut(&mut write.z, z_range),
                 bias: &self.weights.bias[units.start * all..(units.start + padded) * all],
                 keep: read.keep,
                 ahead,

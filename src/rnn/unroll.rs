@@ -402,7 +402,7 @@ impl<T: Element> Unroll<'_, T> {
         }
         let Product { a, weights, onto } = read.product;
         let rows = a.shape()[0];
-        let chunk = chunk(tile.columns, 1).min(units);
+        let chunk = chunk::<T>(self.isa, 1, [rows, units, weights.depth()]).min(units);
         let beside = if onto { 0 } else { rows.saturating_mul(chunk) };
         let mut beside = workspace::scratch::<T>(self.op, beside)?;
         let chunks = units.div_ceil(chunk);
