@@ -9,13 +9,15 @@ const STEPS: usize = 8;
 
 /// The cache lines of a matrix with contiguous rows or columns, run after run.
 pub(super) struct Ahead<T> {
-    ptr: *const T,
-    /// Contiguous runs, their distance, and the lines of each.
+    /// Contiguous runs that are left, their distance, and the lines of each.
     runs: usize,
     stride: isize,
     lines: usize,
-    run: usize,
-    line: usize,
+    /// Where the next of them begins.
+    next: *const T,
+    /// The next line of this one, and how many are left of it.
+    line: *const T,
+    left: usize,
     /// How many lines are asked for at a time.
     share: usize,
 }
@@ -24,7 +26,8 @@ impl<T> Ahead<T> {
     /// No lines.
     #[inline(always)]
     pub(super) fn nothing() -> Self {
-        Self { ptr: std::ptr::null(), runs: 0, stride: 0, lines: 0, run: 0, line: 0, share: 0 }
+        let none = std::ptr::null();
+        Self { runs: 0, stride: 0, lines: 0, next: none, line: none, left: 0, share: 0 }
     }
 
     /// All lines, while so many tiles of this depth are computed.
@@ -36,7 +39,7 @@ impl<T> Ahead<T> {
         }
         let lines = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
         let share = (runs * lines).div_ceil((tiles * depth.div_ceil(STEPS)).max(1));
-        Self { ptr: view.as_ptr(), runs, stride, lines, run: 0, line: 0, share }
+        Self { runs, stride, lines, next: view.as_ptr(), line: view.as_ptr(), left: 0, share }
     }
 
     /// Steps until [`ask`](Ahead::ask) is called.
@@ -48,17 +51,22 @@ impl<T> Ahead<T> {
     /// Asks for the next lines.
     #[inline(always)]
     pub(super) fn ask(&mut self) {
-        for _ in 0..self.share {
-            if self.run == self.runs {
-                self.share = 0;
-                return;
+        let mut wanted = self.share;
+        while wanted > 0 {
+            if self.left == 0 {
+                if self.runs == 0 {
+                    self.share = 0;
+                    return;
+                }
+                (self.runs, self.line, self.left) = (self.runs - 1, self.next, self.lines);
+                self.next = self.next.wrapping_offset(self.stride);
             }
-            let line = (self.line * (simd::CACHE_LINE / size_of::<T>())) as isize;
-            simd::prefetch(self.ptr.wrapping_offset(self.run as isize * self.stride + line));
-            self.line += 1;
-            if self.line == self.lines {
-                (self.line, self.run) = (0, self.run + 1);
+            let some = wanted.min(self.left);
+            for _ in 0..some {
+                simd::prefetch(self.line);
+                self.line = self.line.wrapping_byte_add(simd::CACHE_LINE);
             }
+            (self.left, wanted) = (self.left - some, wanted - some);
         }
     }
 }
