@@ -39,7 +39,9 @@ impl<T> Ahead<T> {
         }
         let lines = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
         let share = (runs * lines).div_ceil((tiles * depth.div_ceil(STEPS)).max(1));
-        Self { runs, stride, lines, next: view.as_ptr(), line: view.as_ptr(), left: 0, share }
+        // A run that begins within a line shares it with the one before, which has been read.
+        let next = view.as_ptr().wrapping_byte_add(simd::CACHE_LINE - size_of::<T>());
+        Self { runs, stride, lines, next, line: next, left: 0, share }
     }
 
     /// Steps until [`ask`](Ahead::ask) is called.

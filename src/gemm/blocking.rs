@@ -92,6 +92,9 @@ pub(crate) fn balanced(len: usize, most: usize, unit: usize) -> usize {
 /// Bytes of a panel that stay in L1 beside what else passes through.
 pub(crate) const NEAR: usize = 24 << 10;
 
+/// Bytes of memory that the processor looks ahead in, after which addresses fall on the same sets of L1.
+pub(super) const PAGE: usize = 4096;
+
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
@@ -229,13 +232,19 @@ impl Walk {
             _ => Fetch::Panels,
         };
         let large = n.saturating_mul(bytes) > 2 * caches.l1d;
-        // The processor sees a B in place coming, but not in time where it comes from so far.
-        let ask = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);
+        // The processor sees a B in place coming, but not in time where it comes from so far; nor does it look over the end of a page,
+        // which for few rows is soon reached where a step of depth takes most of one.
+        let far = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);
+        let paged = |b: Source| b.bytes > caches.l2 && b.stride.saturating_mul(size_of::<T>()) > PAGE / 2;
+        let ask = far || (caches.distant() && m <= tile.most_in_turn() && b.is_some_and(paged));
         // In place a vector that is part of two lines costs two reads, and what such an L3 sends late keeps all rows waiting.
         let keep = b_in_place == n
             && large
             && match b {
-                Some(Source { aligned: true, .. }) if !ask => caches.distant() && m > tile.most_in_turn(),
+                Some(Source { aligned: true, .. }) if !far => {
+                    let most = if ask { tile.most_in_turn() / 2 - 1 } else { tile.most_in_turn() };
+                    caches.distant() && m > most
+                }
                 _ => m >= tile.sums(),
             };
         let panel = tile.rows.saturating_mul(bytes).max(1);
@@ -466,6 +475,12 @@ mod tests {
         assert!(walk(49, 1 << 20).keep && !walk(48, 1 << 20).keep && !walk(49, 1 << 20).ask);
         assert!(walk(12, 64 << 20).keep && walk(12, 64 << 20).ask && !walk(11, 64 << 20).keep);
         assert_eq!(walk(49, 1 << 20).order, Order::Fetch);
+        let walk = |m, stride| {
+            let b = Some(Source { bytes: 4 << 20, ..columns(stride) });
+            Walk::new::<f32>(AVX2, far, [m, 200, 250], ROWS, b)
+        };
+        assert!(walk(48, 513).ask && !walk(48, 512).ask && !walk(49, 513).ask, "several steps in a page");
+        assert!(walk(24, 513).keep && !walk(23, 513).keep && !walk(24, 512).keep);
     }
 
     #[test]

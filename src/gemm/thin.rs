@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::blocking::{Tile, depth_block, tile_rows};
+use super::blocking::{PAGE, Tile, depth_block, tile_rows};
 use super::driver::{self, GRAIN, Input, Scale, blocks};
 use super::panel;
 use super::sweep::{Merge, Sweep};
@@ -26,9 +26,6 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// Rows of B that are read side by side: their lines may all compete for one set of L1, which has eight ways or more.
 const STEPS: usize = 8;
-
-/// Bytes after which addresses fall on the same sets of L1.
-const PAGE: usize = 4096;
 
 /// True where [`product`] is the better way for A `[m, k]` times B `[k, n]`.
 pub(crate) fn takes<T>(
