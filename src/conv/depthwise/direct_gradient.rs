@@ -1,26 +1,35 @@
 //! The gradient for 3 × 3 weights over images with channels last, read as they lie: lanes are channels, nothing is copied.
 //!
 //! ```text
-//! for each row of outputs
-//!     for each four columns                 their pixels and gradients: streams of channels, zeros where padding is
-//!         for each vector of channels       nine sums, kept in L1 or L2, take in four products each
-//! now and then: totals += sums
+//! for each part of some thousand outputs            tasks; of a part, some channels, where there are few parts
+//!     for each row of outputs
+//!         for each four columns                     their pixels and gradients: streams of channels, zeros where padding is
+//!             for each vector of channels           nine sums, kept in L1 or L2, take in four products each
+//! dW = sums of the parts, in order
 //! ```
 #![forbid(unsafe_code)]
 
 use super::direct::{dense, pixels, within};
 use super::{Gradient, Reach};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gemm::tile;
 use crate::machine;
-use crate::simd::{self, Simd, Streams};
+use crate::parallel;
+use crate::simd::{self, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
 const TAPS: usize = 9;
 
-/// Outputs after which the sums are added to the totals: rounding grows with the length of a chain of additions.
+/// Outputs of a part at most, a row more or less: rounding grows with the length of a chain of additions.
 const CHAIN: usize = 2048;
+/// Outputs of a part at least, where there are few parts: to add its sums to the others' takes as long as some outputs.
+const LEAST: usize = 128;
+/// Parts that are enough for the threads of a machine.
+const MANY: usize = 8;
+/// Multiplications that a task has at least: some microseconds.
+const GRAIN: usize = 1 << 19;
 
 /// Whether the gradient is computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
@@ -31,93 +40,160 @@ pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
         && dense((dz.shape(), dz.strides()))
 }
 
-/// The part `dw` of the gradient, which begins with `channel`.
-#[inline(always)]
-pub(super) fn run<T: Element, S: Simd<T>>(
-    simd: S,
-    gradient: &Gradient<'_, T>,
-    dw: TensorViewMut<'_, T, 5>,
-    channel: usize,
-) -> Result<()> {
-    if gradient.reach.stride[2] == 1 {
-        rows::<T, S, 1, 6, 5, 4>(simd, gradient, dw, channel)
-    } else {
-        rows::<T, S, 2, 9, 7, 5>(simd, gradient, dw, channel)
-    }
+/// In how many parts so many rows of outputs are cut, whatever the number of threads: a power of two, which threads share evenly.
+fn parts(rows: usize, width: usize) -> usize {
+    let outputs = rows.saturating_mul(width);
+    let many = 1 << (outputs / LEAST).clamp(1, MANY).ilog2();
+    outputs.div_ceil(CHAIN).next_power_of_two().max(many).min(rows)
 }
 
-/// `FOUR`, `THREE`, `TWO`: pixels under that many windows.
-#[inline(always)]
-fn rows<
-    T: Element,
-    S: Simd<T>,
-    const STRIDE: usize,
-    const FOUR: usize,
-    const THREE: usize,
-    const TWO: usize,
->(
-    simd: S,
-    gradient: &Gradient<'_, T>,
-    mut dw: TensorViewMut<'_, T, 5>,
-    channel: usize,
-) -> Result<()> {
-    let Gradient { op, x, dz, reach, .. } = *gradient;
-    let order = [0, 2, 3, 4, 1];
-    let (x, dz) = (x.permute(order)?, dz.permute(order)?);
-    let ([images, depths, height, width, all], count) = (dz.shape(), dw.shape()[0]);
-    let [_, _, rows, columns, _] = x.shape();
-    let mut zeros = scratch::<T>(op, count)?;
+/// The gradient `dw`.
+pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<'_, T, 5>) -> Result<()> {
+    let Gradient { op, isa, dz, .. } = *gradient;
+    let ([images, _, depths, height, width], channels) = (dz.shape(), dw.shape()[0]);
+    let (lanes, rows) = (tile::<T>(isa).lanes, images * depths * height);
+    let count = parts(rows, width);
+    let tasks = parallel::threads_for(dz.len().saturating_mul(TAPS), GRAIN);
+    let len = TAPS * channels.next_multiple_of(lanes);
+    let mut zeros = scratch::<T>(op, channels)?;
     zeros.fill(T::ZERO);
-    let mut sums = scratch::<T>(op, TAPS * count.next_multiple_of(S::LANES))?;
-    sums.fill(T::ZERO);
-    let mut totals = scratch::<T>(op, sums.len())?;
-    totals.fill(T::ZERO);
-    let mut added = 0;
-    // What caches hold comes in time by itself, and asking for it takes longer.
-    let far = (x.len() + dz.len()).saturating_mul(size_of::<T>()) > machine::caches().share() / 4;
-    for at in 0..images * depths * height {
-        let (image, d, h) = (at / height / depths, at / height % depths, at % height);
-        let (x, dz) = (x.select::<4>(0, image)?, dz.select::<4>(0, image)?);
-        let Some(line) = dz.line([d, h]) else { continue };
-        let below = if far && h + 1 < height { dz.line([d, h + 1]) } else { None };
-        let above = reach.start[1] + (h * reach.stride[1]) as isize;
-        let x_line = |i: usize| x.line([d, within(above + (i * reach.dilation[1]) as isize, rows)?]);
-        let lines = [x_line(0), x_line(1), x_line(2)];
-        let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
-        let mut windows = Windows {
-            lines,
-            dz: line,
-            next,
-            below,
-            zeros: &zeros,
-            all,
-            channel,
-            columns,
-            reach: &reach,
-            column: 0,
-            sums: &mut sums,
-        };
-        while windows.column < width {
-            windows.column += match width - windows.column {
-                1 => windows.add::<S, 1, 3>(simd),
-                2 => windows.add::<S, 2, TWO>(simd),
-                3 => windows.add::<S, 3, THREE>(simd),
-                _ => windows.add::<S, 4, FOUR>(simd),
-            };
-        }
-        added += width;
-        if added >= CHAIN {
-            totals.iter_mut().zip(&mut sums[..]).for_each(|(total, sum)| *total += std::mem::take(sum));
-            added = 0;
-        }
+    let all = len.checked_mul(count).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+    let mut sums = scratch::<T>(op, all)?;
+    let parts = Parts { gradient, zeros: &zeros, lanes, rows, count };
+    parts.split([0, count], [0, channels], &mut sums, tasks)?;
+    let (totals, others) = sums.split_at_mut(len);
+    for sums in others.chunks_exact(len) {
+        totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum);
     }
-    for (c, tap) in (0..count).flat_map(|c| (0..TAPS).map(move |tap| (c, tap))) {
+    let totals = |c: usize| totals[c / lanes * TAPS * lanes + c % lanes..].iter().step_by(lanes);
+    if let Some(dw) = dw.as_mut_slice() {
+        for (c, dw) in dw.chunks_exact_mut(TAPS).enumerate() {
+            dw.iter_mut().zip(totals(c)).for_each(|(to, &total)| *to = total);
+        }
+        return Ok(());
+    }
+    for (c, tap, &total) in
+        (0..channels).flat_map(|c| (0..TAPS).zip(totals(c)).map(move |(tap, x)| (c, tap, x)))
+    {
         if let Some(to) = dw.get_mut([c, 0, 0, tap / 3, tap % 3]) {
-            let at = (c / S::LANES * TAPS + tap) * S::LANES + c % S::LANES;
-            *to = totals[at] + sums[at];
+            *to = total;
         }
     }
     Ok(())
+}
+
+/// All parts of the rows of outputs.
+struct Parts<'p, T> {
+    gradient: &'p Gradient<'p, T>,
+    /// As many as there are channels.
+    zeros: &'p [T],
+    lanes: usize,
+    rows: usize,
+    count: usize,
+}
+
+impl<T: Element> Parts<'_, T> {
+    /// The sums of some parts (the first, and the one behind the last), of one alone perhaps over some channels.
+    fn split(
+        &self,
+        [first, end]: [usize; 2],
+        [channel, last]: [usize; 2],
+        sums: &mut [T],
+        tasks: usize,
+    ) -> Result<()> {
+        let (vectors, half) = ((last - channel).div_ceil(self.lanes), tasks / 2);
+        if tasks > 1 && end - first > 1 {
+            let middle = first + (end - first) * half / tasks;
+            let middle = middle.clamp(first + 1, end - 1);
+            let (low, high) = sums.split_at_mut(sums.len() / (end - first) * (middle - first));
+            let (one, two) = parallel::join(
+                || self.split([first, middle], [channel, last], low, half),
+                || self.split([middle, end], [channel, last], high, tasks - half),
+            );
+            return one.and(two);
+        }
+        if tasks > 1 && vectors > 1 {
+            let middle = (vectors * half / tasks).clamp(1, vectors - 1) * self.lanes;
+            let (low, high) = sums.split_at_mut(middle * TAPS);
+            let (one, two) = parallel::join(
+                || self.split([first, end], [channel, channel + middle], low, half),
+                || self.split([first, end], [channel + middle, last], high, tasks - half),
+            );
+            return one.and(two);
+        }
+        let len = vectors * self.lanes * TAPS;
+        for (part, sums) in (first..end).zip(sums.chunks_exact_mut(len)) {
+            let rows = [part, part + 1].map(|part| self.rows * part / self.count);
+            let zeros = &self.zeros[..last - channel];
+            let part = Part { gradient: self.gradient, rows, channel, zeros, sums };
+            T::dispatch(self.gradient.isa, part)?;
+        }
+        Ok(())
+    }
+}
+
+/// Some rows of outputs, over as many channels as there are `zeros`.
+struct Part<'p, T> {
+    gradient: &'p Gradient<'p, T>,
+    rows: [usize; 2],
+    channel: usize,
+    zeros: &'p [T],
+    /// Of each vector of channels the taps.
+    sums: &'p mut [T],
+}
+
+impl<T: Element> SimdOp<T> for Part<'_, T> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
+        if self.gradient.reach.stride[2] == 1 {
+            self.add::<S, 1, 6, 5, 4>(simd)
+        } else {
+            self.add::<S, 2, 9, 7, 5>(simd)
+        }
+    }
+}
+
+impl<T: Element> Part<'_, T> {
+    /// `FOUR`, `THREE`, `TWO`: pixels under that many windows.
+    #[inline(always)]
+    fn add<S: Simd<T>, const STRIDE: usize, const FOUR: usize, const THREE: usize, const TWO: usize>(
+        self,
+        simd: S,
+    ) -> Result<()> {
+        let Self { gradient: &Gradient { x, dz, ref reach, .. }, rows: [first, end], channel, zeros, sums } =
+            self;
+        let order = [0, 2, 3, 4, 1];
+        let (x, dz) = (x.permute(order)?, dz.permute(order)?);
+        let [_, depths, height, width, all] = dz.shape();
+        let [_, _, rows, columns, _] = x.shape();
+        sums.fill(T::ZERO);
+        // What caches hold comes in time by itself, and asking for it takes longer.
+        let far = (x.len() + dz.len()).saturating_mul(size_of::<T>()) > machine::caches().share() / 4;
+        for at in first..end {
+            let (image, d, h) = (at / height / depths, at / height % depths, at % height);
+            let (x, dz) = (x.select::<4>(0, image)?, dz.select::<4>(0, image)?);
+            let Some(line) = dz.line([d, h]) else { continue };
+            let below = if far && h + 1 < height { dz.line([d, h + 1]) } else { None };
+            let above = reach.start[1] + (h * reach.stride[1]) as isize;
+            let x_line = |i: usize| x.line([d, within(above + (i * reach.dilation[1]) as isize, rows)?]);
+            let lines = [x_line(0), x_line(1), x_line(2)];
+            let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
+            let (dz, sums) = (line, &mut *sums);
+            let mut windows =
+                Windows { lines, dz, next, below, zeros, all, channel, columns, reach, column: 0, sums };
+            while windows.column < width {
+                windows.column += match width - windows.column {
+                    1 => windows.add::<S, 1, 3>(simd),
+                    2 => windows.add::<S, 2, TWO>(simd),
+                    3 => windows.add::<S, 3, THREE>(simd),
+                    _ => windows.add::<S, 4, FOUR>(simd),
+                };
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Windows of a row of outputs.
@@ -187,5 +263,16 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
                 simd::prefetch(below.as_ptr().wrapping_add(place(self.column + i)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parts;
+
+    #[test]
+    fn parts_are_many_and_neither_short_nor_long() {
+        let of = [(7, 7), (14, 14), (56, 7), (28, 28), (56, 56), (448, 56), (3, 5000), (1, 5000)];
+        assert_eq!(of.map(|(rows, width)| parts(rows, width)), [1, 1, 2, 4, 8, 16, 3, 1]);
     }
 }

@@ -297,11 +297,19 @@ pub(super) fn weight_gradient<T: Element>(
     x: TensorView<'_, T, 5>,
     dz: TensorView<'_, T, 5>,
     reach: Reach,
-    dw: TensorViewMut<'_, T, 5>,
+    mut dw: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
     let multiplier = dw.shape()[0] / x.shape()[1].max(1);
+    let gradient = Gradient { op, isa, x, dz, reach, multiplier };
+    if dz.is_empty() {
+        dw.fill(T::ZERO);
+        return Ok(());
+    }
+    if direct_gradient::fits(&gradient) {
+        return direct_gradient::run(&gradient, dw);
+    }
     let tasks = parallel::tasks(dz.len().saturating_mul(reach.taps()), GRAIN);
-    Gradient { op, isa, x, dz, reach, multiplier }.split(dw, 0, tasks)
+    gradient.split(dw, 0, tasks)
 }
 
 struct Gradient<'a, T> {
@@ -346,13 +354,6 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
         let [images, _, depths, height, width] = dz.shape();
         let [channels, _, _, kernel_height, kernel_width] = dw.shape();
         let taps = reach.taps();
-        if dz.is_empty() {
-            dw.fill(T::ZERO);
-            return Ok(());
-        }
-        if direct_gradient::fits(gradient) {
-            return direct_gradient::run(simd, gradient, dw, channel);
-        }
         // Boxes that all tasks have: they say in which order positions are added up.
         let vectors = together(&x, dz.shape()[1], S::LANES);
         let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
