@@ -183,6 +183,12 @@ fn tasks_for(work: usize, grain: usize, threads: usize) -> usize {
     if threads == 1 { 1 } else { (work / grain).clamp(1, TASKS_PER_THREAD * threads) }
 }
 
+/// Parts of a sum that threads share, each summed by itself: the same for any number of threads, a power of two that is at most
+/// `most`, and enough for the threads of a small machine.
+pub(crate) fn parts(most: usize) -> usize {
+    1 << most.clamp(1, 8).ilog2()
+}
+
 /// Calls `f` with the index of the first of a number of neighbouring chunks and with those chunks, about
 /// `tasks` times, possibly at the same time.
 pub(crate) fn for_each_chunk_mut<T: Send>(
@@ -238,6 +244,11 @@ mod tests {
         assert_eq!(tasks_for(10_000, 1000, 1), 1);
         assert_eq!(tasks_for(10_000, 1000, 2), 8);
         assert_eq!(tasks_for(3_000, 1000, 64), 3);
+    }
+
+    #[test]
+    fn parts_are_a_power_of_two() {
+        assert_eq!([0, 1, 2, 3, 4, 7, 8, 9, 100].map(parts), [1, 1, 2, 2, 4, 4, 8, 8, 8]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Depthwise convolution: what the random cases of `conv.rs` do not reach.
+//! Depthwise convolution, and gradients of few channels: what the random cases of `conv.rs` do not reach.
 
 mod common;
 
@@ -270,5 +270,34 @@ fn a_window_behind_the_image_is_zero() {
     let y = conv.forward(x.view(), w.view(), None).unwrap();
     for channel in y.as_slice().chunks(11) {
         assert_eq!(channel, [2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+}
+
+/// With too few channels to share, threads share images: parts of them, as many for any number of threads, into weights in any strides.
+#[test]
+fn gradients_of_few_channels_are_the_same_in_any_number_of_threads() {
+    for (images, inputs, outputs, size, taps, stride) in
+        [(5, 1, 16, 40, 5, 1), (9, 3, 20, 33, 3, 2), (3, 2, 64, 40, 3, 1), (2, 1, 7, 100, 5, 1)]
+    {
+        let conv = Convolution::<2>::new().stride([stride; 2]).padding([taps / 2; 2]);
+        let geometry = Geometry { stride: [stride; 2], padding: [[taps / 2; 2]; 2], ..Geometry::new() };
+        let x = wave([images, inputs, size, size], 0.1);
+        let dz = wave(conv.output_shape(x.shape(), [outputs, inputs, taps, taps]).unwrap(), 0.3);
+        let expected = conv::naive::backward_weight(&geometry, x.view(), dz.view(), [taps; 2]).unwrap();
+        let (x_last, dz_last) = (last(&x), last(&dz));
+        for (x, dz) in [(x.view(), dz.view()), (turned(&x_last), turned(&dz_last))] {
+            let results = in_pools(|| {
+                let mut dw = Tensor::full([inputs, taps, taps, outputs], f32::NAN).unwrap();
+                let to = dw.view_mut().permute([3, 0, 1, 2]).unwrap();
+                conv.backward_weight_into(x, dz, to).unwrap();
+                dw
+            });
+            let [first, others @ ..] = &results[..] else { unreachable!() };
+            assert!(others.iter().all(|dw| bits(dw.as_slice()) == bits(first.as_slice())));
+            let first = first.view().permute([3, 0, 1, 2]).unwrap();
+            let error = first.iter().zip(&expected).map(|(&dw, &e)| (f64::from(dw) - e).abs());
+            let error = error.fold(0.0, f64::max);
+            assert!(error < 1e-3, "{inputs} to {outputs} channels: {error}");
+        }
     }
 }

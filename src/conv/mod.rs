@@ -46,7 +46,7 @@
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, no padding, one group, pixels of dZ mergeable | a GEMM for each run of pixels, summed in order; pixels of X that are not, as with a stride, are copied |
 //! | `backward_weight`, 3 × 3, stride and dilation 1, one group, no depth, where Winograd pays as above | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 where an image has 400 outputs and fills them: a product over tiles for each point, boxes summed in order |
-//! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
+//! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order; with one to three input channels in two to eight parts of the images |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //!
 //! # Memory

@@ -9,7 +9,8 @@
 //!         dW += panels · panel
 //! ```
 //!
-//! Tasks are parts of dW, so each element is added up in the order of the boxes.
+//! Tasks are parts of dW, so each element is added up in the order of the boxes. Where there is too little of it, the images are cut in
+//! parts, as many for any number of threads, each with sums of its own.
 #![forbid(unsafe_code)]
 
 mod in_place;
@@ -73,10 +74,7 @@ pub(super) fn run<T: Element>(
         copy_images(pixels.view_mut(), [0], seen, parallel::tasks(seen.len(), 1 << 16))?;
         return pointwise::weight_gradient(pixels.view(), dz, dw);
     }
-    let [images, _, depth, height, width] = dz.shape();
-    let outputs = dz.shape()[1] / groups;
-    let tile = tile::<T>(isa);
-    let caches = machine::caches();
+    let ([images, _, depth, height, width], tile) = (dz.shape(), tile::<T>(isa));
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     let work = dw.len().saturating_mul(positions);
     let tasks = parallel::threads_for(work, GRAIN);
@@ -85,19 +83,78 @@ pub(super) fn run<T: Element>(
         2 => return Winograd::<T, 2, 4>::new(op, isa, [x, dz], sliding).run(dw, tasks),
         _ => return Winograd::<T, 4, 6>::new(op, isa, [x, dz], sliding).run(dw, tasks),
     }
-    // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
-    let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
-    let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
-    // Rows of the input are copied whole, those between the ones read as well.
-    let Sliding { kernel, stride, .. } = *sliding;
-    let lines = dw.len() / dw.shape()[0];
-    let copied = dw.shape()[1] * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
-    let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
-    let columns = direct.unwrap_or(panels);
-    let sizes = super::implicit::sizes([images, depth, height, width], columns);
-    let gradient =
-        Gradient { op, isa, tile, x, dz, groups, sliding: *sliding, sizes, in_place: direct.is_some() };
-    gradient.split(dw, [0, 0], tasks)
+    let weights = [dw.shape()[0], dw.shape()[1]];
+    let few = groups == 1 && weights[0] <= tile.columns && weights[1] < 4;
+    let parts = if few { parallel::parts((work / GRAIN).min(images)) } else { 1 };
+    let whole = Images { op, isa, x, dz, groups, sliding: *sliding, shape: dw.shape(), parts };
+    if parts > 1 { whole.in_parts(dw, tasks) } else { whole.all(dw, tasks) }
+}
+
+/// What a gradient is made of.
+struct Images<'a, T> {
+    op: &'static str,
+    isa: Isa,
+    x: TensorView<'a, T, 5>,
+    dz: TensorView<'a, T, 5>,
+    groups: usize,
+    sliding: Sliding,
+    /// Of dW.
+    shape: [usize; 5],
+    /// In which the images are cut.
+    parts: usize,
+}
+
+impl<T: Element> Images<'_, T> {
+    /// The gradient, in tasks that are parts of it.
+    fn all(self, dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
+        let Self { op, isa, x, dz, groups, sliding, .. } = self;
+        let [images, _, depth, height, width] = dz.shape();
+        let (outputs, tile, caches) = (dz.shape()[1] / groups, tile::<T>(isa), machine::caches());
+        // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
+        let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
+        let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
+        // Rows of the input are copied whole, those between the ones read as well.
+        let Sliding { kernel, stride, .. } = sliding;
+        let lines = dw.len() / dw.shape()[0];
+        let copied = dw.shape()[1] * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
+        let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
+        let columns = direct.unwrap_or(panels);
+        let sizes = super::implicit::sizes([images, depth, height, width], columns);
+        let in_place = direct.is_some();
+        Gradient { op, isa, tile, x, dz, groups, sliding, sizes, in_place }.split(dw, [0, 0], tasks)
+    }
+
+    /// The sum of the gradients of the parts, in order.
+    fn in_parts(self, mut dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
+        let (parts, len) = (self.parts, dw.len());
+        let elements = len.checked_mul(parts).ok_or(Error::Alloc { op: self.op, bytes: usize::MAX })?;
+        let mut sums = workspace::scratch(self.op, elements)?;
+        self.split(TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks)?;
+        let (total, others) = sums.split_at_mut(len);
+        for sums in others.chunks_exact(len) {
+            total.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum);
+        }
+        dw.copy_from(TensorView::from_slice(total, self.shape)?);
+        Ok(())
+    }
+
+    /// The gradients of some parts, as rows.
+    fn split(&self, mut sums: TensorViewMut<'_, T, 2>, first: [usize; 1], tasks: usize) -> Result<()> {
+        let count = sums.shape()[0];
+        if tasks > 1 && count > 1 {
+            return parallel::halves(sums, first, (0, 1), tasks, &|part, at, tasks| {
+                self.split(part, at, tasks)
+            });
+        }
+        for part in 0..count {
+            let images = self.dz.shape()[0];
+            let [first, end] = [0, 1].map(|i| images * (first[0] + part + i) / self.parts);
+            let (x, dz) = (self.x.slice(0, first..end, 1)?, self.dz.slice(0, first..end, 1)?);
+            let dw = TensorViewMut::from_slice(sums.row_mut(part).unwrap_or(&mut []), self.shape)?;
+            Self { x, dz, ..*self }.all(dw, 1)?;
+        }
+        Ok(())
+    }
 }
 
 /// Copies the images of `from` that `to` has, from `at` on, in `tasks` tasks.

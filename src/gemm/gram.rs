@@ -33,9 +33,8 @@ const OP: &str = "gram";
 
 /// Rows of the largest leaf, but for twice as many where L2 is large.
 const LEAF: usize = 256;
-/// Depth of the shortest of several parts, and how many there are at most.
+/// Depth of the shortest of several parts.
 const DEEP: usize = 2048;
-const PARTS: usize = 8;
 /// Multiplications that a task is worth at least, as in a product.
 const GRAIN: usize = 1 << 19;
 /// Rows that are turned into columns at a time, and elements of each: they stay in L1.
@@ -113,7 +112,7 @@ pub(super) fn run<T: Element>(
 /// Parts of the depth, a power of two, each of which is summed by itself, whatever the number of threads: a small C has too few
 /// parts of equal work, and each of them would pack what others pack too.
 fn parts([m, k]: [usize; 2]) -> usize {
-    if m <= LEAF { 1 << (k / DEEP).max(1).ilog2().min(PARTS.ilog2()) } else { 1 }
+    if m <= LEAF { parallel::parts(k / DEEP) } else { 1 }
 }
 
 /// What each part needs to know.

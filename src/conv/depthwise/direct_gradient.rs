@@ -26,8 +26,6 @@ const TAPS: usize = 9;
 const CHAIN: usize = 2048;
 /// Outputs of a part at least, where there are few parts: to add its sums to the others' takes as long as some outputs.
 const LEAST: usize = 128;
-/// Parts that are enough for the threads of a machine.
-const MANY: usize = 8;
 /// Multiplications that a task has at least: some microseconds.
 const GRAIN: usize = 1 << 19;
 
@@ -40,11 +38,10 @@ pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
         && dense((dz.shape(), dz.strides()))
 }
 
-/// In how many parts so many rows of outputs are cut, whatever the number of threads: a power of two, which threads share evenly.
+/// In how many parts so many rows of outputs are cut, whatever the number of threads.
 fn parts(rows: usize, width: usize) -> usize {
     let outputs = rows.saturating_mul(width);
-    let many = 1 << (outputs / LEAST).clamp(1, MANY).ilog2();
-    outputs.div_ceil(CHAIN).next_power_of_two().max(many).min(rows)
+    outputs.div_ceil(CHAIN).next_power_of_two().max(parallel::parts(outputs / LEAST)).min(rows)
 }
 
 /// The gradient `dw`.

@@ -77,8 +77,10 @@ impl<T: Element> Gradient<'_, T> {
         // A panel's own sums: `[lines, width]`.
         let len = (inputs * taps).next_multiple_of(rows(self.tile, outputs)) * width;
         let mut sums = workspace::scratch(self.op, panels * len)?;
-        // Lanes without a channel.
-        z_panels.fill(T::ZERO);
+        if !outputs.is_multiple_of(width) {
+            // Lanes without a channel.
+            z_panels.fill(T::ZERO);
+        }
         sums.fill(T::ZERO);
 
         for part in boxes([images, depth, height, row], self.sizes) {
