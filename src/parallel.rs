@@ -183,10 +183,21 @@ fn tasks_for(work: usize, grain: usize, threads: usize) -> usize {
     if threads == 1 { 1 } else { (work / grain).clamp(1, TASKS_PER_THREAD * threads) }
 }
 
-/// Parts of a sum that threads share, each summed by itself: the same for any number of threads, a power of two that is at most
-/// `most`, and enough for the threads of a small machine.
+/// As many parts of a sum as are enough for the threads of a small machine.
+pub(crate) const PARTS: usize = 8;
+
+/// Parts of a sum that threads share, each summed by itself: the same for any number of threads, a power of two, one or not above `most`.
 pub(crate) fn parts(most: usize) -> usize {
-    1 << most.clamp(1, 8).ilog2()
+    1 << most.clamp(1, PARTS).ilog2()
+}
+
+/// The first of some sums of a length becomes all of them, added up in order.
+pub(crate) fn total<T: Element>(sums: &mut [T], len: usize) -> &[T] {
+    let (total, others) = sums.split_at_mut(len);
+    for sums in others.chunks_exact(len.max(1)) {
+        total.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum);
+    }
+    total
 }
 
 /// Calls `f` with the index of the first of a number of neighbouring chunks and with those chunks, about
@@ -249,6 +260,8 @@ mod tests {
     #[test]
     fn parts_are_a_power_of_two() {
         assert_eq!([0, 1, 2, 3, 4, 7, 8, 9, 100].map(parts), [1, 1, 2, 2, 4, 4, 8, 8, 8]);
+        assert_eq!(total(&mut [1.0f32, 2.0, 10.0, 20.0, 100.0, 200.0], 2), [111.0, 222.0]);
+        assert_eq!(total::<f32>(&mut [], 0), []);
     }
 
     #[test]

@@ -245,6 +245,8 @@ fn any_number_of_threads_gives_the_same_bits() {
     let both = Direction::Bidirectional;
     // Tasks in a step; groups; both directions.
     same(Lstm::new(), [3, 16, 40, 330], 1, None, false);
+    // A lone row over weights that L2 does not hold, or of which it holds a thread's share.
+    same(Lstm::new(), [2, 1, 30, 420], 1, None, false);
     same(Lstm::new().direction(both), [4, 70, 33, 90], 2, Some(50), false);
     same(Lstm::new().recompute(true), [4, 40, 33, 150], 1, None, true);
     same(Gru::new().direction(both), [4, 70, 33, 110], 2, None, false);

@@ -46,8 +46,9 @@
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, no padding, one group, pixels of dZ mergeable | a GEMM for each run of pixels, summed in order; pixels of X that are not, as with a stride, are copied |
 //! | `backward_weight`, 3 × 3, stride and dilation 1, one group, no depth, where Winograd pays as above | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 where an image has 400 outputs and fills them: a product over tiles for each point, boxes summed in order |
-//! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order; with one to three input channels in two to eight parts of the images |
+//! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
+//! | the last two, one group, at most three input channels and a tile of output channels, several images | up to eight parts of the images, each summed by itself |
 //!
 //! # Memory
 //!
@@ -56,7 +57,7 @@
 //! single taps with a stride copies. A thread has a copy of the input of one box of outputs and the patches of some hundred of
 //! them, in its L2. Winograd's weight gradient has some hundred tiles for each
 //! thread at a time, and its sums, 16/9 or 4 times the weights. A depthwise one of pixels that are read where they lie has as many sums as
-//! there are weights for each 2048 outputs or fewer. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
+//! there are weights for each 2048 outputs or fewer, one of few channels for each part. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
 //!
 //! | patches | bytes |

@@ -85,7 +85,8 @@ pub(super) fn run<T: Element>(
     }
     let weights = [dw.shape()[0], dw.shape()[1]];
     let few = groups == 1 && weights[0] <= tile.columns && weights[1] < 4;
-    let parts = if few { parallel::parts((work / GRAIN).min(images)) } else { 1 };
+    let most = (work / GRAIN).min(images).min(positions / LEAST_DEPTH);
+    let parts = if few { parallel::parts(most) } else { 1 };
     let whole = Images { op, isa, x, dz, groups, sliding: *sliding, shape: dw.shape(), parts };
     if parts > 1 { whole.in_parts(dw, tasks) } else { whole.all(dw, tasks) }
 }
@@ -127,14 +128,9 @@ impl<T: Element> Images<'_, T> {
     /// The sum of the gradients of the parts, in order.
     fn in_parts(self, mut dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
         let (parts, len) = (self.parts, dw.len());
-        let elements = len.checked_mul(parts).ok_or(Error::Alloc { op: self.op, bytes: usize::MAX })?;
-        let mut sums = workspace::scratch(self.op, elements)?;
+        let mut sums = workspace::scratch(self.op, workspace::product(self.op, &[len, parts])?)?;
         self.split(TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks)?;
-        let (total, others) = sums.split_at_mut(len);
-        for sums in others.chunks_exact(len) {
-            total.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum);
-        }
-        dw.copy_from(TensorView::from_slice(total, self.shape)?);
+        dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), self.shape)?);
         Ok(())
     }
 
@@ -151,7 +147,7 @@ impl<T: Element> Images<'_, T> {
             let [first, end] = [0, 1].map(|i| images * (first[0] + part + i) / self.parts);
             let (x, dz) = (self.x.slice(0, first..end, 1)?, self.dz.slice(0, first..end, 1)?);
             let dw = TensorViewMut::from_slice(sums.row_mut(part).unwrap_or(&mut []), self.shape)?;
-            Self { x, dz, ..*self }.all(dw, 1)?;
+            Self { x, dz, ..*self }.all(dw, tasks)?;
         }
         Ok(())
     }

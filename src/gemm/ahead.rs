@@ -13,7 +13,7 @@ pub(super) struct Ahead<T> {
     runs: usize,
     stride: isize,
     lines: usize,
-    /// Where the next of them begins.
+    /// An element of the first line of the next of them, all of which is asked for.
     next: *const T,
     /// The next line of this one, and how many are left of it.
     line: *const T,
@@ -39,7 +39,7 @@ impl<T> Ahead<T> {
         }
         let lines = (len * size_of::<T>()).div_ceil(simd::CACHE_LINE);
         let share = (runs * lines).div_ceil((tiles * depth.div_ceil(STEPS)).max(1));
-        // A run that begins within a line shares it with the one before, which has been read.
+        // A run that begins within a line shares it with what was read before, if the matrix goes on there.
         let next = view.as_ptr().wrapping_byte_add(simd::CACHE_LINE - size_of::<T>());
         Self { runs, stride, lines, next, line: next, left: 0, share }
     }

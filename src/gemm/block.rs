@@ -11,7 +11,7 @@ use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
 use super::keep::Keep;
 use super::kernel::{Lhs, Rhs, Strip};
-use super::lone::Lone;
+use super::lone::{Lone, RUNS};
 use super::panel::Panels;
 
 /// Elements of the largest tile of any instruction set: 6 × 64.
@@ -77,7 +77,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
         {
             while columns - done >= 2 * width {
                 let panels = (columns - done) / width;
-                let runs = panels.min(4);
+                let runs = panels.min(RUNS);
                 let some = panels / runs * runs * width;
                 let mut c = c.tile_mut([0, done], [1, some]);
                 let Some(row) = c.row_mut(0) else { break };
@@ -85,7 +85,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 match runs {
                     2 => simd.call(Lone::<T, 2> { a, b, ask, alpha, beta, c: row }),
                     3 => simd.call(Lone::<T, 3> { a, b, ask, alpha, beta, c: row }),
-                    _ => simd.call(Lone::<T, 4> { a, b, ask, alpha, beta, c: row }),
+                    _ => simd.call(Lone::<T, { RUNS }> { a, b, ask, alpha, beta, c: row }),
                 }
                 finish(simd, epilogue, [origin[0], origin[1] + done], &mut c);
                 done += some;

@@ -100,7 +100,7 @@ pub(super) fn run<T: Element>(
         let even = threads.is_power_of_two() && work / threads <= LARGE;
         let tasks = if even { threads } else { threads * TASKS_PER_THREAD };
         let parts = parts([m, k]);
-        // Not more than 7 · 256².
+        // Of not more than `PARTS` less one, each 256² at most.
         let mut partials = workspace::scratch(OP, (parts - 1) * m * m)?;
         Gram { isa, tile, scale: &scale }.deep(a, c, parts, tasks, &mut partials)?;
         Path { name: "gram", tasks }

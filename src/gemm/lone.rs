@@ -9,6 +9,9 @@ use crate::simd::{CACHE_LINE, Simd, SimdOp, Streams, prefetch};
 /// Vectors of the widest panel.
 const VECTORS: usize = 4;
 
+/// Runs that are read side by side.
+pub(crate) const RUNS: usize = 4;
+
 /// Bytes of a run between what is read and what is asked for.
 const AHEAD: usize = 1 << 10;
 

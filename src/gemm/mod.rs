@@ -96,6 +96,7 @@ pub use epilogue::Bias;
 pub(crate) use epilogue::Epilogue;
 pub use gram::gram;
 pub(crate) use kernel::{Kernels, each};
+pub(crate) use lone::RUNS;
 pub use packed::Packed;
 pub(crate) use packed::Slab;
 pub(crate) use panel::{PanelSource, Panels, Runs, ahead, pack, packed_len, transpose};

@@ -22,8 +22,8 @@ use super::tape::TapeMut;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{self, Epilogue, Input, Scale, Slab};
-use crate::machine::{self, Isa};
+use crate::gemm::{self, Epilogue, Input, Scale, Slab, Tile};
+use crate::machine::{self, Caches, Isa};
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
@@ -34,8 +34,6 @@ const CHUNK: usize = 1 << 22;
 const GRAIN: usize = 1 << 19;
 /// Columns of a product for which its left operand is read in place, in tiles.
 const TILES: usize = 8;
-/// Panels that a lone row reads side by side.
-const RUNS: usize = 4;
 
 /// What all steps of a direction need.
 pub(crate) struct Engine<'e, T> {
@@ -74,10 +72,15 @@ pub(crate) fn plain<T: Element>(beta: T) -> Scale<'static, T> {
 
 /// Units that are computed at a time, of `columns` columns in all. Where L2 does not hold the weights of all for a lone row, they are
 /// fewer: what it holds is read first in the next step, but whole chunks only.
-pub(crate) fn chunk<T: Element>(isa: Isa, gates: usize, [rows, columns, depth]: [usize; 3]) -> usize {
+pub(crate) fn chunk<T>(
+    tile: Tile,
+    caches: Caches,
+    gates: usize,
+    [rows, columns, depth]: [usize; 3],
+) -> usize {
     let bytes = columns.saturating_mul(depth).saturating_mul(size_of::<T>());
-    let tiles = if rows == 1 && bytes > machine::caches().l2 / 4 * 3 { RUNS } else { TILES };
-    (tiles / gates).max(1) * gemm::tile::<T>(isa).columns
+    let tiles = if rows == 1 && bytes > caches.l2 / 4 * 3 { gemm::RUNS } else { TILES };
+    (tiles / gates).max(1) * tile.columns
 }
 
 /// How many tasks a product of a step is cut in: reading a weight costs as much as some multiplications.
@@ -460,7 +463,7 @@ impl<T: Element> Engine<'_, T> {
             return Ok(());
         }
         let (all, work) = (self.sizes.gates, [rows, units * read.gates, self.depth(read)]);
-        let chunk = chunk::<T>(self.isa, read.gates, work).min(units);
+        let chunk = chunk::<T>(tile, machine::caches(), read.gates, work).min(units);
         let width = read.gates * chunk.next_multiple_of(tile.lanes);
         let mut product = self.scratch(rows, width)?;
         let chunks = units.div_ceil(chunk);
@@ -512,5 +515,20 @@ impl<T: Element> Engine<'_, T> {
     /// Units of h, which has fewer where it is projected, and is not looked at then.
     fn narrow(&self, units: &Range<usize>) -> Range<usize> {
         if self.sizes.projection { 0..0 } else { units.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lone_row_goes_to_and_fro_in_what_l2_keeps() {
+        let tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        let caches = Caches { l1d: 48 << 10, l2: 1 << 20, l3: 32 << 20 };
+        let chunk = |gates, work| chunk::<f32>(tile, caches, gates, work);
+        assert_eq!([1, 2].map(|rows| chunk(4, [rows, 2048, 512])), [64, 128]);
+        assert_eq!([384, 385].map(|columns| chunk(1, [1, columns, 512])), [512, 256], "three quarters");
+        assert_eq!(chunk(3, [1, 2048, 512]), 64);
     }
 }

@@ -23,7 +23,7 @@ use super::weights::DirectionWeights;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{self, Slab, tile};
-use crate::machine::Isa;
+use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd;
 use crate::tensor::{TensorView, TensorViewMut};
@@ -402,7 +402,8 @@ impl<T: Element> Unroll<'_, T> {
         }
         let Product { a, weights, onto } = read.product;
         let rows = a.shape()[0];
-        let chunk = chunk::<T>(self.isa, 1, [rows, units, weights.depth()]).min(units);
+        let work = [rows, units, weights.depth()];
+        let chunk = chunk::<T>(tile, machine::caches(), 1, work).min(units);
         let beside = if onto { 0 } else { rows.saturating_mul(chunk) };
         let mut beside = workspace::scratch::<T>(self.op, beside)?;
         let chunks = units.div_ceil(chunk);

@@ -1,7 +1,7 @@
 //! The gradient for 3 × 3 weights over images with channels last, read as they lie: lanes are channels, nothing is copied.
 //!
 //! ```text
-//! for each part of some thousand outputs            tasks; of a part, some channels, where there are few parts
+//! for each part of 128 to 2048 outputs               tasks; of a part, some channels, where there are few parts
 //!     for each row of outputs
 //!         for each four columns                     their pixels and gradients: streams of channels, zeros where padding is
 //!             for each vector of channels           nine sums, kept in L1 or L2, take in four products each
@@ -12,13 +12,13 @@
 use super::direct::{dense, pixels, within};
 use super::{Gradient, Reach};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gemm::tile;
 use crate::machine;
 use crate::parallel;
 use crate::simd::{self, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
-use crate::workspace::scratch;
+use crate::workspace::{product, scratch};
 
 const TAPS: usize = 9;
 
@@ -54,15 +54,11 @@ pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<
     let len = TAPS * channels.next_multiple_of(lanes);
     let mut zeros = scratch::<T>(op, channels)?;
     zeros.fill(T::ZERO);
-    let all = len.checked_mul(count).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
-    let mut sums = scratch::<T>(op, all)?;
-    let parts = Parts { gradient, zeros: &zeros, lanes, rows, count };
-    parts.split([0, count], [0, channels], &mut sums, tasks)?;
-    let (totals, others) = sums.split_at_mut(len);
-    for sums in others.chunks_exact(len) {
-        totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += sum);
-    }
-    let totals = |c: usize| totals[c / lanes * TAPS * lanes + c % lanes..].iter().step_by(lanes);
+    let mut sums = scratch::<T>(op, product(op, &[len, count])?)?;
+    let all = Parts { gradient, zeros: &zeros, lanes, rows, count };
+    all.split([0, count], [0, channels], &mut sums, tasks)?;
+    let total = parallel::total(&mut sums, len);
+    let totals = |c: usize| total[c / lanes * TAPS * lanes + c % lanes..].iter().step_by(lanes);
     if let Some(dw) = dw.as_mut_slice() {
         for (c, dw) in dw.chunks_exact_mut(TAPS).enumerate() {
             dw.iter_mut().zip(totals(c)).for_each(|(to, &total)| *to = total);
@@ -120,7 +116,8 @@ impl<T: Element> Parts<'_, T> {
         }
         let len = vectors * self.lanes * TAPS;
         for (part, sums) in (first..end).zip(sums.chunks_exact_mut(len)) {
-            let rows = [part, part + 1].map(|part| self.rows * part / self.count);
+            let (each, more) = (self.rows / self.count, self.rows % self.count);
+            let rows = [part, part + 1].map(|part| each * part + more.min(part));
             let zeros = &self.zeros[..last - channel];
             let part = Part { gradient: self.gradient, rows, channel, zeros, sums };
             T::dispatch(self.gradient.isa, part)?;
