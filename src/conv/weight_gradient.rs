@@ -86,70 +86,10 @@ pub(super) fn run<T: Element>(
     let weights = [dw.shape()[0], dw.shape()[1]];
     let few = groups == 1 && weights[0] <= tile.columns && weights[1] < 4;
     let most = (work / GRAIN).min(images).min(positions / LEAST_DEPTH);
-    let parts = if few { parallel::parts(most) } else { 1 };
-    let whole = Images { op, isa, x, dz, groups, sliding: *sliding, shape: dw.shape(), parts };
-    if parts > 1 { whole.in_parts(dw, tasks) } else { whole.all(dw, tasks) }
-}
-
-/// What a gradient is made of.
-struct Images<'a, T> {
-    op: &'static str,
-    isa: Isa,
-    x: TensorView<'a, T, 5>,
-    dz: TensorView<'a, T, 5>,
-    groups: usize,
-    sliding: Sliding,
-    /// Of dW.
-    shape: [usize; 5],
-    /// In which the images are cut.
-    parts: usize,
-}
-
-impl<T: Element> Images<'_, T> {
-    /// The gradient, in tasks that are parts of it.
-    fn all(self, dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
-        let Self { op, isa, x, dz, groups, sliding, .. } = self;
-        let [images, _, depth, height, width] = dz.shape();
-        let (outputs, tile, caches) = (dz.shape()[1] / groups, tile::<T>(isa), machine::caches());
-        // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
-        let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
-        let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
-        // Rows of the input are copied whole, those between the ones read as well.
-        let Sliding { kernel, stride, .. } = sliding;
-        let lines = dw.len() / dw.shape()[0];
-        let copied = dw.shape()[1] * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
-        let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
-        let columns = direct.unwrap_or(panels);
-        let sizes = super::implicit::sizes([images, depth, height, width], columns);
-        let in_place = direct.is_some();
-        Gradient { op, isa, tile, x, dz, groups, sliding, sizes, in_place }.split(dw, [0, 0], tasks)
-    }
-
-    /// The sum of the gradients of the parts, in order.
-    fn in_parts(self, mut dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
-        let (parts, len) = (self.parts, dw.len());
-        let mut sums = workspace::scratch(self.op, workspace::product(self.op, &[len, parts])?)?;
-        self.split(TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks)?;
-        dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), self.shape)?);
-        Ok(())
-    }
-
-    /// The gradients of some parts, as rows.
-    fn split(&self, mut sums: TensorViewMut<'_, T, 2>, first: [usize; 1], tasks: usize) -> Result<()> {
-        let count = sums.shape()[0];
-        if tasks > 1 && count > 1 {
-            return parallel::halves(sums, first, (0, 1), tasks, &|part, at, tasks| {
-                self.split(part, at, tasks)
-            });
-        }
-        for part in 0..count {
-            let images = self.dz.shape()[0];
-            let [first, end] = [0, 1].map(|i| images * (first[0] + part + i) / self.parts);
-            let (x, dz) = (self.x.slice(0, first..end, 1)?, self.dz.slice(0, first..end, 1)?);
-            let dw = TensorViewMut::from_slice(sums.row_mut(part).unwrap_or(&mut []), self.shape)?;
-            Self { x, dz, ..*self }.all(dw, tasks)?;
-        }
-        Ok(())
+    let gradient = Gradient::new(op, isa, [x, dz], groups, *sliding);
+    match if few { parallel::parts(most) } else { 1 } {
+        1 => gradient.split(dw, [0, 0], tasks),
+        parts => gradient.in_parts(parts, dw, tasks),
     }
 }
 
@@ -182,7 +122,66 @@ struct Gradient<'a, T> {
     in_place: bool,
 }
 
-impl<T: Element> Gradient<'_, T> {
+impl<'a, T: Element> Gradient<'a, T> {
+    fn new(
+        op: &'static str,
+        isa: Isa,
+        [x, dz]: [TensorView<'a, T, 5>; 2],
+        groups: usize,
+        sliding: Sliding,
+    ) -> Self {
+        let [images, channels, depth, height, width] = dz.shape();
+        let (outputs, inputs) = (channels / groups, x.shape()[1] / groups);
+        let (tile, caches) = (tile::<T>(isa), machine::caches());
+        // Panels of dZ in a third of L2, and no deeper than what streams through L1 well.
+        let room = caches.l2 / 3 / size_of::<T>() / outputs.next_multiple_of(tile.rows);
+        let panels = room.clamp(LEAST_DEPTH, 4 * LEAST_DEPTH);
+        // Rows of the input are copied whole, those between the ones read as well.
+        let Sliding { kernel, stride, .. } = sliding;
+        let lines = inputs * kernel.iter().product::<usize>();
+        let copied = inputs * kernel[1].min(stride[1]) * kernel[2].min(stride[2]);
+        let direct = in_place::positions::<T>(tile, caches, [outputs, lines, copied]);
+        let columns = direct.unwrap_or(panels);
+        let sizes = super::implicit::sizes([images, depth, height, width], columns);
+        Self { op, isa, tile, x, dz, groups, sliding, sizes, in_place: direct.is_some() }
+    }
+
+    /// The sum of the gradients of so many parts of the images, in order; there is one group.
+    fn in_parts(&self, parts: usize, mut dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
+        let len = dw.len();
+        let mut sums = workspace::scratch(self.op, workspace::product(self.op, &[len, parts])?)?;
+        self.images(parts, TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks)?;
+        dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), dw.shape())?);
+        Ok(())
+    }
+
+    /// The gradients of some of the parts, as rows.
+    fn images(
+        &self,
+        parts: usize,
+        mut sums: TensorViewMut<'_, T, 2>,
+        first: [usize; 1],
+        tasks: usize,
+    ) -> Result<()> {
+        let count = sums.shape()[0];
+        if tasks > 1 && count > 1 {
+            return parallel::halves(sums, first, (0, 1), tasks, &|part, at, tasks| {
+                self.images(parts, part, at, tasks)
+            });
+        }
+        let ([images, outputs, ..], [_, inputs, ..]) = (self.dz.shape(), self.x.shape());
+        let [depth, height, width] = self.sliding.kernel;
+        for part in 0..count {
+            let [first, end] = [0, 1].map(|next| images * (first[0] + part + next) / parts);
+            let (x, dz) = (self.x.slice(0, first..end, 1)?, self.dz.slice(0, first..end, 1)?);
+            let sums = sums.row_mut(part).unwrap_or(&mut []);
+            let dw = TensorViewMut::from_slice(sums, [outputs, inputs, depth, height, width])?;
+            let part = Gradient::new(self.op, self.isa, [x, dz], self.groups, self.sliding);
+            part.split(dw, [0, 0], tasks)?;
+        }
+        Ok(())
+    }
+
     /// Computes the part `dw`, whose first element has these indices of output and input channel, in `tasks` tasks.
     fn split(&self, dw: TensorViewMut<'_, T, 5>, at: [usize; 2], tasks: usize) -> Result<()> {
         let [rows, inputs, ..] = dw.shape();

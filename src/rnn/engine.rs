@@ -473,14 +473,13 @@ impl<T: Element> Engine<'_, T> {
             let padded = range.len().next_multiple_of(tile.lanes);
             let mut product = TensorViewMut::matrix(&mut product, [rows, read.gates * padded]);
             let (a, from) = (read.a, (write.first + start) * read.gates);
-            let inputs = read.input.map(|(x, slab)| (x, slab, (write.first + start) * all));
             let z_range = range.start * all..(range.start + padded) * all;
             for of_inputs in if read.backwards { [true, false] } else { [false, true] } {
                 if !of_inputs {
                     gemm::columns(self.isa, a, read.weights, &plain(T::ZERO), product.view_mut(), from)?;
-                } else if let Some((x, slab, from)) = inputs {
+                } else if let Some((x, slab)) = read.input {
                     let z = part_mut(&mut write.z, z_range.clone());
-                    gemm::columns(self.isa, x, slab, &plain(T::ZERO), z, from)?;
+                    gemm::columns(self.isa, x, slab, &plain(T::ZERO), z, (write.first + start) * all)?;
                 }
             }
             let units = write.first + range.start..write.first + range.end;

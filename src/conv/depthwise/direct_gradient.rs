@@ -56,7 +56,7 @@ pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<
     zeros.fill(T::ZERO);
     let mut sums = scratch::<T>(op, product(op, &[len, count])?)?;
     let all = Parts { gradient, zeros: &zeros, lanes, rows, count };
-    all.split([0, count], [0, channels], &mut sums, tasks)?;
+    all.split(TensorViewMut::matrix(&mut sums, [count, len]), [0, 0], tasks)?;
     let total = parallel::total(&mut sums, len);
     let totals = |c: usize| total[c / lanes * TAPS * lanes + c % lanes..].iter().step_by(lanes);
     if let Some(dw) = dw.as_mut_slice() {
@@ -86,41 +86,22 @@ struct Parts<'p, T> {
 }
 
 impl<T: Element> Parts<'_, T> {
-    /// The sums of some parts (the first, and the one behind the last), of one alone perhaps over some channels.
-    fn split(
-        &self,
-        [first, end]: [usize; 2],
-        [channel, last]: [usize; 2],
-        sums: &mut [T],
-        tasks: usize,
-    ) -> Result<()> {
-        let (vectors, half) = ((last - channel).div_ceil(self.lanes), tasks / 2);
-        if tasks > 1 && end - first > 1 {
-            let middle = first + (end - first) * half / tasks;
-            let middle = middle.clamp(first + 1, end - 1);
-            let (low, high) = sums.split_at_mut(sums.len() / (end - first) * (middle - first));
-            let (one, two) = parallel::join(
-                || self.split([first, middle], [channel, last], low, half),
-                || self.split([middle, end], [channel, last], high, tasks - half),
-            );
-            return one.and(two);
+    /// The sums of some parts, of one alone perhaps over some vectors of channels: rows, the first of which begins at `at` in all.
+    fn split(&self, mut sums: TensorViewMut<'_, T, 2>, at: [usize; 2], tasks: usize) -> Result<()> {
+        let [count, len] = sums.shape();
+        let (axis, unit) = if count > 1 { (0, 1) } else { (1, TAPS * self.lanes) };
+        if tasks > 1 && sums.shape()[axis] > unit {
+            return parallel::halves(sums, at, (axis, unit), tasks, &|part, at, tasks| {
+                self.split(part, at, tasks)
+            });
         }
-        if tasks > 1 && vectors > 1 {
-            let middle = (vectors * half / tasks).clamp(1, vectors - 1) * self.lanes;
-            let (low, high) = sums.split_at_mut(middle * TAPS);
-            let (one, two) = parallel::join(
-                || self.split([first, end], [channel, channel + middle], low, half),
-                || self.split([first, end], [channel + middle, last], high, tasks - half),
-            );
-            return one.and(two);
-        }
-        let len = vectors * self.lanes * TAPS;
-        for (part, sums) in (first..end).zip(sums.chunks_exact_mut(len)) {
-            let (each, more) = (self.rows / self.count, self.rows % self.count);
-            let rows = [part, part + 1].map(|part| each * part + more.min(part));
-            let zeros = &self.zeros[..last - channel];
-            let part = Part { gradient: self.gradient, rows, channel, zeros, sums };
-            T::dispatch(self.gradient.isa, part)?;
+        let channel = at[1] / TAPS;
+        let zeros = &self.zeros[channel..self.zeros.len().min(channel + len / TAPS)];
+        let (each, more) = (self.rows / self.count, self.rows % self.count);
+        for i in 0..count {
+            let rows = [0, 1].map(|next| at[0] + i + next).map(|part| each * part + more.min(part));
+            let sums = sums.row_mut(i).unwrap_or(&mut []);
+            T::dispatch(self.gradient.isa, Part { gradient: self.gradient, rows, channel, zeros, sums })?;
         }
         Ok(())
     }
