@@ -100,14 +100,23 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
             panel.fill(T::ZERO);
         }
         if self.strides()[1] == 1 {
-            // Each line is contiguous: four at a time are transposed in registers.
+            // Each line is contiguous. As many as fill a vector are transposed in registers.
+            if count >= S::LANES && depth.len() >= 4 {
+                return transpose(
+                    simd,
+                    self.tile([lines.start, depth.start], [count, depth.len()]),
+                    panel,
+                    width,
+                );
+            }
+            // Fewer are four at a time.
             let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
             // Lines that are no four are taken with some before them again.
             for i in (0..count).step_by(4).filter(|_| count >= 4) {
                 let i = i.min(count - 4);
                 let four = std::array::from_fn(|j| line(lines.start + i + j));
                 let ahead = ahead(self, lines.start + i, depth.len());
-                transpose(simd, four, ahead, &mut panel[i..], width);
+                transpose_four(simd, four, ahead, &mut panel[i..], width);
             }
             for i in if count < 4 { 0..count } else { 0..0 } {
                 let from = line(lines.start + i);
@@ -123,10 +132,30 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
     }
 }
 
+/// Step `p` of the lines, which fill a vector at least and are contiguous, to `panel[p · width ..]`, for each of four steps or more.
+#[inline(always)]
+pub(crate) fn transpose<T: Element, S: Simd<T>>(
+    simd: S,
+    lines: TensorView<'_, T, 2>,
+    panel: &mut [T],
+    width: usize,
+) {
+    let [count, depth] = lines.shape();
+    // Lines that fill no vector are taken with some before them again, and so are steps that are no four.
+    for line in (0..count).step_by(S::LANES) {
+        let line = line.min(count - S::LANES);
+        for step in (0..depth).step_by(4) {
+            let step = step.min(depth - 4);
+            let steps = simd.load_transposed(lines.fours([line, step], S::LANES));
+            simd.store_apart(steps, &mut panel[step * width + line..], width);
+        }
+    }
+}
+
 /// Bytes of lines between what is asked for and what is packed.
 const AHEAD: usize = 4096;
 
-/// What [`transpose`] of the four lines from `line` on over so many steps asks for: nothing where there is no such line, which
+/// What [`transpose_four`] of the four lines from `line` on over so many steps asks for: nothing where there is no such line, which
 /// would cost a search for its page.
 #[inline(always)]
 pub(crate) fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize) -> isize {
@@ -138,7 +167,7 @@ pub(crate) fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize)
 /// Step `p` of the four lines to `panel[p · width ..]`, for every step. The lines `ahead` of them are asked for: each is too
 /// short for the processor to see it coming.
 #[inline(always)]
-pub(crate) fn transpose<T: Element, S: Simd<T>>(
+pub(crate) fn transpose_four<T: Element, S: Simd<T>>(
     simd: S,
     lines: [&[T]; 4],
     ahead: isize,

@@ -2,6 +2,7 @@
 
 use super::{Simd, front, front_mut};
 use crate::machine::{Isa, supported};
+use crate::tensor::Fours;
 use core::arch::x86_64::{__m256, __m256d, __m256i, _mm256_loadu_si256};
 
 /// Proof that the processor has AVX2 and FMA.
@@ -151,7 +152,13 @@ macro_rules! avx2 {
             fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) {
                 assert!(dst.len() >= ($lanes - 1) * stride + 4);
                 // SAFETY: the last lane's four elements end inside `dst`; the token proves the feature.
-                unsafe { super::transpose::avx2::$i(v, dst.as_mut_ptr(), stride) }
+                unsafe { super::transpose::avx2::$i::store(v, dst.as_mut_ptr(), stride) }
+            }
+
+            #[inline(always)]
+            fn load_transposed(self, lines: Fours<'_, $T>) -> [$V; 4] {
+                // SAFETY: the token proves the feature.
+                unsafe { super::transpose::avx2::$i::load(lines) }
             }
 
             intrinsics! {

@@ -2,6 +2,7 @@
 
 use super::{Avx2, Simd, front, front_mut};
 use crate::machine::{Isa, supported};
+use crate::tensor::Fours;
 use core::arch::x86_64::{__m512, __m512d, __mmask8, __mmask16, _mm_cvtsi32_si128};
 
 /// Proof that the processor has AVX-512 F, BW, DQ and VL, and what [`Avx2`] proves.
@@ -170,7 +171,13 @@ macro_rules! avx512 {
             fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) {
                 assert!(dst.len() >= ($lanes - 1) * stride + 4);
                 // SAFETY: the last lane's four elements end inside `dst`; the token proves the feature.
-                unsafe { super::transpose::avx512::$i(v, dst.as_mut_ptr(), stride) }
+                unsafe { super::transpose::avx512::$i::store(v, dst.as_mut_ptr(), stride) }
+            }
+
+            #[inline(always)]
+            fn load_transposed(self, lines: Fours<'_, $T>) -> [$V; 4] {
+                // SAFETY: the token proves the feature.
+                unsafe { super::transpose::avx512::$i::load(lines) }
             }
 
             intrinsics! {

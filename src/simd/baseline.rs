@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Simd, front, front_mut};
+use crate::tensor::Fours;
 use wide::bytemuck::cast;
 use wide::{f32x4, f64x2, u32x4, u64x2};
 
@@ -63,6 +64,9 @@ macro_rules! baseline {
                             dst[i * stride + line] = lane;
                         }
                     }
+                }
+                fn load_transposed(self, lines: Fours<'_, $T>) -> [$V; 4] {
+                    std::array::from_fn(|p| $V::new(std::array::from_fn(|line| lines.get(line)[p])))
                 }
 
                 fn deinterleave(self, a: $V, b: $V) -> [$V; 2] {

@@ -46,6 +46,8 @@ pub(crate) use dispatch::kernels;
 pub use dispatch::{Dispatch, SimdOp};
 pub use streams::Streams;
 
+use crate::tensor::Fours;
+
 /// Elements of the longest vector of any instruction set.
 pub(crate) const MOST_LANES: usize = 16;
 
@@ -130,6 +132,9 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     /// Writes lane `i` of each of the four vectors, as four neighbours, to `dst[i · stride ..]`, for every
     /// lane. `dst` has at least `(LANES − 1) · stride + 4` elements.
     fn store_transposed(self, v: [Self::V; 4], dst: &mut [T], stride: usize);
+    /// The inverse: the first element of each of [`LANES`](Simd::LANES) lines as a vector, the second ones, and so on. `lines` has at
+    /// least as many.
+    fn load_transposed(self, lines: Fours<'_, T>) -> [Self::V; 4];
 
     /// The elements at even and those at odd places of `a` followed by `b`.
     fn deinterleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];

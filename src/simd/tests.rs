@@ -2,8 +2,8 @@
 //! [`Dispatch`] so that it is compiled as kernels are.
 
 use super::{Dispatch, Simd, SimdOp, Streams};
-use crate::Element;
 use crate::machine::{Isa, isa, supported};
+use crate::{Element, TensorView};
 use std::marker::PhantomData;
 
 /// What the tests need to know of an element.
@@ -403,6 +403,24 @@ token_test!(interleaving, Interleaving, |s, _isa, T, S| {
     let together: Vec<T> = (0..S::LANES).flat_map(|i| [values[i], values[S::LANES + i]]).collect();
     assert_eq!(flat(s.deinterleave(a, b)), apart);
     assert_eq!(flat(s.interleave(a, b)), together);
+});
+
+token_test!(columns_of_four_are_stored_and_loaded, Transposed, |s, _isa, T, S| {
+    const STRIDE: usize = 7;
+    let values: Vec<T> = (0..(super::MOST_LANES - 1) * STRIDE + 6).map(|i| T::from_f64(i as f64)).collect();
+    let view = TensorView::as_strided(&values, [super::MOST_LANES, 6], [STRIDE as isize, 1]).unwrap();
+    let columns = s.load_transposed(view.fours([0, 2], S::LANES));
+    for (j, &column) in columns.iter().enumerate() {
+        let mut lanes = vec![T::ZERO; S::LANES];
+        s.store(column, &mut lanes);
+        let expected: Vec<T> = values[2 + j..].iter().step_by(STRIDE).take(S::LANES).copied().collect();
+        assert_eq!(lanes, expected, "column {j}");
+    }
+    let mut stored = vec![-T::ONE; (S::LANES - 1) * STRIDE + 4];
+    s.store_transposed(columns, &mut stored, STRIDE);
+    for (i, &x) in stored.iter().enumerate() {
+        assert_eq!(x, if i % STRIDE < 4 { values[2 + i] } else { -T::ONE });
+    }
 });
 
 token_test!(fused_tokens_round_once, Fused, |s, isa, T, S| {

@@ -7,6 +7,7 @@
 
 mod elementwise;
 mod format;
+mod fours;
 mod iter;
 mod layout;
 mod owned;
@@ -14,6 +15,7 @@ mod view;
 mod windows;
 
 pub(crate) use elementwise::{map, map_in_place};
+pub use fours::Fours;
 pub use iter::Iter;
 pub use layout::Layout;
 pub use owned::Tensor;

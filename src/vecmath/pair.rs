@@ -1,6 +1,7 @@
 //! Two vectors as one.
 
 use crate::simd::{Simd, SimdOp};
+use crate::tensor::Fours;
 
 /// A token whose vectors are pairs of the vectors of another.
 ///
@@ -74,6 +75,11 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
         let [a, b, c, d] = v;
         self.0.store_transposed([a[0], b[0], c[0], d[0]], dst, stride);
         self.0.store_transposed([a[1], b[1], c[1], d[1]], &mut dst[S::LANES * stride..], stride);
+    }
+    #[inline(always)]
+    fn load_transposed(self, lines: Fours<'_, T>) -> [Self::V; 4] {
+        let (low, high) = (self.0.load_transposed(lines), self.0.load_transposed(lines.from(S::LANES)));
+        std::array::from_fn(|p| [low[p], high[p]])
     }
     #[inline(always)]
     fn deinterleave(self, a: Self::V, b: Self::V) -> [Self::V; 2] {
