@@ -30,8 +30,6 @@ const ROWS: usize = 4;
 const FEW: usize = 60 * ROWS;
 /// Columns from which on dot products pay.
 const MANY: usize = 8;
-/// Rows that they take as soon as there is a vector of steps: what packs B has a tile for them that is not full.
-const ALWAYS: usize = 6;
 
 /// True where m rows times a matrix with contiguous columns are best made of dot products. Each ends in a sum over lanes, which takes
 /// as long as some vectors, while to pack B takes as long as some rows; all rows, and the columns that they meet, stay in L2.
@@ -39,12 +37,9 @@ const ALWAYS: usize = 6;
 pub(super) fn few_rows<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) -> bool {
     let tile = tile::<T>(isa);
     // Where registers hold the sums of four rows and six columns, a load meets twice as many of them.
-    let (most, steps) = if tile.sums() >= 24 { (48, tile.lanes * 3 / 8) } else { (MANY, 2 * tile.lanes) };
+    let (most, steps) = if tile.sums() >= 24 { (48, tile.lanes / 2 + 4) } else { (MANY, 2 * tile.lanes) };
     let lines = k.saturating_mul((m + UNROLL) * size_of::<T>());
-    (2..=most).contains(&m)
-        && n >= MANY
-        && k >= if m <= ALWAYS { tile.lanes } else { steps * m }
-        && lines <= machine::caches().l2 / 2
+    (2..=most).contains(&m) && n >= MANY && k >= steps * m && lines <= machine::caches().l2 / 2
 }
 
 /// True where a matrix with contiguous rows times n columns is. Else it is read in place too, so that dot products pay later: by lanes
@@ -417,13 +412,12 @@ mod tests {
             let (takes, l) = (|m, n, k| few_rows::<f32>(isa, [m, n, k]), lanes(isa));
             assert!(!takes(1, 100, 512) && takes(2, 100, 512) && takes(8, 8, 512), "{isa}");
             assert!(!takes(8, 7, 512), "{isa}: columns too few to fill registers");
-            assert!(takes(6, 100, l) && !takes(6, 100, l - 1), "{isa}: a vector of steps");
             let most = if isa == Isa::Avx512 { 48 } else { 8 };
             assert!(
                 takes(most, 100, 2048) && !takes(most + 1, 100, 2048),
                 "{isa}: more are worth packing for"
             );
-            let steps = if isa == Isa::Avx512 { 6 * 7 } else { 2 * l * 7 };
+            let steps = if isa == Isa::Avx512 { 12 * 7 } else { 2 * l * 7 };
             assert!(takes(7, 100, steps) && !takes(7, 100, steps - 1), "{isa}: sums over lanes");
             let deepest = machine::caches().l2 / 2 / (8 + UNROLL) / size_of::<f32>();
             assert!(takes(8, 100, deepest) && !takes(8, 100, deepest + 1), "{isa}: L2");
