@@ -194,7 +194,11 @@ impl Walk {
         let near = narrow && kc >= LEAST_DEPTH;
         let kept = room(caches);
         let room = if near { caches.l2.max(1 << 20) } else { kept };
-        let most = (room / bytes).max(tile.columns) / tile.columns * tile.columns;
+        // What few rows soon have used must not push out of L2 what it is packed from, line by line.
+        let soon = m.saturating_mul(bytes) <= caches.l2 / 16
+            && matches!(b, Some(Source { direct: true, steps: true, .. }));
+        let most = if soon { caches.l2 / 16 } else { room };
+        let most = (most / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
         // For few rows B is not packed.
         let (b_in_place, line) = match b {
@@ -445,6 +449,16 @@ mod tests {
         assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
         // Few rows and several blocks of columns: A is packed once for all of them.
         assert_eq!(walk(60, 5000, 500, ROWS, None).a, Fetch::Whole);
+    }
+
+    #[test]
+    fn few_rows_do_not_push_out_what_is_packed() {
+        let (avx512, caches) = (Tile { columns: 64, lanes: 16, ..AVX2 }, Caches { l2: 2 << 20, ..CACHES });
+        let nc = |m, b| Walk::new::<f32>(avx512, caches, [m, 1024, 256], ROWS, b).nc;
+        assert_eq!(nc(128, ROWS), 128);
+        assert_eq!(nc(129, ROWS), 1024, "A would be read again from too far");
+        assert_eq!(nc(128, Some(NONE)), 1024, "steps are no lines of memory");
+        assert_eq!(nc(128, None), 1024, "packed before");
     }
 
     #[test]
