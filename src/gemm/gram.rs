@@ -25,7 +25,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel::{self, TASKS_PER_THREAD};
-use crate::simd;
+use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::{self, TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -180,7 +180,8 @@ impl<T: Element> Gram<'_, T> {
         let rest = tasks - square;
         let off_diagonal = || {
             self.rectangle([a1, a0], c10.view_mut(), square.max(1))?;
-            turn(self.isa, c10.view(), c01)
+            turn(self.isa, c10.view(), c01);
+            Ok(())
         };
         let diagonal = || {
             if rest <= 1 {
@@ -259,32 +260,17 @@ impl<T: Element> Gram<'_, T> {
 
 /// Copies the lower triangle of a square matrix into the upper one.
 fn mirror<T: Element>(isa: Isa, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
-    let (m, rows) = (c.shape()[0], TURNED);
-    if c.strides()[1] != 1 {
-        for i in 0..m {
-            for j in 0..i {
+    let (m, rows) = (c.shape()[0], MOST_LANES);
+    for row in (0..m).step_by(rows) {
+        let count = rows.min(m - row);
+        let (mut top, bottom) = c.view_mut().split_at(0, row)?;
+        turn(isa, bottom.view().tile([0, 0], [count, row]), top.tile_mut([0, row], [row, count]));
+        for i in row..row + count {
+            for j in row..i {
                 if let Some(&value) = c.get([i, j])
                     && let Some(to) = c.get_mut([j, i])
                 {
                     *to = value;
-                }
-            }
-        }
-        return Ok(());
-    }
-    let mut turned = scratch(true, rows, rows, rows)?;
-    for row in (0..m).step_by(rows) {
-        let count = rows.min(m - row);
-        for column in (0..=row).step_by(rows) {
-            let steps = column..m.min(column + rows);
-            let data = &mut turned[..rows * steps.len()];
-            panel::pack(isa, c.view(), row..row + count, steps.clone(), rows, data, false);
-            for (step, line) in steps.zip(data.chunks_exact(rows)) {
-                let first = (step + 1).max(row);
-                if let Some(to) = c.row_mut(step)
-                    && first < row + count
-                {
-                    to[first..row + count].copy_from_slice(&line[first - row..count]);
                 }
             }
         }
@@ -293,35 +279,48 @@ fn mirror<T: Element>(isa: Isa, mut c: TensorViewMut<'_, T, 2>) -> Result<()> {
 }
 
 /// Copies the transpose of `from` to `to`, a part of the same matrix.
-fn turn<T: Element>(isa: Isa, from: TensorView<'_, T, 2>, to: TensorViewMut<'_, T, 2>) -> Result<()> {
-    let [_, step] = from.strides();
+fn turn<T: Element>(isa: Isa, from: TensorView<'_, T, 2>, to: TensorViewMut<'_, T, 2>) {
     // Columns: the transposes are rows.
-    let (from, mut to) = if step == 1 { (from, to) } else { (from.transpose(), to.transpose()) };
-    if from.strides()[1] != 1 {
+    let (from, mut to) = if from.strides()[1] == 1 { (from, to) } else { (from.transpose(), to.transpose()) };
+    if from.strides()[1] != 1 || from.shape()[1] < 4 {
         to.copy_from(from.transpose());
-        return Ok(());
+        return;
     }
-    let ([lines, depth], rows) = (from.shape(), TURNED);
-    let mut turned = scratch(true, rows, rows, rows)?;
-    for column in (0..depth).step_by(rows) {
-        let steps = column..depth.min(column + rows);
-        for row in (0..lines).step_by(rows) {
-            let count = rows.min(lines - row);
-            for step in steps.clone() {
-                // Asked for now, the lines are there when the block has been turned.
-                let Some(to) = to.row_mut(step) else { continue };
-                for run in to[row..row + count].chunks(simd::CACHE_LINE / size_of::<T>()) {
-                    simd::prefetch(run.as_ptr());
-                }
-            }
-            let data = &mut turned[..rows * steps.len()];
-            panel::pack(isa, from, row..row + count, steps.clone(), rows, data, false);
-            for (step, line) in steps.clone().zip(data.chunks_exact(rows)) {
-                if let Some(to) = to.row_mut(step) {
-                    to[row..row + count].copy_from_slice(&line[..count]);
+    T::dispatch(isa, Turn { from, to });
+}
+
+/// Rows of at least four elements that become columns.
+struct Turn<'t, T> {
+    from: TensorView<'t, T, 2>,
+    to: TensorViewMut<'t, T, 2>,
+}
+
+impl<T: Element> SimdOp<T> for Turn<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { from, mut to } = self;
+        let [lines, depth] = from.shape();
+        let whole = lines / S::LANES * S::LANES;
+        for first in (0..depth).step_by(TURNED) {
+            let last = depth.min(first + TURNED);
+            for line in (0..whole).step_by(S::LANES) {
+                for step in (first..last).step_by(4) {
+                    // Steps that are no four are taken with some before them again.
+                    let step = step.min(depth - 4);
+                    let columns = simd.load_transposed(from.fours([line, step], S::LANES));
+                    for p in 0..4 {
+                        if let Some(row) = to.row_mut(step + p) {
+                            simd.store(columns[p], &mut row[line..]);
+                        }
+                    }
                 }
             }
         }
+        if whole < lines {
+            let rest = from.tile([whole, 0], [lines - whole, depth]);
+            to.tile_mut([0, whole], [depth, lines - whole]).copy_from(rest.transpose());
+        }
     }
-    Ok(())
 }

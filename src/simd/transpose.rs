@@ -14,16 +14,21 @@ macro_rules! transpose {
             use super::*;
 
             /// Transposes each block of the four vectors.
-            #[inline]
-            #[target_feature(enable = $feature)]
-            fn blocks([a, b, c, d]: [$V; 4]) -> [$V; 4] {
-                let (ab, ab_high, cd, cd_high) = ($lo(a, b), $hi(a, b), $lo(c, d), $hi(c, d));
-                [
-                    $shuffle::<0x44>(ab, cd),
-                    $shuffle::<0xee>(ab, cd),
-                    $shuffle::<0x44>(ab_high, cd_high),
-                    $shuffle::<0xee>(ab_high, cd_high),
-                ]
+            ///
+            /// # Safety
+            /// The processor has the feature.
+            #[inline(always)]
+            unsafe fn blocks([a, b, c, d]: [$V; 4]) -> [$V; 4] {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let (ab, ab_high, cd, cd_high) = ($lo(a, b), $hi(a, b), $lo(c, d), $hi(c, d));
+                    [
+                        $shuffle::<0x44>(ab, cd),
+                        $shuffle::<0xee>(ab, cd),
+                        $shuffle::<0x44>(ab_high, cd_high),
+                        $shuffle::<0xee>(ab_high, cd_high),
+                    ]
+                }
             }
 
             /// # Safety
@@ -32,7 +37,8 @@ macro_rules! transpose {
             #[inline]
             #[target_feature(enable = $feature)]
             pub unsafe fn store(v: [$V; 4], dst: *mut f32, stride: usize) {
-                for (j, column) in blocks(v).into_iter().enumerate() {
+                // SAFETY: the caller's promise.
+                for (j, column) in unsafe { blocks(v) }.into_iter().enumerate() {
                     $(
                         // SAFETY: lane 4 · b + j of the caller's promise.
                         unsafe { _mm_storeu_ps(dst.add(($b * 4 + j) * stride), $block::<$b>(column)) };
@@ -40,18 +46,20 @@ macro_rules! transpose {
                 }
             }
 
-            /// Lane `i` of vector `j` is element `j` of line `i`.
-            #[inline]
-            #[target_feature(enable = $feature)]
-            pub fn load(lines: Fours<'_, f32>) -> [$V; 4] {
-                let mut v = [$widen(_mm_setzero_ps()); 4];
-                for (j, v) in v.iter_mut().enumerate() {
-                    $(
-                        // SAFETY: four elements.
-                        *v = $insert::<$b>(*v, unsafe { _mm_loadu_ps(lines.get($b * 4 + j).as_ptr()) });
-                    )*
+            /// Lane `i` of vector `j` is element `j` of line `i`. Part of its caller, or the vectors would go through memory.
+            ///
+            /// # Safety
+            /// The processor has the feature.
+            #[inline(always)]
+            pub unsafe fn load(lines: Fours<'_, f32>) -> [$V; 4] {
+                // SAFETY: the caller's promise, and four elements are read of each line.
+                unsafe {
+                    let mut v = [$widen(_mm_setzero_ps()); 4];
+                    for (j, v) in v.iter_mut().enumerate() {
+                        $(*v = $insert::<$b>(*v, _mm_loadu_ps(lines.get($b * 4 + j).as_ptr()));)*
+                    }
+                    blocks(v)
                 }
-                blocks(v)
             }
         }
     };
@@ -80,19 +88,21 @@ macro_rules! transpose {
             }
 
             /// As for `f32`.
-            #[inline]
-            #[target_feature(enable = $feature)]
-            pub fn load(lines: Fours<'_, f64>) -> [$V; 4] {
-                let mut v = [$widen(_mm_setzero_pd()); 4];
-                for (at, v) in v.iter_mut().enumerate() {
-                    let (line, half) = (at % 2, at / 2 * 2);
-                    $(
-                        // SAFETY: two of four elements.
-                        *v = $insert::<$b>(*v, unsafe { _mm_loadu_pd(lines.get($b * 2 + line)[half..].as_ptr()) });
-                    )*
+            ///
+            /// # Safety
+            /// The processor has the feature.
+            #[inline(always)]
+            pub unsafe fn load(lines: Fours<'_, f64>) -> [$V; 4] {
+                // SAFETY: the caller's promise, and two of four elements are read at a time.
+                unsafe {
+                    let mut v = [$widen(_mm_setzero_pd()); 4];
+                    for (at, v) in v.iter_mut().enumerate() {
+                        let (line, half) = (at % 2, at / 2 * 2);
+                        $(*v = $insert::<$b>(*v, _mm_loadu_pd(lines.get($b * 2 + line)[half..].as_ptr()));)*
+                    }
+                    let [a, b, c, d] = v;
+                    [$lo(a, b), $hi(a, b), $lo(c, d), $hi(c, d)]
                 }
-                let [a, b, c, d] = v;
-                [$lo(a, b), $hi(a, b), $lo(c, d), $hi(c, d)]
             }
         }
     };
