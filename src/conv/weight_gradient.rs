@@ -27,7 +27,7 @@ use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, pack, packed_len, tile, tile_rows,
+    Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, pack, packed_len, tile, tile_rows, transpose,
 };
 use crate::machine::{self, Isa};
 use crate::parallel;
@@ -373,6 +373,10 @@ fn outputs<T: Element, S: Simd<T>>(
     width: usize,
 ) {
     let positions = pixels.shape()[1];
+    if pixels.strides()[1] == 1 && channels.len() >= S::LANES && positions >= 4 {
+        let lines = pixels.tile([channels.start, 0], [channels.len(), positions]);
+        return transpose(simd, lines, panel, width);
+    }
     if pixels.row(0).is_some() {
         return turn(
             simd,
