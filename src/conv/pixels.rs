@@ -3,6 +3,7 @@
 
 use super::depthwise::{Reach, within};
 use crate::element::Element;
+use crate::gemm::transpose;
 use crate::simd::{CACHE_LINE, MOST_LANES, Simd, SimdOp, prefetch};
 use crate::tensor::TensorView;
 
@@ -110,10 +111,12 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
         let last = x.strides()[0] == 1 && pixels.multiplier == 1;
         let turning = S::LANES >= 4 && (x.strides()[3] == 1 || width == 1);
         let plane = pixels.plane();
+        let Ok(of_rows) = x.permute([1, 2, 0, 3]) else { return };
         for d in 0..depths {
             let position = within(depth[0] + d as isize * depth[1], image_depth);
             let mut lines: [Option<&[T]>; MOST_LANES] = [None; MOST_LANES];
-            if let (true, Some(d)) = (turning && !last, position) {
+            let whole = pixels.multiplier == 1 && pixels.channels.is_multiple_of(S::LANES) && inside >= 4;
+            if let (true, Some(d)) = (turning && !last && !whole, position) {
                 for (lane, line) in lines.iter_mut().enumerate().take(pixels.channels) {
                     *line = x.line([(pixels.channel + lane) / pixels.multiplier, d]);
                 }
@@ -130,7 +133,7 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
                 if last {
                     pixels.neighbours(simd, &x, [d, h], [first, inside], plane, &mut to[low..]);
                 } else if turning {
-                    pixels.turned(simd, &x, &lines, [d, h], [first, inside], &mut to[low..]);
+                    pixels.turned(simd, &of_rows, &lines, [d, h], [first, inside], &mut to[low..]);
                 } else {
                     pixels.single(&x, [d, h], [first, inside], plane, &mut to[low..]);
                 }
@@ -173,7 +176,8 @@ impl Pixels {
         }
     }
 
-    /// Columns that are neighbours in memory; `lines` are whole planes of the first channels, where they are slices.
+    /// Columns that are neighbours in memory, of `x` as `[depth, height, channels, width]`; `lines` are whole planes of the first
+    /// channels, where they are slices.
     #[inline(always)]
     fn turned<T: Element, S: Simd<T>>(
         &self,
@@ -184,11 +188,18 @@ impl Pixels {
         [first, count]: [usize; 2],
         to: &mut [T],
     ) {
-        let (width, plane) = (x.shape()[3], self.plane());
+        let ([_, _, channels, width], plane) = (x.shape(), self.plane());
+        let rows = x.matrix_at([d, h]);
         // Where the same row of the next image lies, if an image is small: rows of many planes are no stream.
-        let image = (x.shape()[0] as isize).wrapping_mul(x.strides()[0]);
+        let image = (channels as isize).wrapping_mul(x.strides()[2]);
         let ahead = usize::try_from(image).ok().filter(|&len| len <= AHEAD / size_of::<T>());
         for v in 0..self.vectors {
+            let whole = self.multiplier == 1 && (v + 1) * S::LANES <= self.channels && count >= 4;
+            if whole {
+                let lines = rows.tile([self.channel + v * S::LANES, first], [S::LANES, count]);
+                transpose(simd, lines, &mut to[v * plane..], S::LANES);
+                continue;
+            }
             for four in (0..S::LANES).step_by(4) {
                 let mut from: [&[T]; 4] = [&[]; 4];
                 for (i, from) in from.iter_mut().enumerate() {
@@ -197,7 +208,7 @@ impl Pixels {
                         let channel = (self.channel + lane) / self.multiplier;
                         let row = match lines.get(lane) {
                             Some(Some(plane)) => &plane[h * width..][..width],
-                            _ => x.matrix_at([channel, d]).row(h).unwrap_or(&[]),
+                            _ => rows.row(channel).unwrap_or(&[]),
                         };
                         *from = &row[first..][..count];
                         if let Some(ahead) = ahead {

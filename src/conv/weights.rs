@@ -182,7 +182,8 @@ impl<'a, T: Element> Filter<'a, T> {
         let [_, inputs, depth, height, width] = view.shape();
         let taps = depth * height * width;
         // Rows of taps, or as gradients have them, from the last to the first.
-        let (forward, backward) = (view.as_slice(), view.flip(2)?.flip(3)?.flip(4)?.as_slice());
+        let forward = view.as_slice();
+        let backward = if forward.is_none() { view.flip(2)?.flip(3)?.flip(4)?.as_slice() } else { None };
         for (i, channel) in channels.enumerate() {
             let to = to[place(i)..].iter_mut().step_by(step);
             let [outer, inner] = match self.transposed {

@@ -6,10 +6,13 @@ use std::ops::Range;
 use crate::activation;
 use crate::conv::emit::Finish;
 use crate::element::Element;
-use crate::simd::{Simd, SimdOp};
+use crate::simd::{self, MOST_LANES, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Sums `[vectors, positions and four more, lanes]` to the output.
+/// Bytes of a plane between what is asked for and what is written.
+const AHEAD: usize = 512;
+
+/// Sums `[vectors, positions, lanes]` to the output; behind the positions of each vector lie [`MOST_LANES`] more.
 pub(super) struct Emit<'e, T> {
     pub sums: &'e mut [T],
     pub outputs: [usize; 2],
@@ -31,7 +34,7 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
         let Self { sums, outputs, mut y, residual, channels, at, finish, turned } = self;
         let ([rows, columns], [d, h, w]) = (outputs, at);
         let positions = rows * columns;
-        let vector = (positions + 4) * S::LANES;
+        let vector = (positions + MOST_LANES) * S::LANES;
         for (v, sums) in sums.chunks_exact_mut(vector).enumerate() {
             let sums = &mut sums[..positions * S::LANES];
             if let Some(residual) = residual {
@@ -66,26 +69,41 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
             }
             return;
         }
-        let width = y.shape()[3];
-        let stride = positions.next_multiple_of(4);
+        let [all, _, height, width] = y.shape();
+        let planes = y.view_mut().select::<3>(1, d).and_then(|y| y.reshape([all, height * width]));
+        if let Ok(mut planes) = planes
+            && planes.strides()[1] == 1
+            && columns == width
+            && S::LANES >= 4
+        {
+            for (v, sums) in sums.chunks_exact(vector).enumerate() {
+                let Ok(sums) = TensorView::from_slice(sums, [positions + MOST_LANES, S::LANES]) else {
+                    return;
+                };
+                for lane in (0..S::LANES).step_by(4) {
+                    let first = channels.start + v * S::LANES + lane;
+                    for position in (0..positions).step_by(S::LANES) {
+                        let four = simd.load_transposed(sums.fours([position, lane], S::LANES));
+                        let place = h * width + position..h * width + positions.min(position + S::LANES);
+                        for (vector, channel) in four.into_iter().zip(first..channels.end) {
+                            if let Some(plane) = planes.row_mut(channel) {
+                                let to = &mut plane[place.clone()];
+                                // So many planes are no stream that the processor sees.
+                                simd::prefetch(to.as_ptr().wrapping_byte_add(AHEAD));
+                                simd.store_up_to(vector, to);
+                            }
+                        }
+                    }
+                }
+            }
+            return;
+        }
+        let stride = positions.next_multiple_of(MOST_LANES);
         for (v, sums) in sums.chunks_exact(vector).enumerate() {
             let turned = &mut turned[..stride * S::LANES];
-            if S::LANES >= 4 {
-                for position in (0..positions).step_by(4) {
-                    let four = &sums[position * S::LANES..][..4 * S::LANES];
-                    let vectors = [
-                        simd.load(four),
-                        simd.load(&four[S::LANES..]),
-                        simd.load(&four[2 * S::LANES..]),
-                        simd.load(&four[3 * S::LANES..]),
-                    ];
-                    simd.store_transposed(vectors, &mut turned[position..], stride);
-                }
-            } else {
-                for (position, sums) in sums.chunks_exact(S::LANES).take(positions).enumerate() {
-                    for (lane, &sum) in sums.iter().enumerate() {
-                        turned[lane * stride + position] = sum;
-                    }
+            for (position, sums) in sums.chunks_exact(S::LANES).take(positions).enumerate() {
+                for (lane, &sum) in sums.iter().enumerate() {
+                    turned[lane * stride + position] = sum;
                 }
             }
             let channels = channels.start + v * S::LANES..channels.end;

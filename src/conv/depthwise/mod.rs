@@ -42,7 +42,7 @@ use crate::workspace::{self, Aligned, scratch};
 /// Columns of a box at most.
 const COLUMNS: usize = 512;
 /// Bytes of sums that are kept before they go to the output.
-const KEPT: usize = 48 << 10;
+const KEPT: usize = 24 << 10;
 /// Multiply-adds a task is worth.
 const GRAIN: usize = 1 << 17;
 
@@ -233,8 +233,8 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         let mut pixels = scratch::<T>(op, whole.len())?;
         let packed = (1 + reach.taps()) * S::LANES;
         let mut weights = scratch::<T>(op, packed * vectors)?;
-        let mut sums = scratch::<T>(op, (kept * columns + 4) * S::LANES * vectors)?;
-        let mut turned = scratch::<T>(op, (kept * columns).next_multiple_of(4) * S::LANES)?;
+        let mut sums = scratch::<T>(op, (kept * columns + MOST_LANES) * S::LANES * vectors)?;
+        let mut turned = scratch::<T>(op, (kept * columns).next_multiple_of(MOST_LANES) * S::LANES)?;
         for first in (0..channels).step_by(vectors * S::LANES) {
             let block = first..channels.min(first + vectors * S::LANES);
             let channel = origin[1] + first;
@@ -263,7 +263,7 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                     simd.call(Fill { x, pixels: pixel, to: &mut pixels });
                     for row in (0..outputs[0]).step_by(kept) {
                         let outputs = [kept.min(outputs[0] - row), outputs[1]];
-                        let vector = (outputs[0] * outputs[1] + 4) * S::LANES;
+                        let vector = (outputs[0] * outputs[1] + MOST_LANES) * S::LANES;
                         let start = row * reach.stride[1] * pixel.columns * S::LANES;
                         let count = block.len().div_ceil(S::LANES);
                         let sums = &mut sums[..count * vector];
