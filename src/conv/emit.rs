@@ -108,7 +108,11 @@ impl<T: Element> Emit<'_, T> {
     #[inline(always)]
     fn pixels<S: Simd<T>>(mut self, simd: S) {
         let [images, channels, depth, height, width] = self.y.shape();
-        let fours = channels / 4 * 4;
+        // Rows of sums end in room for a whole vector.
+        let Ok(lines) = TensorView::from_slice(&self.sums[..channels * self.pitch], [channels, self.pitch])
+        else {
+            return;
+        };
         let bias = self.finish.bias.map(|bias| (bias, bias.as_slice()));
         for at in 0..images * depth * height {
             let [image, d, h] = [at / height / depth, at / height % depth, at % height];
@@ -123,19 +127,16 @@ impl<T: Element> Emit<'_, T> {
             for w in (0..width).step_by(S::LANES) {
                 let count = S::LANES.min(width - w);
                 let first = at * width + w;
-                // Rows of sums end in room for a whole vector.
-                let line = |c: usize| &self.sums[c * self.pitch + first..];
-                for c in (0..fours).step_by(4) {
-                    let vectors = [
-                        simd.load(line(c)),
-                        simd.load(line(c + 1)),
-                        simd.load(line(c + 2)),
-                        simd.load(line(c + 3)),
-                    ];
-                    simd.store_transposed(vectors, &mut self.turned[c..], channels);
+                let vectors = if S::LANES < 4 || channels < S::LANES { 0 } else { channels };
+                for c in (0..vectors).step_by(S::LANES) {
+                    let c = c.min(channels - S::LANES);
+                    for i in (0..count).step_by(4) {
+                        let four = simd.load_transposed(lines.fours([c, first + i], S::LANES));
+                        simd.store_apart(four, &mut self.turned[i * channels + c..], channels);
+                    }
                 }
-                for c in fours..channels {
-                    let from = &self.sums[c * self.pitch + first..][..S::LANES];
+                for c in vectors..channels {
+                    let from = &self.sums[c * self.pitch + first..][..count];
                     for (i, &sum) in from.iter().enumerate() {
                         self.turned[i * channels + c] = sum;
                     }

@@ -105,7 +105,7 @@ pub(super) fn run<T: Element>(
     let some = if near { SOME * cut.width } else { cut.width };
     let sums = (if whole { rows } else { some.min(rows) }).checked_mul(pitch).ok_or_else(none)?;
     let mut sums = workspace::scratch(problem.op, sums.saturating_add(tile.lanes))?;
-    let turned = if last { rows * tile.lanes + 4 } else { 0 };
+    let turned = if last { rows * tile.lanes } else { 0 };
     let mut turned = workspace::scratch(problem.op, turned)?;
     // Without input channels a kernel of any size may stand in a view of nothing.
     let taps = if cut.depth == 0 { 0 } else { problem.kernel.iter().product() };

@@ -90,7 +90,7 @@ pub(super) fn run<T: Element>(
     let sums = padded.checked_mul(pitch).ok_or_else(none)?.saturating_add(tile.lanes);
     let mut sums = workspace::scratch(problem.op, sums)?;
     let last = super::emit::channels_last(y.shape(), y.strides());
-    let turned = if last { rows * tile.lanes + 4 } else { 0 };
+    let turned = if last { rows * tile.lanes } else { 0 };
     let mut turned = workspace::scratch(problem.op, turned)?;
     let mut offsets = workspace::scratch::<usize>(problem.op, cut.depth)?;
 
