@@ -38,7 +38,7 @@ impl<'a, T: Element> Finish<'a, T> {
 
 /// Rows of sums, one for each channel, to a box of the output.
 pub(super) struct Emit<'a, T> {
-    /// `[channels, pitch]`: in each row the box's positions in row-major order.
+    /// `[channels, pitch]`: in each row the box's positions in row-major order, and room for a vector behind them.
     pub sums: &'a [T],
     pub pitch: usize,
     /// `[images, channels, depth, height, width]`.
@@ -48,7 +48,7 @@ pub(super) struct Emit<'a, T> {
     /// Index of the first channel.
     pub channel: usize,
     pub finish: &'a Finish<'a, T>,
-    /// Room for 4 vectors of positions times the channels, where the output's channels are neighbours.
+    /// Room for a vector of positions times the channels, where the output's channels are neighbours.
     pub turned: &'a mut [T],
 }
 
@@ -108,7 +108,6 @@ impl<T: Element> Emit<'_, T> {
     #[inline(always)]
     fn pixels<S: Simd<T>>(mut self, simd: S) {
         let [images, channels, depth, height, width] = self.y.shape();
-        // Rows of sums end in room for a whole vector.
         let Ok(lines) = TensorView::from_slice(&self.sums[..channels * self.pitch], [channels, self.pitch])
         else {
             return;
@@ -135,7 +134,15 @@ impl<T: Element> Emit<'_, T> {
                         simd.store_apart(four, &mut self.turned[i * channels + c..], channels);
                     }
                 }
-                for c in vectors..channels {
+                let fours = if (4..S::LANES).contains(&channels) { channels } else { vectors };
+                for c in (vectors..fours).step_by(4) {
+                    let c = c.min(channels - 4);
+                    let line = |i: usize| &self.sums[(c + i) * self.pitch + first..];
+                    let four =
+                        [simd.load(line(0)), simd.load(line(1)), simd.load(line(2)), simd.load(line(3))];
+                    simd.store_transposed(four, &mut self.turned[c..], channels);
+                }
+                for c in fours..channels {
                     let from = &self.sums[c * self.pitch + first..][..count];
                     for (i, &sum) in from.iter().enumerate() {
                         self.turned[i * channels + c] = sum;

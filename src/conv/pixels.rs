@@ -111,11 +111,12 @@ impl<T: Element> SimdOp<T> for Fill<'_, T> {
         let last = x.strides()[0] == 1 && pixels.multiplier == 1;
         let turning = S::LANES >= 4 && (x.strides()[3] == 1 || width == 1);
         let plane = pixels.plane();
+        // All vectors are read as rows of `of_rows`.
+        let whole = pixels.multiplier == 1 && pixels.channels.is_multiple_of(S::LANES) && inside >= 4;
         let Ok(of_rows) = x.permute([1, 2, 0, 3]) else { return };
         for d in 0..depths {
             let position = within(depth[0] + d as isize * depth[1], image_depth);
             let mut lines: [Option<&[T]>; MOST_LANES] = [None; MOST_LANES];
-            let whole = pixels.multiplier == 1 && pixels.channels.is_multiple_of(S::LANES) && inside >= 4;
             if let (true, Some(d)) = (turning && !last && !whole, position) {
                 for (lane, line) in lines.iter_mut().enumerate().take(pixels.channels) {
                     *line = x.line([(pixels.channel + lane) / pixels.multiplier, d]);
@@ -194,10 +195,10 @@ impl Pixels {
         let image = (channels as isize).wrapping_mul(x.strides()[2]);
         let ahead = usize::try_from(image).ok().filter(|&len| len <= AHEAD / size_of::<T>());
         for v in 0..self.vectors {
-            let whole = self.multiplier == 1 && (v + 1) * S::LANES <= self.channels && count >= 4;
-            if whole {
-                let lines = rows.tile([self.channel + v * S::LANES, first], [S::LANES, count]);
-                transpose(simd, lines, &mut to[v * plane..], S::LANES);
+            let full = self.multiplier == 1 && (v + 1) * S::LANES <= self.channels && count >= 4;
+            if full {
+                let vector = rows.tile([self.channel + v * S::LANES, first], [S::LANES, count]);
+                transpose(simd, vector, &mut to[v * plane..], S::LANES);
                 continue;
             }
             for four in (0..S::LANES).step_by(4) {

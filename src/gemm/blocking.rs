@@ -194,10 +194,10 @@ impl Walk {
         let near = narrow && kc >= LEAST_DEPTH;
         let kept = room(caches);
         let room = if near { caches.l2.max(1 << 20) } else { kept };
-        // What few rows soon have used must not push out of L2 what it is packed from, line by line.
-        let soon = m.saturating_mul(bytes) <= caches.l2 / 16
+        // A line of B is a part of each of its panels: what few rows are soon done with must not push lines out of L2.
+        let few_rows = m.saturating_mul(bytes) <= caches.l2 / 16
             && matches!(b, Some(Source { direct: true, steps: true, .. }));
-        let most = if soon { caches.l2 / 16 } else { room };
+        let most = if few_rows { caches.l2 / 16 } else { room };
         let most = (most / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
         // For few rows B is not packed.

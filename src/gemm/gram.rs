@@ -37,7 +37,7 @@ const LEAF: usize = 256;
 const DEEP: usize = 2048;
 /// Multiplications that a task is worth at least, as in a product.
 const GRAIN: usize = 1 << 19;
-/// Rows that are turned into columns at a time, and elements of each: they stay in L1.
+/// Elements of a row that become columns with those of the next rows: their lines stay in L1.
 const TURNED: usize = 64;
 
 /// C = alpha · A · Aᵀ + beta · C, with A `[m, k]` and C `[m, m]` of any strides, in half the time of
@@ -310,9 +310,9 @@ impl<T: Element> SimdOp<T> for Turn<'_, T> {
                     // Steps that are no four are taken with some before them again.
                     let step = step.min(depth - 4);
                     let columns = simd.load_transposed(from.fours([line, step], S::LANES));
-                    for p in 0..4 {
+                    for (p, column) in columns.into_iter().enumerate() {
                         if let Some(row) = to.row_mut(step + p) {
-                            simd.store(columns[p], &mut row[line..]);
+                            simd.store(column, &mut row[line..]);
                         }
                     }
                 }

@@ -44,7 +44,7 @@
 //! | k is 0 | C is scaled and the epilogue runs |
 //! | C is column-major, nothing is packed | the transposed product: Cᵀ = Bᵀ · Aᵀ |
 //! | m or n is 1, nothing is packed, the matrix has contiguous rows or columns | matrix–vector: dot products, or rows added up in L1 |
-//! | m is 2 to 8 (AVX-512 48), n at least 8, columns of B contiguous, k at least 2 vectors for each row (AVX-512 3/8 of one), or one vector up to 6 rows; or n fills at most half of a vector, m at least 8, rows of A contiguous, k at least 4 vectors for each column; the few and 6 lines of the other in half of L2, nothing packed | the same: dot products of up to four of the few and six of the others at once, unless C is turned as below |
+//! | m is 2 to 8 (AVX-512 48), n at least 8, columns of B contiguous, k at least 2 vectors for each row (AVX-512 12 steps, f64 8); or n fills at most half of a vector, m at least 8, rows of A contiguous, k at least 4 vectors for each column; the few and 6 lines of the other in half of L2, nothing packed | the same: dot products of up to four of the few and six of the others at once, unless C is turned as below |
 //! | at most 128³ multiplications for one thread, k at most 128, rows of B and C contiguous, rows or columns of A; on the baseline columns that fill vectors | tiny: nothing is packed |
 //! | A column-major, at least two vectors of rows, C row-major and with at most half as many elements as A and B, nothing packed; few columns, which would fill at most half of a vector, or B column-major and at most 2¹⁴ elements of C | the transposed product beside C, which is turned |
 //! | m is at most 72 (baseline 48; AVX-512 96 where B is larger than L3, 24 where this is that of a server, else 7 and 8, and up to 16 where rows of B are whole pages apart), B is larger than half of L2, its rows contiguous and long | thin: B read once, along its rows |
@@ -55,6 +55,7 @@
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, rows of B contiguous | blocked, B read in place; where there are 24 rows (AVX2 12, baseline 16) and the vectors of B are parts of two cache lines, or L3 is that of a server and there are more than 96 or B is larger than L3, its panels are packed by the first tile that reads them |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
+//! | columns of B contiguous, a block of A takes no more than a sixteenth of L2 | blocked, as much of B packed at a time |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
 //! | [`gram`]: A · Aᵀ | halves: a product below the diagonal, copied above it; leaves of tiles on and below it; up to 256 rows of 4096 steps or more are the sum of such products of 2 to 8 parts of the depth |

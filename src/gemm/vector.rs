@@ -36,7 +36,7 @@ const MANY: usize = 8;
 #[inline(always)]
 pub(super) fn few_rows<T: Element>(isa: Isa, [m, n, k]: [usize; 3]) -> bool {
     let tile = tile::<T>(isa);
-    // Where registers hold the sums of four rows and six columns, a load meets twice as many of them.
+    // Measured; where registers hold the sums of four rows and six columns, a load meets twice as many of them.
     let (most, steps) = if tile.sums() >= 24 { (48, tile.lanes / 2 + 4) } else { (MANY, 2 * tile.lanes) };
     let lines = k.saturating_mul((m + UNROLL) * size_of::<T>());
     (2..=most).contains(&m) && n >= MANY && k >= steps * m && lines <= machine::caches().l2 / 2

@@ -23,7 +23,6 @@ pub(super) struct Emit<'e, T> {
     pub channels: Range<usize>,
     pub at: [usize; 3],
     pub finish: &'e Finish<'e, T>,
-    pub turned: &'e mut [T],
 }
 
 impl<T: Element> SimdOp<T> for Emit<'_, T> {
@@ -31,7 +30,7 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { sums, outputs, mut y, residual, channels, at, finish, turned } = self;
+        let Self { sums, outputs, mut y, residual, channels, at, finish } = self;
         let ([rows, columns], [d, h, w]) = (outputs, at);
         let positions = rows * columns;
         let vector = (positions + MOST_LANES) * S::LANES;
@@ -69,62 +68,67 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
             }
             return;
         }
-        let [all, _, height, width] = y.shape();
-        let planes = y.view_mut().select::<3>(1, d).and_then(|y| y.reshape([all, height * width]));
-        if let Ok(mut planes) = planes
-            && planes.strides()[1] == 1
-            && columns == width
-            && S::LANES >= 4
-        {
+        let width = y.shape()[3];
+        let merged = columns == width && planes(y.view_mut(), d).is_some();
+        let (lines, len, start) = if merged { (1, positions, h * width) } else { (rows, columns, w) };
+        for line in 0..lines {
+            let to = match merged {
+                true => planes(y.view_mut(), d),
+                false => y.view_mut().select::<3>(1, d).and_then(|y| y.select::<2>(1, h + line)).ok(),
+            };
+            let Some(mut to) = to else { return };
             for (v, sums) in sums.chunks_exact(vector).enumerate() {
                 let Ok(sums) = TensorView::from_slice(sums, [positions + MOST_LANES, S::LANES]) else {
                     return;
                 };
-                for lane in (0..S::LANES).step_by(4) {
-                    let first = channels.start + v * S::LANES + lane;
-                    for position in (0..positions).step_by(S::LANES) {
-                        let four = simd.load_transposed(sums.fours([position, lane], S::LANES));
-                        let place = h * width + position..h * width + positions.min(position + S::LANES);
-                        for (vector, channel) in four.into_iter().zip(first..channels.end) {
-                            if let Some(plane) = planes.row_mut(channel) {
-                                let to = &mut plane[place.clone()];
-                                // So many planes are no stream that the processor sees.
-                                simd::prefetch(to.as_ptr().wrapping_byte_add(AHEAD));
-                                simd.store_up_to(vector, to);
-                            }
-                        }
-                    }
-                }
-            }
-            return;
-        }
-        let stride = positions.next_multiple_of(MOST_LANES);
-        for (v, sums) in sums.chunks_exact(vector).enumerate() {
-            let turned = &mut turned[..stride * S::LANES];
-            for (position, sums) in sums.chunks_exact(S::LANES).take(positions).enumerate() {
-                for (lane, &sum) in sums.iter().enumerate() {
-                    turned[lane * stride + position] = sum;
-                }
-            }
-            let channels = channels.start + v * S::LANES..channels.end;
-            for (channel, from) in channels.zip(turned.chunks_exact(stride)) {
-                if columns == width
-                    && let Some(plane) = y.line_mut([channel, d])
-                {
-                    plane[h * width..][..positions].copy_from_slice(&from[..positions]);
+                let channels = channels.start + v * S::LANES..channels.end;
+                let places = start..start + len;
+                if S::LANES >= 4 && to.strides()[1] == 1 {
+                    turn(simd, sums, line * len, &mut to, channels, places);
                     continue;
                 }
-                let mut y = y.matrix_at_mut([channel, d]);
-                for (row, from) in from[..positions].chunks_exact(columns).enumerate() {
-                    if let Some(to) = y.row_mut(h + row) {
-                        to[w..][..columns].copy_from_slice(from);
-                        continue;
-                    }
-                    for (column, &sum) in from.iter().enumerate() {
-                        if let Some(to) = y.get_mut([h + row, w + column]) {
+                for (lane, channel) in channels.enumerate().take(S::LANES) {
+                    for (i, place) in places.clone().enumerate() {
+                        if let (Some(to), Some(&sum)) =
+                            (to.get_mut([channel, place]), sums.get([line * len + i, lane]))
+                        {
                             *to = sum;
                         }
                     }
+                }
+            }
+        }
+    }
+}
+
+/// The planes at a depth as lines, where their rows follow each other.
+#[inline(always)]
+fn planes<T>(y: TensorViewMut<'_, T, 4>, depth: usize) -> Option<TensorViewMut<'_, T, 2>> {
+    let [all, _, height, width] = y.shape();
+    let planes = y.select::<3>(1, depth).and_then(|y| y.reshape([all, height * width])).ok()?;
+    (planes.strides()[1] == 1).then_some(planes)
+}
+
+/// The sums `[positions, lanes]` from `first` on to places of channels.
+#[inline(always)]
+fn turn<T: Element, S: Simd<T>>(
+    simd: S,
+    sums: TensorView<'_, T, 2>,
+    first: usize,
+    to: &mut TensorViewMut<'_, T, 2>,
+    channels: Range<usize>,
+    places: Range<usize>,
+) {
+    for lane in (0..S::LANES).step_by(4) {
+        for (i, place) in places.clone().step_by(S::LANES).enumerate() {
+            let four = simd.load_transposed(sums.fours([first + i * S::LANES, lane], S::LANES));
+            let place = place..places.end.min(place + S::LANES);
+            for (vector, channel) in four.into_iter().zip(channels.start + lane..channels.end) {
+                if let Some(line) = to.row_mut(channel) {
+                    let to = &mut line[place.clone()];
+                    // So many planes are no stream that the processor sees.
+                    simd::prefetch(to.as_ptr().wrapping_byte_add(AHEAD));
+                    simd.store_up_to(vector, to);
                 }
             }
         }

@@ -234,7 +234,6 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         let packed = (1 + reach.taps()) * S::LANES;
         let mut weights = scratch::<T>(op, packed * vectors)?;
         let mut sums = scratch::<T>(op, (kept * columns + MOST_LANES) * S::LANES * vectors)?;
-        let mut turned = scratch::<T>(op, (kept * columns).next_multiple_of(MOST_LANES) * S::LANES)?;
         for first in (0..channels).step_by(vectors * S::LANES) {
             let block = first..channels.min(first + vectors * S::LANES);
             let channel = origin[1] + first;
@@ -280,7 +279,6 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                             channels: block.clone(),
                             at: [d, h + row, w],
                             finish: &finish,
-                            turned: &mut turned,
                         });
                     }
                 }
