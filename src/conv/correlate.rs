@@ -50,6 +50,8 @@ pub(super) enum Path {
     Patches,
     /// Groups of one input channel: channels are lanes.
     Depthwise,
+    /// Groups of a few input channels and as many output channels: these are lanes.
+    Groups,
     Implicit,
 }
 
@@ -70,6 +72,7 @@ impl<T: Element> Call<'_, T> {
             }
             (Path::Patches, Operand::View(w)) => call.patches_of(w, y),
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
+            (Path::Groups, Operand::View(w)) => call.grouped(w, vectors, y),
             _ => call.implicit(y),
         }
     }
@@ -82,6 +85,9 @@ impl<T: Element> Call<'_, T> {
         // An input without channels has groups without any.
         if channels == groups && packed.is_none() && reach.fits(groups, 1, &y[2..], &image) {
             return Path::Depthwise;
+        }
+        if packed.is_none() && self.algorithm == Algorithm::Auto && self.fits_groups(y, strides) {
+            return Path::Groups;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
         if packed.is_some_and(|packed| packed.columns().is_some()) {

@@ -25,7 +25,8 @@ pub struct PackedConvolution<T> {
 enum Form<T> {
     /// Panels of a left operand, or Winograd's of a right one, group after group.
     Panels(Aligned<T>),
-    /// Depthwise weights as they are, row-major, and as `depthwise` packs them.
+    /// Weights of groups of one input channel, or of a few where channels lie last, as they are, row-major, and as `depthwise` packs
+    /// them.
     Depthwise(Aligned<T>, Aligned<T>),
     /// The same of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
@@ -58,8 +59,7 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        // Groups of one input channel.
-        let depthwise = groups > 1 && w.shape()[1] == 1;
+        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, last && winograd == 0);
         let len = if depthwise { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
@@ -71,7 +71,7 @@ impl<T: Element> PackedConvolution<T> {
         packed(Form::Panels(data))
     }
 
-    /// Depthwise weights as a view, and as [`depthwise::pack`] has them.
+    /// Weights of small groups as a view, and as [`depthwise::pack`] has them.
     pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, Option<&[T]>)>> {
         let Form::Depthwise(data, vectors) = &self.form else { return Ok(None) };
         let view = TensorView::from_slice(data, self.shape)?;

@@ -169,17 +169,19 @@ impl<'a, T: Element> Filter<'a, T> {
         Ok(view)
     }
 
-    /// Depthwise weights of some channels, `multiplier` of each group: tap t of the i-th goes to `place(i) + t · step`.
+    /// Weights of some channels, `multiplier` of each group, for the input `input` of `inputs` of its group: tap t of the i-th goes
+    /// to `place(i) + t · step`.
     pub(super) fn spread(
         &self,
         multiplier: usize,
+        [input, inputs]: [usize; 2],
         channels: Range<usize>,
         place: impl Fn(usize) -> usize,
         step: usize,
         to: &mut [T],
     ) -> Result<()> {
         let view = self.seen()?;
-        let [_, inputs, depth, height, width] = view.shape();
+        let [_, inners, depth, height, width] = view.shape();
         let taps = depth * height * width;
         // Rows of taps, or as gradients have them, from the last to the first.
         let forward = view.as_slice();
@@ -187,10 +189,10 @@ impl<'a, T: Element> Filter<'a, T> {
         for (i, channel) in channels.enumerate() {
             let to = to[place(i)..].iter_mut().step_by(step);
             let [outer, inner] = match self.transposed {
-                true => [channel / multiplier, channel % multiplier],
-                false => [channel, 0],
+                true => [channel / multiplier * inputs + input, channel % multiplier],
+                false => [channel, input],
             };
-            let from = (outer * inputs + inner) * taps..(outer * inputs + inner + 1) * taps;
+            let from = (outer * inners + inner) * taps..(outer * inners + inner + 1) * taps;
             if let Some(all) = forward {
                 to.zip(&all[from]).for_each(|(to, &from)| *to = from);
             } else if let Some(all) = backward {

@@ -156,6 +156,12 @@ macro_rules! avx2 {
             }
 
             #[inline(always)]
+            fn within<const C: usize>(self, a: $V, lane: usize) -> $V {
+                // SAFETY: the token proves the feature.
+                unsafe { super::interleave::avx2::$i::within::<C>(a, lane) }
+            }
+
+            #[inline(always)]
             fn load_transposed(self, lines: Fours<'_, $T>) -> [$V; 4] {
                 // SAFETY: the token proves the feature.
                 unsafe { super::transpose::avx2::$i::load(lines) }

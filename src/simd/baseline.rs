@@ -42,6 +42,12 @@ macro_rules! baseline {
                 super::dispatch::Shims::baseline_shim(op)
             }
 
+            #[inline(always)]
+            fn within<const C: usize>(self, a: $V, lane: usize) -> $V {
+                let a = a.to_array();
+                $V::new(std::array::from_fn(|i| a[i / C * C + lane]))
+            }
+
             methods! {
                 fn splat(self, x: $T) -> $V { $V::splat(x) }
                 fn splat_bits(self, bits: u64) -> $V { cast($U::splat(bits as $uint)) }

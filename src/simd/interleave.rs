@@ -1,10 +1,19 @@
-//! Two vectors taken apart into the elements at even and at odd places, and put together again.
+//! Two vectors taken apart into the elements at even and at odd places, and put together again; lanes of groups.
 #![allow(clippy::missing_safety_doc, reason = "each needs its feature, and nothing else")]
 
 pub mod avx2 {
     /// Elements of 32 bits.
     pub mod ps {
         use core::arch::x86_64::*;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub unsafe fn within<const C: usize>(v: __m256, lane: usize) -> __m256 {
+            let first: [i32; 8] = std::array::from_fn(|i| (i / C * C) as i32);
+            // SAFETY: eight elements.
+            let first = unsafe { _mm256_loadu_si256(first.as_ptr().cast()) };
+            _mm256_permutevar8x32_ps(v, _mm256_add_epi32(first, _mm256_set1_epi32(lane as i32)))
+        }
 
         #[inline]
         #[target_feature(enable = "avx2")]
@@ -25,6 +34,17 @@ pub mod avx2 {
     /// Elements of 64 bits.
     pub mod pd {
         use core::arch::x86_64::*;
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        pub unsafe fn within<const C: usize>(v: __m256d, lane: usize) -> __m256d {
+            // Halves of elements.
+            let first: [i32; 8] = std::array::from_fn(|i| (i / 2 / C * C * 2 + i % 2) as i32);
+            // SAFETY: eight elements.
+            let first = unsafe { _mm256_loadu_si256(first.as_ptr().cast()) };
+            let at = _mm256_add_epi32(first, _mm256_set1_epi32(2 * lane as i32));
+            _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(v), at))
+        }
 
         #[inline]
         #[target_feature(enable = "avx2")]
@@ -49,6 +69,15 @@ pub mod avx512 {
 
         #[inline]
         #[target_feature(enable = "avx512f")]
+        pub unsafe fn within<const C: usize>(v: __m512, lane: usize) -> __m512 {
+            let first: [i32; 16] = std::array::from_fn(|i| (i / C * C) as i32);
+            // SAFETY: sixteen elements.
+            let first = unsafe { _mm512_loadu_si512(first.as_ptr().cast()) };
+            _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(lane as i32)), v)
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
         pub unsafe fn deinterleave(a: __m512, b: __m512) -> [__m512; 2] {
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
@@ -67,6 +96,15 @@ pub mod avx512 {
     /// Elements of 64 bits.
     pub mod pd {
         use core::arch::x86_64::*;
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        pub unsafe fn within<const C: usize>(v: __m512d, lane: usize) -> __m512d {
+            let first: [i64; 8] = std::array::from_fn(|i| (i / C * C) as i64);
+            // SAFETY: eight elements.
+            let first = unsafe { _mm512_loadu_si512(first.as_ptr().cast()) };
+            _mm512_permutexvar_pd(_mm512_add_epi64(first, _mm512_set1_epi64(lane as i64)), v)
+        }
 
         #[inline]
         #[target_feature(enable = "avx512f")]

@@ -140,6 +140,8 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn deinterleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];
     /// The inverse of [`deinterleave`](Simd::deinterleave): a₀, b₀, a₁, b₁, …
     fn interleave(self, a: Self::V, b: Self::V) -> [Self::V; 2];
+    /// Of each `C` neighbouring lanes the one at `lane`, less than `C`, in all of them. `C` divides the lanes.
+    fn within<const C: usize>(self, a: Self::V, lane: usize) -> Self::V;
 
     /// a + b.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

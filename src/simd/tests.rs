@@ -423,6 +423,16 @@ token_test!(columns_of_four_are_stored_and_loaded, Transposed, |s, _isa, T, S| {
     }
 });
 
+token_test!(a_lane_of_each_pair_goes_to_both, Within, |s, _isa, T, S| {
+    let values: Vec<T> = (0..S::LANES).map(|i| T::from_f64(i as f64)).collect();
+    for lane in 0..2 {
+        let mut found = vec![T::ZERO; S::LANES];
+        s.store(s.within::<2>(s.load(&values), lane), &mut found);
+        let expected: Vec<T> = (0..S::LANES).map(|i| values[i / 2 * 2 + lane]).collect();
+        assert_eq!(found, expected, "lane {lane}");
+    }
+});
+
 token_test!(fused_tokens_round_once, Fused, |s, isa, T, S| {
     // (1 + ε)(1 − ε) − 1 is −ε², which a rounded product loses.
     let [plus, minus] = [T::ONE + T::EPSILON, T::ONE - T::EPSILON].map(|x| s.splat(x));

@@ -92,6 +92,10 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
         [self.0.interleave(a[0], b[0]), self.0.interleave(a[1], b[1])]
     }
     #[inline(always)]
+    fn within<const C: usize>(self, a: Self::V, lane: usize) -> Self::V {
+        [self.0.within::<C>(a[0], lane), self.0.within::<C>(a[1], lane)]
+    }
+    #[inline(always)]
     fn splat(self, x: T) -> Self::V {
         [self.0.splat(x); 2]
     }

@@ -20,13 +20,16 @@ use crate::simd::{self, MOST_LANES, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
+/// Channels of a group for which there are kernels.
+pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
+
 /// Outputs side by side.
 const SIDE: usize = 4;
 
 /// Whether outputs of these strides are computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T: Element>(forward: &Forward<'_, T>, shape: [usize; 5], strides: [isize; 5]) -> bool {
     let (call, reach) = (forward.call, &forward.reach);
-    forward.multiplier == 1
+    forward.multiplier == forward.inputs
         && reach.flat(call.x.shape()[2], shape[2])
         && call.images_of(shape, strides).all(dense)
 }
@@ -48,30 +51,53 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        if self.forward.reach.stride[2] == 1 {
-            self.rows::<S, 1, 6>(simd)
-        } else {
-            self.rows::<S, 2, 9>(simd)
+        macro_rules! rows {
+            ($($inputs:literal)*) => {
+                match (self.forward.inputs, self.forward.reach.stride[2]) {
+                    // Constant where it is false: then the kernel is not compiled.
+                    $(($inputs, 1) => if const { $inputs <= S::LANES } {
+                        self.rows::<S, 1, 6, $inputs>(simd)
+                    } else {
+                        no_such_group()
+                    },
+                    ($inputs, _) => if const { $inputs <= S::LANES } {
+                        self.rows::<S, 2, 9, $inputs>(simd)
+                    } else {
+                        no_such_group()
+                    },)*
+                    _ => no_such_group(),
+                }
+            };
         }
+        rows!(1 2 4 8)
     }
+}
+
+/// [`GROUPS`] says which there are.
+#[cold]
+fn no_such_group() -> ! {
+    unreachable!("internal error: channels of a group without a kernel")
 }
 
 impl<T: Element> Direct<'_, T> {
     #[inline(always)]
-    fn rows<S: Simd<T>, const STRIDE: usize, const SPAN: usize>(self, simd: S) -> Result<()> {
+    fn rows<S: Simd<T>, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>(
+        self,
+        simd: S,
+    ) -> Result<()> {
         let Self { forward, mut y, origin } = self;
         let (call, reach) = (forward.call, &forward.reach);
         let finish = &call.finish;
         let [images, channels, depths, height, _] = y.shape();
         let [_, _, _, rows, columns] = call.x.shape();
-        let len = if forward.packed.is_some() { Some(0) } else { packed_len(channels) };
+        let len = if forward.packed.is_some() { Some(0) } else { packed_len(channels, INPUTS) };
         let mut packed = scratch::<T>(call.op, len.unwrap_or(usize::MAX))?;
         let mut zeros = scratch::<T>(call.op, channels)?;
         zeros.fill(T::ZERO);
         let weights = match forward.packed {
             Some(weights) => weights,
             None => {
-                vectors_of(&forward.filter, channels, &mut packed)?;
+                vectors_of(&forward.filter, channels, INPUTS, &mut packed)?;
                 &packed
             }
         };
@@ -112,7 +138,7 @@ impl<T: Element> Direct<'_, T> {
             let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i).filter(|_| ask));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
-            let mut windows = Windows::<T, STRIDE, SPAN> {
+            let mut windows = Windows::<T, STRIDE, SPAN, INPUTS> {
                 lines: [Streams::none(); 3],
                 next,
                 weights,
@@ -169,7 +195,7 @@ pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize>(
 }
 
 /// Windows side by side, at most [`SIDE`] of them.
-struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
+struct Windows<'w, T, const STRIDE: usize, const SPAN: usize, const INPUTS: usize> {
     /// Pixels: all channels of each.
     lines: [Streams<'w, T, SPAN>; 3],
     /// Rows below them, to ask for.
@@ -188,7 +214,9 @@ struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
     far: bool,
 }
 
-impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, SPAN> {
+impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
+    Windows<'_, T, STRIDE, SPAN, INPUTS>
+{
     /// Outputs, pixel after pixel.
     #[inline(always)]
     fn run<S: Simd<T>>(&self, simd: S, to: &mut [T]) {
@@ -229,9 +257,17 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
     /// What a row of pixels adds to sums side by side.
     #[inline(always)]
     fn add<S: Simd<T>>(&self, simd: S, row: usize, first: usize, x: [S::V; SPAN], sums: &mut [S::V; SIDE]) {
-        for (t, tap) in taps_of(simd, self.weights, row, first).into_iter().enumerate() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.mul_add(tap, x[i * STRIDE + t], *sum);
+        for input in 0..INPUTS {
+            let mut of_input = x;
+            if const { INPUTS > 1 } {
+                for x in &mut of_input {
+                    *x = simd.within::<INPUTS>(*x, input);
+                }
+            }
+            for (t, tap) in taps_of(simd, self.weights, row, first, [input, INPUTS]).into_iter().enumerate() {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add(tap, of_input[i * STRIDE + t], *sum);
+                }
             }
         }
     }
@@ -261,30 +297,39 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, 
     }
 }
 
-/// Elements of packed weights of so many channels.
-pub(in crate::conv) fn packed_len(channels: usize) -> Option<usize> {
-    channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)
+/// Elements of packed weights of so many channels, in groups of `inputs`.
+pub(in crate::conv) fn packed_len(channels: usize, inputs: usize) -> Option<usize> {
+    channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)?.checked_mul(inputs)
 }
 
-/// The taps of a row of the kernel for the vector of channels from `first` on, of weights as [`vectors_of`] has them.
+/// The taps of a row of the kernel for the vector of channels from `first` on and one of the inputs of each group, of weights as
+/// [`vectors_of`] has them.
 #[inline(always)]
 pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>>(
     simd: S,
     weights: &[T],
     row: usize,
     first: usize,
+    [input, inputs]: [usize; 2],
 ) -> [S::V; 3] {
-    let at = first / MOST_LANES * (9 * MOST_LANES) + row * (3 * MOST_LANES) + first % MOST_LANES;
+    let block = (first / MOST_LANES * inputs + input) * (9 * MOST_LANES);
+    let at = block + row * (3 * MOST_LANES) + first % MOST_LANES;
     simd.load_apart(&weights[at..], MOST_LANES)
 }
 
-/// Weights as vectors: of each [`MOST_LANES`] channels the taps, one after the other.
+/// Weights as vectors: of each [`MOST_LANES`] channels, for each of the inputs of their groups, the taps, one after the other.
 pub(in crate::conv) fn vectors_of<T: Element>(
     filter: &Filter<'_, T>,
     channels: usize,
+    inputs: usize,
     to: &mut [T],
 ) -> Result<()> {
     to.fill(T::ZERO);
-    let place = |channel: usize| channel / MOST_LANES * (9 * MOST_LANES) + channel % MOST_LANES;
-    filter.spread(1, 0..channels, place, MOST_LANES, to)
+    for input in 0..inputs {
+        let place = |channel: usize| {
+            (channel / MOST_LANES * inputs + input) * (9 * MOST_LANES) + channel % MOST_LANES
+        };
+        filter.spread(inputs, [input, inputs], 0..channels, place, MOST_LANES, to)?;
+    }
+    Ok(())
 }

@@ -32,6 +32,7 @@ use super::pixels::Fill;
 use super::weights::Filter;
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::gemm::tile;
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -114,24 +115,32 @@ struct Forward<'a, T> {
     call: &'a Call<'a, T>,
     reach: Reach,
     filter: Filter<'a, T>,
-    /// Output channels of a group.
+    /// Output channels of a group, and its input channels.
     multiplier: usize,
+    inputs: usize,
     /// What [`direct::vectors_of`] makes of the filter, where that has been done before.
     packed: Option<&'a [T]>,
 }
 
-/// Weights `[channels, 1, kernel…]` once more, for windows that are read in place: none where they are not.
+/// Whether [`pack`] is for such weights: of groups of one input channel, or, where channels lie `last`, of a few.
+pub(super) fn takes<T: Element>(isa: Isa, groups: usize, w: TensorView<'_, T, 5>, last: bool) -> bool {
+    let [channels, inputs, kernel @ ..] = w.shape();
+    let few = last && kernel == [1, 3, 3] && direct::GROUPS.contains(&inputs) && channels / groups == inputs;
+    inputs == 1 || (few && inputs <= tile::<T>(isa).lanes)
+}
+
+/// Weights `[channels, inputs, kernel…]`, those of groups of as many channels, once more, for windows that are read in place: none where they are not.
 pub(super) fn pack<T: Element>(
     op: &'static str,
     filter: &Filter<'_, T>,
-    [channels, _, kernel @ ..]: [usize; 5],
+    [channels, inputs, kernel @ ..]: [usize; 5],
 ) -> Result<Aligned<T>> {
-    let len = if kernel == [1, 3, 3] { direct::packed_len(channels) } else { Some(0) };
+    let len = if kernel == [1, 3, 3] { direct::packed_len(channels, inputs) } else { Some(0) };
     let len = len.ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let mut data = workspace::try_vec(op, len)?;
     data.resize(len, T::ZERO);
     if len > 0 {
-        direct::vectors_of(filter, channels, &mut data)?;
+        direct::vectors_of(filter, channels, inputs, &mut data)?;
     }
     Ok(data)
 }
@@ -148,11 +157,42 @@ impl<T: Element> Call<'_, T> {
         let reach = Reach { kernel, stride, dilation, start };
         let multiplier = filter.sizes(groups)[0];
         let work = y.len().saturating_mul(reach.taps());
-        let forward = Forward { call: self, reach, filter, multiplier, packed };
+        let forward = Forward { call: self, reach, filter, multiplier, inputs: 1, packed };
         let direct = direct::fits(&forward, y.shape(), y.strides());
         // Each task has all of the weights there.
         let tasks = if direct { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
         forward.split(y, [0; 5], tasks, direct)
+    }
+}
+
+impl<T: Element> Call<'_, T> {
+    /// Whether `y` is computed by [`grouped`](Self::grouped): groups of as many outputs as inputs, a few, with all channels of all
+    /// pixels side by side.
+    pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
+        let Call { kernel, stride, dilation, start, groups, .. } = *self;
+        let reach = Reach { kernel, stride, dilation, start };
+        let (channels, inputs) = (self.x.shape()[1], y[1] / groups.max(1));
+        groups > 1
+            && channels == y[1]
+            && direct::GROUPS.contains(&inputs)
+            && inputs <= tile::<T>(self.isa).lanes
+            && reach.flat(self.x.shape()[2], y[2])
+            && self.images_of(y, strides).all(direct::dense)
+    }
+
+    /// Computes `y` where [`fits_groups`](Self::fits_groups) says so, with the weights as they are and as [`pack`] has them.
+    pub(super) fn grouped(
+        &self,
+        filter: Filter<'_, T>,
+        packed: Option<&[T]>,
+        y: TensorViewMut<'_, T, 5>,
+    ) -> Result<()> {
+        let Call { kernel, stride, dilation, start, groups, .. } = *self;
+        let reach = Reach { kernel, stride, dilation, start };
+        let inputs = y.shape()[1] / groups.max(1);
+        let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
+        let forward = Forward { call: self, reach, filter, multiplier: inputs, inputs, packed };
+        forward.split(y, [0; 5], parallel::threads_for(work, GRAIN), true)
     }
 }
 
@@ -202,7 +242,7 @@ impl<T: Element> Forward<'_, T> {
                 to[place(i)] = bias.get([channel]).copied().unwrap_or(T::ZERO);
             }
         }
-        self.filter.spread(self.multiplier, channels, |i| lanes + place(i), lanes, to)
+        self.filter.spread(self.multiplier, [0, 1], channels, |i| lanes + place(i), lanes, to)
     }
 }
 

@@ -49,8 +49,8 @@ impl<'s, T: Element> Depthwise<'s, T> {
     /// Computes `y`.
     pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let Scatter { op, w, groups, .. } = *self.scatter;
-        let mut weights = scratch::<T>(op, packed_len(groups).unwrap_or(usize::MAX))?;
-        vectors_of(&Filter::new(w), groups, &mut weights)?;
+        let mut weights = scratch::<T>(op, packed_len(groups, 1).unwrap_or(usize::MAX))?;
+        vectors_of(&Filter::new(w), groups, 1, &mut weights)?;
         let mut zeros = scratch::<T>(op, groups)?;
         zeros.fill(T::ZERO);
         let work = y.len().saturating_mul(9) / 4;
@@ -155,7 +155,7 @@ impl<T: Element> Positions<'_, T> {
             let mut sums = [simd.splat(T::ZERO); 2 * SIDE];
             for (row, streams) in under {
                 let x = if at < whole { streams.load(simd, at) } else { streams.load_partial(simd, at) };
-                let taps = taps_of(simd, weights, *row, at);
+                let taps = taps_of(simd, weights, *row, at, [0, 1]);
                 for i in 0..SIDE {
                     sums[2 * i] = simd.mul_add(taps[0], x[i + 1], sums[2 * i]);
                     sums[2 * i] = simd.mul_add(taps[2], x[i], sums[2 * i]);
