@@ -1,4 +1,4 @@
-//! Depthwise layers of MobileNetV2 on one thread, forward and both gradients, in multiply-adds counted as two operations.
+//! Depthwise layers of MobileNetV2, and layers of ResNeXt-50 with 32 groups, on one thread, forward and both gradients, in multiply-adds counted as two operations.
 
 mod support;
 
@@ -28,23 +28,25 @@ fn view_mut(data: &mut Tensor<f32, 4>, last: bool) -> TensorViewMut<'_, f32, 4> 
 
 fn layers(c: &mut Criterion) {
     let mut group = c.benchmark_group("dw3x3");
-    for (name, batch, channels, size, stride) in [
-        ("144_56_b1", 1, 144, 56, 1),
-        ("144_56_b8", 8, 144, 56, 1),
-        ("384_14_b1", 1, 384, 14, 1),
-        ("384_14_b8", 8, 384, 14, 1),
-        ("960_7_b1", 1, 960, 7, 1),
-        ("960_7_b8", 8, 960, 7, 1),
-        ("s2_144_56_b1", 1, 144, 56, 2),
-        ("s2_144_56_b8", 8, 144, 56, 2),
-        ("s2_576_14_b1", 1, 576, 14, 2),
-        ("s2_576_14_b8", 8, 576, 14, 2),
+    for (name, batch, channels, few, size, stride) in [
+        ("144_56_b1", 1, 144, 1, 56, 1),
+        ("144_56_b8", 8, 144, 1, 56, 1),
+        ("384_14_b1", 1, 384, 1, 14, 1),
+        ("384_14_b8", 8, 384, 1, 14, 1),
+        ("960_7_b1", 1, 960, 1, 7, 1),
+        ("960_7_b8", 8, 960, 1, 7, 1),
+        ("s2_144_56_b1", 1, 144, 1, 56, 2),
+        ("s2_144_56_b8", 8, 144, 1, 56, 2),
+        ("s2_576_14_b1", 1, 576, 1, 14, 2),
+        ("s2_576_14_b8", 8, 576, 1, 14, 2),
+        ("grouped_128_56_b8", 8, 128, 4, 56, 1),
+        ("grouped_s2_256_56_b8", 8, 256, 8, 56, 2),
     ] {
-        let conv = Convolution::<2>::new().stride([stride; 2]).padding([1, 1]).groups(channels);
+        let conv = Convolution::<2>::new().stride([stride; 2]).padding([1, 1]).groups(channels / few);
         let mut x = random::<f32, 4>([batch, channels, size, size]);
-        let mut w = random::<f32, 4>([channels, 1, 3, 3]);
+        let mut w = random::<f32, 4>([channels, few, 3, 3]);
         let mut y = Tensor::zeros(conv.output_shape(x.shape(), w.shape()).unwrap()).unwrap();
-        group.throughput(Throughput::Elements(18 * y.len() as u64));
+        group.throughput(Throughput::Elements((18 * few * y.len()) as u64));
         for last in [false, true] {
             let name = format!("{name}/{}", if last { "nhwc" } else { "nchw" });
             group.bench_function(BenchmarkId::new("forward", &name), |b| {

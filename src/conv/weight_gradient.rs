@@ -53,6 +53,9 @@ pub(super) fn run<T: Element>(
     if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
+    if algorithm == Algorithm::Auto && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups) {
+        return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
+    }
     if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {
         return pointwise::weight_gradient(x, dz, dw);
     }

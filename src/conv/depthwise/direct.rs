@@ -75,7 +75,7 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
 
 /// [`GROUPS`] says which there are.
 #[cold]
-fn no_such_group() -> ! {
+pub(super) fn no_such_group() -> ! {
     unreachable!("internal error: channels of a group without a kernel")
 }
 

@@ -9,7 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::direct::{dense, pixels, within};
+use super::direct::{GROUPS, dense, no_such_group, pixels, within};
 use super::{Gradient, Reach};
 use crate::element::Element;
 use crate::error::Result;
@@ -20,6 +20,7 @@ use crate::simd::{self, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::{product, scratch};
 
+/// Of each input of a channel's group.
 const TAPS: usize = 9;
 
 /// Outputs of a part at most, a row more or less: rounding grows with the length of a chain of additions.
@@ -31,8 +32,10 @@ const GRAIN: usize = 1 << 19;
 
 /// Whether the gradient is computed here: all pixels are neighbours, and windows overlap or touch.
 pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
-    let Gradient { x, dz, reach, multiplier, .. } = gradient;
+    let Gradient { isa, x, dz, reach, multiplier, inputs, .. } = gradient;
     *multiplier == 1
+        && GROUPS.contains(inputs)
+        && *inputs <= tile::<T>(*isa).lanes
         && reach.flat(x.shape()[2], dz.shape()[2])
         && dense((x.shape(), x.strides()))
         && dense((dz.shape(), dz.strides()))
@@ -46,29 +49,30 @@ fn parts(rows: usize, width: usize) -> usize {
 
 /// The gradient `dw`.
 pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<'_, T, 5>) -> Result<()> {
-    let Gradient { op, isa, dz, .. } = *gradient;
+    let Gradient { op, isa, dz, inputs, .. } = *gradient;
+    let taps = TAPS * inputs;
     let ([images, _, depths, height, width], channels) = (dz.shape(), dw.shape()[0]);
     let (lanes, rows) = (tile::<T>(isa).lanes, images * depths * height);
     let count = parts(rows, width);
-    let tasks = parallel::threads_for(dz.len().saturating_mul(TAPS), GRAIN);
-    let len = TAPS * channels.next_multiple_of(lanes);
+    let tasks = parallel::threads_for(dz.len().saturating_mul(taps), GRAIN);
+    let len = product(op, &[taps, channels.next_multiple_of(lanes)])?;
     let mut zeros = scratch::<T>(op, channels)?;
     zeros.fill(T::ZERO);
     let mut sums = scratch::<T>(op, product(op, &[len, count])?)?;
-    let all = Parts { gradient, zeros: &zeros, lanes, rows, count };
+    let all = Parts { gradient, zeros: &zeros, taps, lanes, rows, count };
     all.split(TensorViewMut::matrix(&mut sums, [count, len]), [0, 0], tasks)?;
     let total = parallel::total(&mut sums, len);
-    let totals = |c: usize| total[c / lanes * TAPS * lanes + c % lanes..].iter().step_by(lanes);
+    let totals = |c: usize| total[c / lanes * taps * lanes + c % lanes..].iter().step_by(lanes);
     if let Some(dw) = dw.as_mut_slice() {
-        for (c, dw) in dw.chunks_exact_mut(TAPS).enumerate() {
+        for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
             dw.iter_mut().zip(totals(c)).for_each(|(to, &total)| *to = total);
         }
         return Ok(());
     }
     for (c, tap, &total) in
-        (0..channels).flat_map(|c| (0..TAPS).zip(totals(c)).map(move |(tap, x)| (c, tap, x)))
+        (0..channels).flat_map(|c| (0..taps).zip(totals(c)).map(move |(tap, x)| (c, tap, x)))
     {
-        if let Some(to) = dw.get_mut([c, 0, 0, tap / 3, tap % 3]) {
+        if let Some(to) = dw.get_mut([c, tap / TAPS, 0, tap % TAPS / 3, tap % 3]) {
             *to = total;
         }
     }
@@ -80,6 +84,8 @@ struct Parts<'p, T> {
     gradient: &'p Gradient<'p, T>,
     /// As many as there are channels.
     zeros: &'p [T],
+    /// Sums of a channel.
+    taps: usize,
     lanes: usize,
     rows: usize,
     count: usize,
@@ -89,14 +95,14 @@ impl<T: Element> Parts<'_, T> {
     /// The sums of some parts, of one alone perhaps over some vectors of channels: rows, the first of which begins at `at` in all.
     fn split(&self, mut sums: TensorViewMut<'_, T, 2>, at: [usize; 2], tasks: usize) -> Result<()> {
         let [count, len] = sums.shape();
-        let (axis, unit) = if count > 1 { (0, 1) } else { (1, TAPS * self.lanes) };
+        let (axis, unit) = if count > 1 { (0, 1) } else { (1, self.taps * self.lanes) };
         if tasks > 1 && sums.shape()[axis] > unit {
             return parallel::halves(sums, at, (axis, unit), tasks, &|part, at, tasks| {
                 self.split(part, at, tasks)
             });
         }
-        let channel = at[1] / TAPS;
-        let zeros = &self.zeros[channel..self.zeros.len().min(channel + len / TAPS)];
+        let channel = at[1] / self.taps;
+        let zeros = &self.zeros[channel..self.zeros.len().min(channel + len / self.taps)];
         let (each, more) = (self.rows / self.count, self.rows % self.count);
         for i in 0..count {
             let rows = [0, 1].map(|next| at[0] + i + next).map(|part| each * part + more.min(part));
@@ -113,7 +119,7 @@ struct Part<'p, T> {
     rows: [usize; 2],
     channel: usize,
     zeros: &'p [T],
-    /// Of each vector of channels the taps.
+    /// Of each vector of channels, for each input of their groups, the taps.
     sums: &'p mut [T],
 }
 
@@ -122,18 +128,39 @@ impl<T: Element> SimdOp<T> for Part<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        if self.gradient.reach.stride[2] == 1 {
-            self.add::<S, 1, 6, 5, 4>(simd)
-        } else {
-            self.add::<S, 2, 9, 7, 5>(simd)
+        macro_rules! add {
+            ($($inputs:literal)*) => {
+                match (self.gradient.inputs, self.gradient.reach.stride[2]) {
+                    // Constant where it is false: then the kernel is not compiled.
+                    $(($inputs, 1) => if const { $inputs <= S::LANES } {
+                        self.add::<S, $inputs, 1, 6, 5, 4>(simd)
+                    } else {
+                        no_such_group()
+                    },
+                    ($inputs, _) => if const { $inputs <= S::LANES } {
+                        self.add::<S, $inputs, 2, 9, 7, 5>(simd)
+                    } else {
+                        no_such_group()
+                    },)*
+                    _ => no_such_group(),
+                }
+            };
         }
+        add!(1 2 4 8)
     }
 }
 
 impl<T: Element> Part<'_, T> {
     /// `FOUR`, `THREE`, `TWO`: pixels under that many windows.
     #[inline(always)]
-    fn add<S: Simd<T>, const STRIDE: usize, const FOUR: usize, const THREE: usize, const TWO: usize>(
+    fn add<
+        S: Simd<T>,
+        const INPUTS: usize,
+        const STRIDE: usize,
+        const FOUR: usize,
+        const THREE: usize,
+        const TWO: usize,
+    >(
         self,
         simd: S,
     ) -> Result<()> {
@@ -160,10 +187,10 @@ impl<T: Element> Part<'_, T> {
                 Windows { lines, dz, next, below, zeros, all, channel, columns, reach, column: 0, sums };
             while windows.column < width {
                 windows.column += match width - windows.column {
-                    1 => windows.add::<S, 1, 3>(simd),
-                    2 => windows.add::<S, 2, TWO>(simd),
-                    3 => windows.add::<S, 3, THREE>(simd),
-                    _ => windows.add::<S, 4, FOUR>(simd),
+                    1 => windows.add::<S, INPUTS, 1, 3>(simd),
+                    2 => windows.add::<S, INPUTS, 2, TWO>(simd),
+                    3 => windows.add::<S, INPUTS, 3, THREE>(simd),
+                    _ => windows.add::<S, INPUTS, 4, FOUR>(simd),
                 };
             }
         }
@@ -187,14 +214,17 @@ struct Windows<'w, T, const STRIDE: usize> {
     reach: &'w Reach,
     /// Of the first output that has not been added.
     column: usize,
-    /// Of each vector of channels the taps.
+    /// Of each vector of channels, for each input of their groups, the taps.
     sums: &'w mut [T],
 }
 
 impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
     /// Adds `SIDE` outputs, whose windows have `SPAN` columns, and gives back how many.
     #[inline(always)]
-    fn add<S: Simd<T>, const SIDE: usize, const SPAN: usize>(&mut self, simd: S) -> usize {
+    fn add<S: Simd<T>, const INPUTS: usize, const SIDE: usize, const SPAN: usize>(
+        &mut self,
+        simd: S,
+    ) -> usize {
         const { assert!(SPAN == (SIDE - 1) * STRIDE + 3) };
         let (all, count) = (self.all, self.zeros.len());
         let left = self.reach.start[2] + (self.column * STRIDE) as isize;
@@ -207,17 +237,27 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
         for first in (0..count).step_by(S::LANES) {
             self.ahead::<SIDE>(first);
-            let sums = &mut self.sums[first * TAPS..][..TAPS * S::LANES];
+            let taps = INPUTS * TAPS;
+            let sums = &mut self.sums[first * taps..][..taps * S::LANES];
             let whole = first + S::LANES <= count;
             let dz = if whole { dz.load(simd, first) } else { dz.load_partial(simd, first) };
-            for (line, sums) in lines.iter().zip(sums.chunks_exact_mut(3 * S::LANES)) {
+            for (row, line) in lines.iter().enumerate() {
                 let x = if whole { line.load(simd, first) } else { line.load_partial(simd, first) };
-                for (t, sum) in sums.chunks_exact_mut(S::LANES).enumerate() {
-                    let mut total = simd.load(sum);
-                    for (i, &dz) in dz.iter().enumerate() {
-                        total = simd.mul_add(dz, x[i * STRIDE + t], total);
+                for input in 0..INPUTS {
+                    let mut of_input = x;
+                    if const { INPUTS > 1 } {
+                        for x in &mut of_input {
+                            *x = simd.within::<INPUTS>(*x, input);
+                        }
                     }
-                    simd.store(total, sum);
+                    let sums = &mut sums[(input * TAPS + 3 * row) * S::LANES..][..3 * S::LANES];
+                    for (t, sum) in sums.chunks_exact_mut(S::LANES).enumerate() {
+                        let mut total = simd.load(sum);
+                        for (i, &dz) in dz.iter().enumerate() {
+                            total = simd.mul_add(dz, of_input[i * STRIDE + t], total);
+                        }
+                        simd.store(total, sum);
+                    }
                 }
             }
         }

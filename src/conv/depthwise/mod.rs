@@ -328,7 +328,21 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
     }
 }
 
-/// The gradient for depthwise weights, where [`Reach::fits`]: dW `[groups · multiplier, 1, kernel…]`.
+/// Whether the gradient for weights of groups of a few channels, of this shape, is computed by [`weight_gradient`].
+pub(super) fn fits_group_gradient<T: Element>(
+    isa: Isa,
+    x: TensorView<'_, T, 5>,
+    dz: TensorView<'_, T, 5>,
+    reach: Reach,
+    [outputs, inputs, ..]: [usize; 5],
+    groups: usize,
+) -> bool {
+    let same = groups > 1 && outputs == x.shape()[1] && outputs / groups == inputs;
+    same && direct_gradient::fits(&Gradient { op: "", isa, x, dz, reach, multiplier: 1, inputs })
+}
+
+/// The gradient for depthwise weights, where [`Reach::fits`]: dW `[groups · multiplier, 1, kernel…]`, or of groups where
+/// [`fits_group_gradient`].
 pub(super) fn weight_gradient<T: Element>(
     op: &'static str,
     isa: Isa,
@@ -338,7 +352,7 @@ pub(super) fn weight_gradient<T: Element>(
     mut dw: TensorViewMut<'_, T, 5>,
 ) -> Result<()> {
     let multiplier = dw.shape()[0] / x.shape()[1].max(1);
-    let gradient = Gradient { op, isa, x, dz, reach, multiplier };
+    let gradient = Gradient { op, isa, x, dz, reach, multiplier, inputs: dw.shape()[1] };
     if dz.is_empty() {
         dw.fill(T::ZERO);
         return Ok(());
@@ -357,6 +371,8 @@ struct Gradient<'a, T> {
     dz: TensorView<'a, T, 5>,
     reach: Reach,
     multiplier: usize,
+    /// Of a group.
+    inputs: usize,
 }
 
 impl<T: Element> Gradient<'_, T> {

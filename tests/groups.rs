@@ -1,0 +1,153 @@
+//! Groups of a few channels with channels last, which are read in place where the window is 3 × 3.
+
+mod common;
+
+use common::{bits, in_pools};
+use tilewise::activation::Activation;
+use tilewise::conv::Convolution;
+use tilewise::reference::conv::{self, Geometry};
+use tilewise::{Element, Tensor, TensorView, machine};
+
+/// Values that a formula gives.
+fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
+    let mut t = phase;
+    Tensor::from_fn(shape, |_| {
+        t += 0.7;
+        T::from_f64((t * t).sin())
+    })
+    .unwrap()
+}
+
+/// The same elements with channels last in memory.
+fn last<T: Element>(x: &Tensor<T, 4>) -> Tensor<T, 4> {
+    x.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
+}
+
+fn turned<T>(x: &Tensor<T, 4>) -> TensorView<'_, T, 4> {
+    x.view().permute([0, 3, 1, 2]).unwrap()
+}
+
+#[track_caller]
+fn close<'a, T: Element>(found: impl IntoIterator<Item = &'a T>, expected: &Tensor<f64, 4>, what: &str) {
+    let tolerance = if size_of::<T>() == 4 { 2e-5 } else { 1e-13 };
+    let mut count = 0;
+    for (found, &expected) in found.into_iter().zip(expected) {
+        let found = found.to_f64();
+        let same = found == expected || (found.is_nan() && expected.is_nan());
+        assert!(same || (found - expected).abs() < tolerance, "{what}: {found} {expected}");
+        count += 1;
+    }
+    assert_eq!(count, expected.len(), "{what}");
+}
+
+fn equal_the_reference<T: Element>(groups: usize, few: usize) {
+    let channels = groups * few;
+    let mut case = 0;
+    for [height, width] in [[1, 1], [3, 5], [6, 8], [7, 9], [4, 14]] {
+        for (stride, dilation) in [([1, 1], 1), ([2, 2], 1), ([1, 2], 2), ([2, 1], 1)] {
+            case += 1;
+            let padding = [[2 + case % 2, 2], [1 + case % 2, 1 + case / 2 % 2]];
+            let flipped = case % 5 == 0;
+            let conv = Convolution::<2>::new().groups(groups).stride(stride).dilation([dilation, 1]);
+            let conv = conv.padding_sides(padding).flipped(flipped);
+            let geometry = Geometry { groups, stride, dilation: [dilation, 1], padding, flipped };
+            let mut x = wave::<T, 4>([2, channels, height, width], 0.1);
+            let (w, bias) = (wave([channels, few, 3, 3], 0.2), wave([channels], 0.3));
+            let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
+            let (dz, residual) = (wave::<T, 4>(shape, 0.4), wave::<T, 4>(shape, 0.5));
+            // No group hears of another's: 0 times this is not a number.
+            if case % 3 == 0 {
+                *x.get_mut([1, channels - 1, height - 1, width - 1]).unwrap() = T::INFINITY;
+            }
+            let relu = conv.activation(Activation::Relu);
+            let (x_last, dz_last, residual_last) = (last(&x), last(&dz), last(&residual));
+            let mut y = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
+            for (y, &residual) in y.as_mut_slice().iter_mut().zip(&residual) {
+                let sum = *y + residual.to_f64();
+                *y = if sum < 0.0 { 0.0 } else { sum };
+            }
+            let dx = conv::naive::backward_input(&geometry, dz.view(), w.view(), [height, width]).unwrap();
+            let dw = conv::naive::backward_weight(&geometry, x.view(), dz.view(), [3, 3]).unwrap();
+            for &isa in machine::supported() {
+                let what = format!("{groups} of {few}, case {case} on {isa}");
+                machine::with_isa(isa, || {
+                    let packed = relu.pack_channels_last(w.view()).unwrap();
+                    let [n, c, h, w_out] = shape;
+                    let mut found = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
+                    let mut again = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
+                    let bias = Some(bias.view());
+                    let beside = turned(&residual_last);
+                    let to = found.view_mut().permute([0, 3, 1, 2]).unwrap();
+                    relu.forward_add_into(turned(&x_last), w.view(), bias, beside, to).unwrap();
+                    let to = again.view_mut().permute([0, 3, 1, 2]).unwrap();
+                    relu.forward_add_into(turned(&x_last), &packed, bias, beside, to).unwrap();
+                    close(turned(&found), &y, &what);
+                    assert!(found.as_slice().iter().zip(again.as_slice()).all(|(a, b)| {
+                        a.to_f64().to_bits() == b.to_f64().to_bits() || (a.is_nan() && b.is_nan())
+                    }));
+                    // Planes take what was packed for pixels, too.
+                    let mut planes = Tensor::full(shape, T::NAN).unwrap();
+                    let to = planes.view_mut();
+                    relu.forward_add_into(x.view(), &packed, bias, residual.view(), to).unwrap();
+                    close(&planes, &y, &what);
+
+                    let mut found = Tensor::full([2, height, width, channels], T::NAN).unwrap();
+                    let to = found.view_mut().permute([0, 3, 1, 2]).unwrap();
+                    conv.backward_input_into(turned(&dz_last), w.view(), to).unwrap();
+                    close(turned(&found), &dx, &what);
+
+                    let found = conv.backward_weight(turned(&x_last), turned(&dz_last), [3, 3]).unwrap();
+                    let infinite = case % 3 == 0 && stride != [1, 1];
+                    // The reference puts zeros between gradients that are strides apart, and multiplies these too.
+                    if !infinite {
+                        close(&found, &dw, &what);
+                    }
+                    let mut strided = Tensor::full([9, few, channels], T::NAN).unwrap();
+                    let to = strided.view_mut().permute([2, 1, 0]).unwrap();
+                    let to = to.reshape([channels, few, 3, 3]).unwrap();
+                    conv.backward_weight_into(turned(&x_last), turned(&dz_last), to).unwrap();
+                    let strided = strided.view().permute([2, 1, 0]).unwrap();
+                    assert!(found.as_slice().iter().zip(strided.iter()).all(|(a, b)| a == b || a.is_nan()));
+                })
+                .unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_a_few_channels_equal_the_reference() {
+    for (groups, few) in [(3, 2), (20, 2), (3, 4), (9, 4), (2, 8), (5, 8)] {
+        equal_the_reference::<f32>(groups, few);
+    }
+}
+
+#[test]
+fn groups_of_a_few_channels_equal_the_reference_in_f64() {
+    for (groups, few) in [(11, 2), (3, 4), (3, 8)] {
+        equal_the_reference::<f64>(groups, few);
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for (images, groups, few, size, stride) in [(3, 40, 4, 40, 1), (3, 33, 2, 41, 2), (1, 100, 8, 15, 1)] {
+        let channels = groups * few;
+        let conv = Convolution::<2>::new().groups(groups).stride([stride; 2]).padding([1, 1]);
+        let x_last = last(&wave::<f32, 4>([images, channels, size, size], 0.1));
+        let w = wave([channels, few, 3, 3], 0.2);
+        let results = in_pools(|| {
+            let y = conv.forward(turned(&x_last), w.view(), None).unwrap();
+            let y_last = last(&y);
+            let mut again = Tensor::zeros(y_last.shape()).unwrap();
+            let to = again.view_mut().permute([0, 3, 1, 2]).unwrap();
+            conv.forward_into(turned(&x_last), w.view(), None, to).unwrap();
+            let mut dx = Tensor::zeros(x_last.shape()).unwrap();
+            let to = dx.view_mut().permute([0, 3, 1, 2]).unwrap();
+            conv.backward_input_into(turned(&y_last), w.view(), to).unwrap();
+            let dw = conv.backward_weight(turned(&x_last), turned(&y_last), [3, 3]).unwrap();
+            [again, dx, dw].map(|tensor| bits(tensor.as_slice()))
+        });
+        assert!(results.iter().all(|result| *result == results[0]));
+    }
+}
