@@ -117,7 +117,7 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
 
 #[test]
 fn groups_of_a_few_channels_equal_the_reference() {
-    for (groups, few) in [(3, 2), (20, 2), (3, 4), (9, 4), (2, 8), (5, 8)] {
+    for (groups, few) in [(3, 2), (20, 2), (3, 4), (9, 4), (2, 8), (5, 8), (3, 16)] {
         equal_the_reference::<f32>(groups, few);
     }
 }

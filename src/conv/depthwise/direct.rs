@@ -21,7 +21,7 @@ use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
 /// Channels of a group for which there are kernels.
-pub(super) const GROUPS: [usize; 4] = [1, 2, 4, 8];
+pub(super) const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Outputs side by side.
 const SIDE: usize = 4;
@@ -69,7 +69,7 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
                 }
             };
         }
-        rows!(1 2 4 8)
+        rows!(1 2 4 8 16)
     }
 }
 

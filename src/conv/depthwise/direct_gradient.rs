@@ -146,7 +146,7 @@ impl<T: Element> SimdOp<T> for Part<'_, T> {
                 }
             };
         }
-        add!(1 2 4 8)
+        add!(1 2 4 8 16)
     }
 }
 
@@ -183,15 +183,32 @@ impl<T: Element> Part<'_, T> {
             let lines = [x_line(0), x_line(1), x_line(2)];
             let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
             let (dz, sums) = (line, &mut *sums);
-            let mut windows =
-                Windows { lines, dz, next, below, zeros, all, channel, columns, reach, column: 0, sums };
-            while windows.column < width {
-                windows.column += match width - windows.column {
-                    1 => windows.add::<S, INPUTS, 1, 3>(simd),
-                    2 => windows.add::<S, INPUTS, 2, TWO>(simd),
-                    3 => windows.add::<S, INPUTS, 3, THREE>(simd),
-                    _ => windows.add::<S, INPUTS, 4, FOUR>(simd),
-                };
+            let mut windows = Windows {
+                lines,
+                dz,
+                next,
+                below,
+                zeros,
+                all,
+                channel,
+                columns,
+                reach,
+                column: 0,
+                part: [0; 2],
+                sums,
+            };
+            // Sums of many inputs stay in L1 for a row, those of a few for all channels of some columns.
+            let some = if const { INPUTS >= 16 } { S::LANES } else { zeros.len() };
+            for first in (0..zeros.len()).step_by(some) {
+                (windows.column, windows.part) = (0, [first, zeros.len().min(first + some)]);
+                while windows.column < width {
+                    windows.column += match width - windows.column {
+                        1 => windows.add::<S, INPUTS, 1, 3>(simd),
+                        2 => windows.add::<S, INPUTS, 2, TWO>(simd),
+                        3 => windows.add::<S, INPUTS, 3, THREE>(simd),
+                        _ => windows.add::<S, INPUTS, 4, FOUR>(simd),
+                    };
+                }
             }
         }
         Ok(())
@@ -214,6 +231,8 @@ struct Windows<'w, T, const STRIDE: usize> {
     reach: &'w Reach,
     /// Of the first output that has not been added.
     column: usize,
+    /// The channels that are added, in whole vectors.
+    part: [usize; 2],
     /// Of each vector of channels, for each input of their groups, the taps.
     sums: &'w mut [T],
 }
@@ -235,7 +254,7 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         }
         let mut dz = Streams::<T, SIDE>::none();
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
-        for first in (0..count).step_by(S::LANES) {
+        for first in (self.part[0]..self.part[1]).step_by(S::LANES) {
             self.ahead::<SIDE>(first);
             let taps = INPUTS * TAPS;
             let sums = &mut self.sums[first * taps..][..taps * S::LANES];
