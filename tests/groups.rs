@@ -4,7 +4,7 @@ mod common;
 
 use common::{bits, in_pools};
 use tilewise::activation::Activation;
-use tilewise::conv::Convolution;
+use tilewise::conv::{Algorithm, Convolution};
 use tilewise::reference::conv::{self, Geometry};
 use tilewise::{Element, Tensor, TensorView, machine};
 
@@ -85,6 +85,17 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                     assert!(found.as_slice().iter().zip(again.as_slice()).all(|(a, b)| {
                         a.to_f64().to_bits() == b.to_f64().to_bits() || (a.is_nan() && b.is_nan())
                     }));
+                    // What was packed keeps its algorithm.
+                    for other in [Algorithm::Winograd4, Algorithm::ImplicitGemm] {
+                        let mut same = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
+                        let to = same.view_mut().permute([0, 3, 1, 2]).unwrap();
+                        relu.algorithm(other)
+                            .forward_add_into(turned(&x_last), &packed, bias, beside, to)
+                            .unwrap();
+                        assert!(same.as_slice().iter().zip(again.as_slice()).all(|(a, b)| {
+                            a.to_f64().to_bits() == b.to_f64().to_bits() || (a.is_nan() && b.is_nan())
+                        }));
+                    }
                     // Planes take what was packed for pixels, too.
                     let mut planes = Tensor::full(shape, T::NAN).unwrap();
                     let to = planes.view_mut();
@@ -124,7 +135,7 @@ fn groups_of_a_few_channels_equal_the_reference() {
 
 #[test]
 fn groups_of_a_few_channels_equal_the_reference_in_f64() {
-    for (groups, few) in [(11, 2), (3, 4), (3, 8)] {
+    for (groups, few) in [(11, 2), (3, 4), (3, 8), (2, 16)] {
         equal_the_reference::<f64>(groups, few);
     }
 }

@@ -63,8 +63,10 @@ impl<T: Element> Call<'_, T> {
         }
         let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
         let (w, vectors) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), same));
-        let call = Call { w, ..*self };
-        match (call.path(y.shape(), y.strides()), w) {
+        // What was packed keeps the algorithm that it was packed for.
+        let algorithm = if filter.is_some() { Algorithm::ImplicitGemm } else { self.algorithm };
+        let call = Call { w, algorithm, ..*self };
+        match (call.path(y.shape(), y.strides(), vectors.is_some()), w) {
             (Path::PointwiseRows, _) => call.pixels(y),
             (Path::PointwiseImages, _) => call.images(y),
             (Path::Patches, Operand::Packed(packed)) => {
@@ -77,16 +79,23 @@ impl<T: Element> Call<'_, T> {
         }
     }
 
-    fn path(&self, y: [usize; 5], strides: [isize; 5]) -> Path {
+    /// Where its windows read.
+    pub(super) fn reach(&self) -> Reach {
+        let Call { kernel, stride, dilation, start, .. } = *self;
+        Reach { kernel, stride, dilation, start }
+    }
+
+    /// `vectors`: the weights are there as kernels for small groups read them.
+    fn path(&self, y: [usize; 5], strides: [isize; 5], vectors: bool) -> Path {
         let [images, channels, image @ ..] = self.x.shape();
-        let Call { kernel, stride, dilation, start, groups, .. } = *self;
-        let reach = Reach { kernel, stride, dilation, start };
+        let (reach, Call { dilation, groups, .. }) = (self.reach(), *self);
         let packed = if let Operand::Packed(packed) = self.w { Some(packed) } else { None };
         // An input without channels has groups without any.
         if channels == groups && packed.is_none() && reach.fits(groups, 1, &y[2..], &image) {
             return Path::Depthwise;
         }
-        if packed.is_none() && self.algorithm == Algorithm::Auto && self.fits_groups(y, strides) {
+        let free = packed.is_none() && (vectors || self.algorithm == Algorithm::Auto);
+        if free && self.fits_groups(y, strides) {
             return Path::Groups;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];

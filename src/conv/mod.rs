@@ -39,7 +39,7 @@
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie; `backward_weight` alike |
-//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, which fill vectors, [`Algorithm::Auto`], not packed but by [`pack_channels_last`](Convolution::pack_channels_last), otherwise as before | as before, each lane takes in the inputs of its group; `backward_weight` alike |
+//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes, [`Algorithm::Auto`], not packed but by [`pack_channels_last`](Convolution::pack_channels_last), otherwise as before | as before, each lane takes in the inputs of its group; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels, weights where they lie if that is in order |
 //! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
 //! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
@@ -57,7 +57,7 @@
 //! some megabytes. Weights that are turned in the call are there once more meanwhile, or twice, and so are the pixels that a weight gradient of
 //! single taps with a stride copies. A thread has a copy of the input of one box of outputs and the patches of some hundred of
 //! them, in its L2. Winograd's weight gradient has some hundred tiles for each
-//! thread at a time, and its sums, 16/9 or 4 times the weights. A depthwise one of pixels that are read where they lie has as many sums as
+//! thread at a time, and its sums, 16/9 or 4 times the weights. One of depthwise weights or small groups, of pixels that are read where they lie, has as many sums as
 //! there are weights for each 2048 outputs or fewer, one of few channels for each part. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
 //!
@@ -452,7 +452,8 @@ impl<const S: usize> Convolution<S> {
         let [d, h, width] = kernel;
         let winograd =
             correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
-        let form = [single(&sliding), last];
+        let lanes = self.algorithm == Algorithm::Auto && depthwise::in_place(&sliding);
+        let form = [single(&sliding), last, lanes];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }
 }

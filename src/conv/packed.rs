@@ -35,14 +35,15 @@ enum Form<T> {
 }
 
 impl<T: Element> PackedConvolution<T> {
-    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last.
+    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: windows over them
+    /// may be read in place.
     pub(super) fn new(
         op: &'static str,
         w: TensorView<'_, T, 5>,
         groups: usize,
         flipped: bool,
         winograd: usize,
-        [single, last]: [bool; 2],
+        [single, last, lanes]: [bool; 3],
     ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
@@ -59,7 +60,7 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, last && winograd == 0);
+        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, last && lanes);
         let len = if depthwise { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);

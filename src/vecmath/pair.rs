@@ -93,6 +93,7 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
     }
     #[inline(always)]
     fn within<const C: usize>(self, a: Self::V, lane: usize) -> Self::V {
+        const { assert!(C <= S::LANES, "groups lie in one of the two") };
         [self.0.within::<C>(a[0], lane), self.0.within::<C>(a[1], lane)]
     }
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! ```text
 //! for each row of outputs
 //!     for each four columns                 their pixels: streams of channels, zeros where padding is
-//!         for each vector of channels: Σ over taps of weights · pixel, a pixel loaded once for the four
+//!         for each vector of channels: Σ over taps, and inputs of a group, of weights · pixel, a pixel loaded once for the four
 //! ```
 #![forbid(unsafe_code)]
 
@@ -20,7 +20,7 @@ use crate::simd::{self, MOST_LANES, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
-/// Channels of a group for which there are kernels.
+/// Channels of a group for which there are kernels. 1 is among them: depthwise layers whose padding is too much for copies come here.
 pub(super) const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Outputs side by side.
@@ -129,8 +129,9 @@ impl<T: Element> Direct<'_, T> {
                 None => None,
             };
             let above = reach.start[1] + ((origin[3] + h) * reach.stride[1]) as isize;
+            // Behind the windows, where rows are only asked for, this may wrap.
             let line = |i: usize| {
-                let row = within(above + (i * reach.dilation[1]) as isize, rows)?;
+                let row = within(above.wrapping_add((i * reach.dilation[1]) as isize), rows)?;
                 x.line([origin[2] + d, row])
             };
             let lines = [line(0), line(1), line(2)];

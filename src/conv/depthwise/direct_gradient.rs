@@ -4,7 +4,7 @@
 //! for each part of 128 to 2048 outputs               tasks; of a part, some channels, where there are few parts
 //!     for each row of outputs
 //!         for each four columns                     their pixels and gradients: streams of channels, zeros where padding is
-//!             for each vector of channels           nine sums, kept in L1 or L2, take in four products each
+//!             for each vector of channels           nine sums for each input of a group, kept in L1 or L2, take in four products each
 //! dW = sums of the parts, in order
 //! ```
 #![forbid(unsafe_code)]
@@ -179,7 +179,8 @@ impl<T: Element> Part<'_, T> {
             let Some(line) = dz.line([d, h]) else { continue };
             let below = if far && h + 1 < height { dz.line([d, h + 1]) } else { None };
             let above = reach.start[1] + (h * reach.stride[1]) as isize;
-            let x_line = |i: usize| x.line([d, within(above + (i * reach.dilation[1]) as isize, rows)?]);
+            let x_line =
+                |i: usize| x.line([d, within(above.wrapping_add((i * reach.dilation[1]) as isize), rows)?]);
             let lines = [x_line(0), x_line(1), x_line(2)];
             let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
             let (dz, sums) = (line, &mut *sums);

@@ -8,7 +8,8 @@
 //!         sums → the output's layout
 //! ```
 //!
-//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`, for the weights' gradient `direct_gradient`).
+//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`, for the weights' gradient `direct_gradient`), and
+//! there a group may have a few input channels and as many output channels: these are neighbouring lanes of one vector.
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
 //! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
@@ -110,7 +111,7 @@ impl Reach {
     }
 }
 
-/// A depthwise correlation.
+/// A depthwise correlation, or one of small groups.
 struct Forward<'a, T> {
     call: &'a Call<'a, T>,
     reach: Reach,
@@ -120,6 +121,11 @@ struct Forward<'a, T> {
     inputs: usize,
     /// What [`direct::vectors_of`] makes of the filter, where that has been done before.
     packed: Option<&'a [T]>,
+}
+
+/// Whether small groups of windows like these may be read in place.
+pub(super) fn in_place(sliding: &Sliding) -> bool {
+    Reach::of(sliding).flat(1, 1)
 }
 
 /// Whether [`pack`] is for such weights: of groups of one input channel, or, where channels lie `last`, of a few.
@@ -153,8 +159,7 @@ impl<T: Element> Call<'_, T> {
         packed: Option<&[T]>,
         y: TensorViewMut<'_, T, 5>,
     ) -> Result<()> {
-        let Call { kernel, stride, dilation, start, groups, .. } = *self;
-        let reach = Reach { kernel, stride, dilation, start };
+        let (reach, groups) = (self.reach(), self.groups);
         let multiplier = filter.sizes(groups)[0];
         let work = y.len().saturating_mul(reach.taps());
         let forward = Forward { call: self, reach, filter, multiplier, inputs: 1, packed };
@@ -169,8 +174,7 @@ impl<T: Element> Call<'_, T> {
     /// Whether `y` is computed by [`grouped`](Self::grouped): groups of as many outputs as inputs, a few, with all channels of all
     /// pixels side by side.
     pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
-        let Call { kernel, stride, dilation, start, groups, .. } = *self;
-        let reach = Reach { kernel, stride, dilation, start };
+        let (reach, groups) = (self.reach(), self.groups);
         let (channels, inputs) = (self.x.shape()[1], y[1] / groups.max(1));
         groups > 1
             && channels == y[1]
@@ -187,9 +191,7 @@ impl<T: Element> Call<'_, T> {
         packed: Option<&[T]>,
         y: TensorViewMut<'_, T, 5>,
     ) -> Result<()> {
-        let Call { kernel, stride, dilation, start, groups, .. } = *self;
-        let reach = Reach { kernel, stride, dilation, start };
-        let inputs = y.shape()[1] / groups.max(1);
+        let (reach, inputs) = (self.reach(), y.shape()[1] / self.groups.max(1));
         let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
         let forward = Forward { call: self, reach, filter, multiplier: inputs, inputs, packed };
         forward.split(y, [0; 5], parallel::threads_for(work, GRAIN), true)
