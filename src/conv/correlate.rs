@@ -48,10 +48,8 @@ pub(super) enum Path {
     PointwiseImages,
     /// Patches as rows: over weights packed for that, and where channels lie last.
     Patches,
-    /// Groups of one input channel: channels are lanes.
+    /// Groups of one input channel, or of a few and as many output channels: channels are lanes.
     Depthwise,
-    /// Groups of a few input channels and as many output channels: these are lanes.
-    Groups,
     Implicit,
 }
 
@@ -74,7 +72,6 @@ impl<T: Element> Call<'_, T> {
             }
             (Path::Patches, Operand::View(w)) => call.patches_of(w, y),
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
-            (Path::Groups, Operand::View(w)) => call.grouped(w, vectors, y),
             _ => call.implicit(y),
         }
     }
@@ -96,7 +93,7 @@ impl<T: Element> Call<'_, T> {
         }
         let free = packed.is_none() && (vectors || self.algorithm == Algorithm::Auto);
         if free && self.fits_groups(y, strides) {
-            return Path::Groups;
+            return Path::Depthwise;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
         if packed.is_some_and(|packed| packed.columns().is_some()) {

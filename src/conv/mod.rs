@@ -452,7 +452,7 @@ impl<const S: usize> Convolution<S> {
         let [d, h, width] = kernel;
         let winograd =
             correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
-        let lanes = self.algorithm == Algorithm::Auto && depthwise::in_place(&sliding);
+        let lanes = last && self.algorithm == Algorithm::Auto && depthwise::in_place(&sliding);
         let form = [single(&sliding), last, lanes];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }

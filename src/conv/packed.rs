@@ -35,8 +35,8 @@ enum Form<T> {
 }
 
 impl<T: Element> PackedConvolution<T> {
-    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: windows over them
-    /// may be read in place.
+    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: they do,
+    /// and windows over them may be read in place.
     pub(super) fn new(
         op: &'static str,
         w: TensorView<'_, T, 5>,
@@ -60,7 +60,7 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, last && lanes);
+        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, lanes);
         let len = if depthwise { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);

@@ -50,10 +50,10 @@ pub(super) fn run<T: Element>(
         return Ok(());
     }
     let reach = Reach::of(sliding);
-    if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) {
-        return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
-    }
-    if algorithm == Algorithm::Auto && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups) {
+    let small = || {
+        algorithm == Algorithm::Auto && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups)
+    };
+    if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) || small() {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
     if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {

@@ -11,27 +11,54 @@ use std::ops::Range;
 
 use super::Forward;
 use crate::activation;
+use crate::conv::correlate::Call;
 use crate::conv::emit::channels_last;
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
-use crate::machine;
+use crate::gemm::tile;
+use crate::machine::{self, Isa};
 use crate::simd::{self, MOST_LANES, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
-/// Channels of a group for which there are kernels. 1 is among them: depthwise layers whose padding is too much for copies come here.
-pub(super) const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
+/// Channels of a group for which there are kernels, as [`of_group`] has them. 1 is among them: depthwise layers whose padding is too
+/// much for copies come here.
+const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
+
+/// `$body` with a constant `$INPUTS` for so many channels of a group, for which vectors of `$S` [have a kernel](has_kernel).
+macro_rules! of_group {
+    ($S:ident, $inputs:expr, $INPUTS:ident => $body:expr) => {
+        of_group!(@ $S, $inputs, $INPUTS => $body, 1 2 4 8 16)
+    };
+    (@ $S:ident, $inputs:expr, $INPUTS:ident => $body:expr, $($n:literal)*) => {
+        match $inputs {
+            // Constant where it is false: then the kernel is not compiled.
+            $($n => if const { $n <= $S::LANES } {
+                const $INPUTS: usize = $n;
+                $body
+            } else {
+                $crate::conv::depthwise::direct::no_such_group()
+            },)*
+            _ => $crate::conv::depthwise::direct::no_such_group(),
+        }
+    };
+}
+
+pub(super) use of_group;
 
 /// Outputs side by side.
 const SIDE: usize = 4;
 
-/// Whether outputs of these strides are computed here: all pixels are neighbours, and windows overlap or touch.
-pub(super) fn fits<T: Element>(forward: &Forward<'_, T>, shape: [usize; 5], strides: [isize; 5]) -> bool {
-    let (call, reach) = (forward.call, &forward.reach);
-    forward.multiplier == forward.inputs
-        && reach.flat(call.x.shape()[2], shape[2])
-        && call.images_of(shape, strides).all(dense)
+/// Whether outputs of these strides are computed here, where there is a kernel for their groups: all pixels are neighbours, and
+/// windows overlap or touch.
+pub(super) fn fits<T: Element>(call: &Call<'_, T>, shape: [usize; 5], strides: [isize; 5]) -> bool {
+    call.reach().flat(call.x.shape()[2], shape[2]) && call.images_of(shape, strides).all(dense)
+}
+
+/// Whether there is a kernel for groups of so many channels: they are lanes of one vector.
+pub(super) fn has_kernel<T: Element>(isa: Isa, inputs: usize) -> bool {
+    GROUPS.contains(&inputs) && inputs <= tile::<T>(isa).lanes
 }
 
 /// True where all channels of all pixels of a row are neighbours.
@@ -51,29 +78,17 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        macro_rules! rows {
-            ($($inputs:literal)*) => {
-                match (self.forward.inputs, self.forward.reach.stride[2]) {
-                    // Constant where it is false: then the kernel is not compiled.
-                    $(($inputs, 1) => if const { $inputs <= S::LANES } {
-                        self.rows::<S, 1, 6, $inputs>(simd)
-                    } else {
-                        no_such_group()
-                    },
-                    ($inputs, _) => if const { $inputs <= S::LANES } {
-                        self.rows::<S, 2, 9, $inputs>(simd)
-                    } else {
-                        no_such_group()
-                    },)*
-                    _ => no_such_group(),
-                }
-            };
-        }
-        rows!(1 2 4 8 16)
+        of_group!(S, self.forward.inputs, INPUTS => {
+            if self.forward.reach.stride[2] == 1 {
+                self.rows::<S, 1, 6, INPUTS>(simd)
+            } else {
+                self.rows::<S, 2, 9, INPUTS>(simd)
+            }
+        })
     }
 }
 
-/// [`GROUPS`] says which there are.
+/// [`has_kernel`] says which there are.
 #[cold]
 pub(super) fn no_such_group() -> ! {
     unreachable!("internal error: channels of a group without a kernel")
@@ -259,15 +274,10 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
     #[inline(always)]
     fn add<S: Simd<T>>(&self, simd: S, row: usize, first: usize, x: [S::V; SPAN], sums: &mut [S::V; SIDE]) {
         for input in 0..INPUTS {
-            let mut of_input = x;
-            if const { INPUTS > 1 } {
-                for x in &mut of_input {
-                    *x = simd.within::<INPUTS>(*x, input);
-                }
-            }
+            let x = of_input::<T, S, INPUTS, SPAN>(simd, x, input);
             for (t, tap) in taps_of(simd, self.weights, row, first, [input, INPUTS]).into_iter().enumerate() {
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = simd.mul_add(tap, of_input[i * STRIDE + t], *sum);
+                    *sum = simd.mul_add(tap, x[i * STRIDE + t], *sum);
                 }
             }
         }
@@ -296,6 +306,21 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
             }
         }
     }
+}
+
+/// Of pixels one of the inputs of each group, in all of its lanes.
+#[inline(always)]
+pub(super) fn of_input<T: Element, S: Simd<T>, const INPUTS: usize, const SPAN: usize>(
+    simd: S,
+    mut x: [S::V; SPAN],
+    input: usize,
+) -> [S::V; SPAN] {
+    if const { INPUTS > 1 } {
+        for x in &mut x {
+            *x = simd.within::<INPUTS>(*x, input);
+        }
+    }
+    x
 }
 
 /// Elements of packed weights of so many channels, in groups of `inputs`.

@@ -9,7 +9,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::direct::{GROUPS, dense, no_such_group, pixels, within};
+use std::ops::Range;
+
+use super::direct::{dense, has_kernel, of_group, of_input, pixels, within};
 use super::{Gradient, Reach};
 use crate::element::Element;
 use crate::error::Result;
@@ -34,8 +36,7 @@ const GRAIN: usize = 1 << 19;
 pub(super) fn fits<T: Element>(gradient: &Gradient<'_, T>) -> bool {
     let Gradient { isa, x, dz, reach, multiplier, inputs, .. } = gradient;
     *multiplier == 1
-        && GROUPS.contains(inputs)
-        && *inputs <= tile::<T>(*isa).lanes
+        && has_kernel::<T>(*isa, *inputs)
         && reach.flat(x.shape()[2], dz.shape()[2])
         && dense((x.shape(), x.strides()))
         && dense((dz.shape(), dz.strides()))
@@ -128,25 +129,13 @@ impl<T: Element> SimdOp<T> for Part<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        macro_rules! add {
-            ($($inputs:literal)*) => {
-                match (self.gradient.inputs, self.gradient.reach.stride[2]) {
-                    // Constant where it is false: then the kernel is not compiled.
-                    $(($inputs, 1) => if const { $inputs <= S::LANES } {
-                        self.add::<S, $inputs, 1, 6, 5, 4>(simd)
-                    } else {
-                        no_such_group()
-                    },
-                    ($inputs, _) => if const { $inputs <= S::LANES } {
-                        self.add::<S, $inputs, 2, 9, 7, 5>(simd)
-                    } else {
-                        no_such_group()
-                    },)*
-                    _ => no_such_group(),
-                }
-            };
-        }
-        add!(1 2 4 8 16)
+        of_group!(S, self.gradient.inputs, INPUTS => {
+            if self.gradient.reach.stride[2] == 1 {
+                self.add::<S, INPUTS, 1, 6, 5, 4>(simd)
+            } else {
+                self.add::<S, INPUTS, 2, 9, 7, 5>(simd)
+            }
+        })
     }
 }
 
@@ -184,30 +173,19 @@ impl<T: Element> Part<'_, T> {
             let lines = [x_line(0), x_line(1), x_line(2)];
             let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
             let (dz, sums) = (line, &mut *sums);
-            let mut windows = Windows {
-                lines,
-                dz,
-                next,
-                below,
-                zeros,
-                all,
-                channel,
-                columns,
-                reach,
-                column: 0,
-                part: [0; 2],
-                sums,
-            };
+            let mut windows =
+                Windows { lines, dz, next, below, zeros, all, channel, columns, reach, column: 0, sums };
             // Sums of many inputs stay in L1 for a row, those of a few for all channels of some columns.
             let some = if const { INPUTS >= 16 } { S::LANES } else { zeros.len() };
             for first in (0..zeros.len()).step_by(some) {
-                (windows.column, windows.part) = (0, [first, zeros.len().min(first + some)]);
+                let part = first..zeros.len().min(first + some);
+                windows.column = 0;
                 while windows.column < width {
                     windows.column += match width - windows.column {
-                        1 => windows.add::<S, INPUTS, 1, 3>(simd),
-                        2 => windows.add::<S, INPUTS, 2, TWO>(simd),
-                        3 => windows.add::<S, INPUTS, 3, THREE>(simd),
-                        _ => windows.add::<S, INPUTS, 4, FOUR>(simd),
+                        1 => windows.add::<S, INPUTS, 1, 3>(simd, part.clone()),
+                        2 => windows.add::<S, INPUTS, 2, TWO>(simd, part.clone()),
+                        3 => windows.add::<S, INPUTS, 3, THREE>(simd, part.clone()),
+                        _ => windows.add::<S, INPUTS, 4, FOUR>(simd, part.clone()),
                     };
                 }
             }
@@ -232,18 +210,17 @@ struct Windows<'w, T, const STRIDE: usize> {
     reach: &'w Reach,
     /// Of the first output that has not been added.
     column: usize,
-    /// The channels that are added, in whole vectors.
-    part: [usize; 2],
     /// Of each vector of channels, for each input of their groups, the taps.
     sums: &'w mut [T],
 }
 
 impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
-    /// Adds `SIDE` outputs, whose windows have `SPAN` columns, and gives back how many.
+    /// Adds, of some channels, which begin with a whole vector, `SIDE` outputs, whose windows have `SPAN` columns, and gives back how many.
     #[inline(always)]
     fn add<S: Simd<T>, const INPUTS: usize, const SIDE: usize, const SPAN: usize>(
         &mut self,
         simd: S,
+        part: Range<usize>,
     ) -> usize {
         const { assert!(SPAN == (SIDE - 1) * STRIDE + 3) };
         let (all, count) = (self.all, self.zeros.len());
@@ -255,7 +232,7 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         }
         let mut dz = Streams::<T, SIDE>::none();
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
-        for first in (self.part[0]..self.part[1]).step_by(S::LANES) {
+        for first in part.step_by(S::LANES) {
             self.ahead::<SIDE>(first);
             let taps = INPUTS * TAPS;
             let sums = &mut self.sums[first * taps..][..taps * S::LANES];
@@ -264,17 +241,12 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
             for (row, line) in lines.iter().enumerate() {
                 let x = if whole { line.load(simd, first) } else { line.load_partial(simd, first) };
                 for input in 0..INPUTS {
-                    let mut of_input = x;
-                    if const { INPUTS > 1 } {
-                        for x in &mut of_input {
-                            *x = simd.within::<INPUTS>(*x, input);
-                        }
-                    }
+                    let x = of_input::<T, S, INPUTS, SPAN>(simd, x, input);
                     let sums = &mut sums[(input * TAPS + 3 * row) * S::LANES..][..3 * S::LANES];
                     for (t, sum) in sums.chunks_exact_mut(S::LANES).enumerate() {
                         let mut total = simd.load(sum);
                         for (i, &dz) in dz.iter().enumerate() {
-                            total = simd.mul_add(dz, of_input[i * STRIDE + t], total);
+                            total = simd.mul_add(dz, x[i * STRIDE + t], total);
                         }
                         simd.store(total, sum);
                     }

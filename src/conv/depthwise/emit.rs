@@ -68,15 +68,17 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
             }
             return;
         }
-        let width = y.shape()[3];
-        let merged = columns == width && planes(y.view_mut(), d).is_some();
+        let [all, _, height, width] = y.shape();
+        // The rows of a plane are one line where they follow each other.
+        let merged = columns == width && y.view().has_lines();
         let (lines, len, start) = if merged { (1, positions, h * width) } else { (rows, columns, w) };
         for line in 0..lines {
+            let plane = y.view_mut().select::<3>(1, d);
             let to = match merged {
-                true => planes(y.view_mut(), d),
-                false => y.view_mut().select::<3>(1, d).and_then(|y| y.select::<2>(1, h + line)).ok(),
+                true => plane.and_then(|plane| plane.reshape([all, height * width])),
+                false => plane.and_then(|plane| plane.select::<2>(1, h + line)),
             };
-            let Some(mut to) = to else { return };
+            let Ok(mut to) = to else { return };
             for (v, sums) in sums.chunks_exact(vector).enumerate() {
                 let Ok(sums) = TensorView::from_slice(sums, [positions + MOST_LANES, S::LANES]) else {
                     return;
@@ -99,14 +101,6 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
             }
         }
     }
-}
-
-/// The planes at a depth as lines, where their rows follow each other.
-#[inline(always)]
-fn planes<T>(y: TensorViewMut<'_, T, 4>, depth: usize) -> Option<TensorViewMut<'_, T, 2>> {
-    let [all, _, height, width] = y.shape();
-    let planes = y.select::<3>(1, depth).and_then(|y| y.reshape([all, height * width])).ok()?;
-    (planes.strides()[1] == 1).then_some(planes)
 }
 
 /// The sums `[positions, lanes]` from `first` on to places of channels.

@@ -33,7 +33,6 @@ use super::pixels::Fill;
 use super::weights::Filter;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::tile;
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -128,14 +127,15 @@ pub(super) fn in_place(sliding: &Sliding) -> bool {
     Reach::of(sliding).flat(1, 1)
 }
 
-/// Whether [`pack`] is for such weights: of groups of one input channel, or, where channels lie `last`, of a few.
-pub(super) fn takes<T: Element>(isa: Isa, groups: usize, w: TensorView<'_, T, 5>, last: bool) -> bool {
+/// Whether [`pack`] is for such weights: of groups of one input channel, or, where these may be `lanes`, of a few.
+pub(super) fn takes<T: Element>(isa: Isa, groups: usize, w: TensorView<'_, T, 5>, lanes: bool) -> bool {
     let [channels, inputs, kernel @ ..] = w.shape();
-    let few = last && kernel == [1, 3, 3] && direct::GROUPS.contains(&inputs) && channels / groups == inputs;
-    inputs == 1 || (few && inputs <= tile::<T>(isa).lanes)
+    let few = lanes && kernel == [1, 3, 3] && channels / groups == inputs;
+    inputs == 1 || (few && direct::has_kernel::<T>(isa, inputs))
 }
 
-/// Weights `[channels, inputs, kernel…]`, those of groups of as many channels, once more, for windows that are read in place: none where they are not.
+/// Weights `[channels, inputs, kernel…]`, those of groups of as many channels, once more, for windows that are read in place: none
+/// where they are not.
 pub(super) fn pack<T: Element>(
     op: &'static str,
     filter: &Filter<'_, T>,
@@ -152,49 +152,31 @@ pub(super) fn pack<T: Element>(
 }
 
 impl<T: Element> Call<'_, T> {
-    /// Computes `y` where [`Reach::fits`], with the weights as they are and as [`pack`] has them.
+    /// Whether `y` may be computed by [`depthwise`](Self::depthwise) although groups have several inputs: as many outputs, a few, with
+    /// all channels of all pixels side by side.
+    pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
+        let (groups, channels) = (self.groups, self.x.shape()[1]);
+        groups > 1
+            && channels == y[1]
+            && direct::has_kernel::<T>(self.isa, channels / groups)
+            && direct::fits(self, y, strides)
+    }
+
+    /// Computes `y` where [`Reach::fits`] or [`fits_groups`](Self::fits_groups), with the weights as they are and as [`pack`] has
+    /// them.
     pub(super) fn depthwise(
         &self,
         filter: Filter<'_, T>,
         packed: Option<&[T]>,
         y: TensorViewMut<'_, T, 5>,
     ) -> Result<()> {
-        let (reach, groups) = (self.reach(), self.groups);
-        let multiplier = filter.sizes(groups)[0];
-        let work = y.len().saturating_mul(reach.taps());
-        let forward = Forward { call: self, reach, filter, multiplier, inputs: 1, packed };
-        let direct = direct::fits(&forward, y.shape(), y.strides());
+        let reach = self.reach();
+        let [multiplier, inputs, ..] = filter.sizes(self.groups);
+        let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
+        let direct = multiplier == inputs && direct::fits(self, y.shape(), y.strides());
         // Each task has all of the weights there.
         let tasks = if direct { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
-        forward.split(y, [0; 5], tasks, direct)
-    }
-}
-
-impl<T: Element> Call<'_, T> {
-    /// Whether `y` is computed by [`grouped`](Self::grouped): groups of as many outputs as inputs, a few, with all channels of all
-    /// pixels side by side.
-    pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
-        let (reach, groups) = (self.reach(), self.groups);
-        let (channels, inputs) = (self.x.shape()[1], y[1] / groups.max(1));
-        groups > 1
-            && channels == y[1]
-            && direct::GROUPS.contains(&inputs)
-            && inputs <= tile::<T>(self.isa).lanes
-            && reach.flat(self.x.shape()[2], y[2])
-            && self.images_of(y, strides).all(direct::dense)
-    }
-
-    /// Computes `y` where [`fits_groups`](Self::fits_groups) says so, with the weights as they are and as [`pack`] has them.
-    pub(super) fn grouped(
-        &self,
-        filter: Filter<'_, T>,
-        packed: Option<&[T]>,
-        y: TensorViewMut<'_, T, 5>,
-    ) -> Result<()> {
-        let (reach, inputs) = (self.reach(), y.shape()[1] / self.groups.max(1));
-        let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
-        let forward = Forward { call: self, reach, filter, multiplier: inputs, inputs, packed };
-        forward.split(y, [0; 5], parallel::threads_for(work, GRAIN), true)
+        Forward { call: self, reach, filter, multiplier, inputs, packed }.split(y, [0; 5], tasks, direct)
     }
 }
 
