@@ -197,8 +197,9 @@ impl Pixels {
         for v in 0..self.vectors {
             let full = self.multiplier == 1 && (v + 1) * S::LANES <= self.channels && count >= 4;
             if full {
-                let vector = rows.tile([self.channel + v * S::LANES, first], [S::LANES, count]);
-                transpose(simd, vector, &mut to[v * plane..], S::LANES);
+                let channel = self.channel + v * S::LANES;
+                let (lines, columns) = (channel..channel + S::LANES, first..first + count);
+                transpose(simd, &rows, lines, columns, &mut to[v * plane..], S::LANES);
                 continue;
             }
             for four in (0..S::LANES).step_by(4) {

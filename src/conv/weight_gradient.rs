@@ -377,8 +377,7 @@ fn outputs<T: Element, S: Simd<T>>(
 ) {
     let positions = pixels.shape()[1];
     if pixels.strides()[1] == 1 && channels.len() >= S::LANES && positions >= 4 {
-        let lines = pixels.tile([channels.start, 0], [channels.len(), positions]);
-        return transpose(simd, lines, panel, width);
+        return transpose(simd, &pixels, channels, 0..positions, panel, width);
     }
     if pixels.row(0).is_some() {
         return turn(

@@ -100,6 +100,6 @@ pub(crate) use kernel::{Kernels, each};
 pub(crate) use lone::RUNS;
 pub use packed::Packed;
 pub(crate) use packed::Slab;
-pub(crate) use panel::{PanelSource, Panels, Runs, ahead, pack, packed_len, transpose, transpose_four};
+pub(crate) use panel::{PanelSource, Panels, Runs, pack, packed_len, transpose};
 pub(crate) use series::Series;
 pub(crate) use split::Sums;

@@ -100,28 +100,7 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
             panel.fill(T::ZERO);
         }
         if self.strides()[1] == 1 {
-            // Each line is contiguous. As many as fill a vector are transposed in registers.
-            if count >= S::LANES && depth.len() >= 4 {
-                return transpose(
-                    simd,
-                    self.tile([lines.start, depth.start], [count, depth.len()]),
-                    panel,
-                    width,
-                );
-            }
-            // Fewer are four at a time.
-            let line = |line: usize| self.row(line).map_or(&[][..], |row| &row[depth.clone()]);
-            // Lines that are no four are taken with some before them again.
-            for i in (0..count).step_by(4).filter(|_| count >= 4) {
-                let i = i.min(count - 4);
-                let four = std::array::from_fn(|j| line(lines.start + i + j));
-                let ahead = ahead(self, lines.start + i, depth.len());
-                transpose_four(simd, four, ahead, &mut panel[i..], width);
-            }
-            for i in if count < 4 { 0..count } else { 0..0 } {
-                let from = line(lines.start + i);
-                panel[i..].iter_mut().step_by(width).zip(from).for_each(|(to, &x)| *to = x);
-            }
+            transpose(simd, self, lines, depth, panel, width);
         } else {
             for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
                 for (to, line) in to.iter_mut().zip(lines.clone()) {
@@ -132,23 +111,40 @@ impl<T: Element> PanelSource<T> for TensorView<'_, T, 2> {
     }
 }
 
-/// Step `p` of the lines, which fill a vector at least and are contiguous, to `panel[p · width ..]`, for each of four steps or more.
+/// Step `p` of some lines over some depth to `panel[p · width ..]`, of a matrix whose lines are contiguous: in registers, as many lines at
+/// a time as fill a vector, or four. Lines that are no such number are taken with some before them again, and so are steps.
 #[inline(always)]
 pub(crate) fn transpose<T: Element, S: Simd<T>>(
     simd: S,
-    lines: TensorView<'_, T, 2>,
+    matrix: &TensorView<'_, T, 2>,
+    lines: Range<usize>,
+    depth: Range<usize>,
     panel: &mut [T],
     width: usize,
 ) {
-    let [count, depth] = lines.shape();
-    // Lines that fill no vector are taken with some before them again, and so are steps that are no four.
-    for line in (0..count).step_by(S::LANES) {
-        let line = line.min(count - S::LANES);
-        for step in (0..depth).step_by(4) {
-            let step = step.min(depth - 4);
-            let steps = simd.load_transposed(lines.fours([line, step], S::LANES));
-            simd.store_apart(steps, &mut panel[step * width + line..], width);
+    let (count, steps) = (lines.len(), depth.len());
+    if count >= S::LANES && steps >= 4 {
+        let tile = matrix.tile([lines.start, depth.start], [count, steps]);
+        for line in (0..count).step_by(S::LANES) {
+            let line = line.min(count - S::LANES);
+            for step in (0..steps).step_by(4) {
+                let step = step.min(steps - 4);
+                let columns = simd.load_transposed(tile.fours([line, step], S::LANES));
+                simd.store_apart(columns, &mut panel[step * width + line..], width);
+            }
         }
+        return;
+    }
+    let line = |line: usize| matrix.row(line).map_or(&[][..], |row| &row[depth.clone()]);
+    for i in (0..count).step_by(4).filter(|_| count >= 4) {
+        let i = i.min(count - 4);
+        let four = std::array::from_fn(|j| line(lines.start + i + j));
+        let ahead = ahead(matrix, lines.start + i, steps);
+        transpose_four(simd, four, ahead, &mut panel[i..], width);
+    }
+    for i in if count < 4 { 0..count } else { 0..0 } {
+        let from = line(lines.start + i);
+        panel[i..].iter_mut().step_by(width).zip(from).for_each(|(to, &x)| *to = x);
     }
 }
 
@@ -158,7 +154,7 @@ const AHEAD: usize = 4096;
 /// What [`transpose_four`] of the four lines from `line` on over so many steps asks for: nothing where there is no such line, which
 /// would cost a search for its page.
 #[inline(always)]
-pub(crate) fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize) -> isize {
+fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize) -> isize {
     let lines = AHEAD.div_ceil(depth.max(1) * size_of::<T>()).clamp(4, 16);
     let there = line + 3 + lines < matrix.shape()[0];
     if there { (lines as isize).wrapping_mul(matrix.strides()[0]) } else { 0 }
@@ -167,7 +163,7 @@ pub(crate) fn ahead<T>(matrix: &TensorView<'_, T, 2>, line: usize, depth: usize)
 /// Step `p` of the four lines to `panel[p · width ..]`, for every step. The lines `ahead` of them are asked for: each is too
 /// short for the processor to see it coming.
 #[inline(always)]
-pub(crate) fn transpose_four<T: Element, S: Simd<T>>(
+fn transpose_four<T: Element, S: Simd<T>>(
     simd: S,
     lines: [&[T]; 4],
     ahead: isize,

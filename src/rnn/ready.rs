@@ -18,7 +18,7 @@ use super::sizes::WeightSizes;
 use super::weights::DirectionWeights;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{PanelSource, Slab, ahead, tile, transpose, transpose_four};
+use crate::gemm::{PanelSource, Slab, tile, transpose};
 use crate::machine::Isa;
 use crate::simd::Simd;
 use crate::tensor::TensorView;
@@ -97,20 +97,8 @@ fn fill_vector<T: Element, S: Simd<T>>(
             simd.store(simd.splat(T::ZERO), &mut panel[p * width..]);
         }
     }
-    if matrix.strides()[1] == 1 && count == S::LANES && depth.len() >= 4 {
-        transpose(simd, matrix.tile([lines.start, depth.start], [count, depth.len()]), panel, width);
-    } else if matrix.strides()[1] == 1 {
-        let line = |line: usize| matrix.row(line).map_or(&[][..], |row| &row[depth.clone()]);
-        let fours = count / 4 * 4;
-        for i in (0..fours).step_by(4) {
-            let four = std::array::from_fn(|j| line(lines.start + i + j));
-            let ahead = ahead(&matrix, lines.start + i, depth.len());
-            transpose_four(simd, four, ahead, &mut panel[i..], width);
-        }
-        for i in fours..count {
-            let from = line(lines.start + i);
-            panel[i..].iter_mut().step_by(width).zip(from).for_each(|(to, &x)| *to = x);
-        }
+    if matrix.strides()[1] == 1 {
+        transpose(simd, &matrix, lines, depth, panel, width);
     } else {
         for (p, step) in depth.enumerate() {
             for (to, line) in panel[p * width..].iter_mut().zip(lines.clone()) {
