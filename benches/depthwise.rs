@@ -1,4 +1,5 @@
-//! Depthwise layers of MobileNetV2, and layers of ResNeXt-50 with 32 groups, on one thread, forward and both gradients, in multiply-adds counted as two operations.
+//! Depthwise layers of MobileNetV2, and layers of ResNeXt-50 with 32 groups, on one thread, forward and both gradients, in
+//! multiply-adds counted as two operations.
 
 mod support;
 

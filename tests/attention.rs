@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Strided, bits, in_pools, quickcheck, size, within};
+use common::{Strided, bits, in_pools, quickcheck, size, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::attention::{Align, Attention, AttentionGradientsMut, KvCache, Stage};
 use tilewise::machine::{self, Isa};
@@ -247,16 +247,6 @@ fn equals_the_reference_in_f32() {
 #[test]
 fn equals_the_reference_in_f64() {
     quickcheck(200, check::<f64> as fn(Case<f64>) -> bool);
-}
-
-/// Values between −1 and 1 that a formula gives, for tests that need no randomness.
-fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        T::from_f64((t * t).sin())
-    })
-    .unwrap()
 }
 
 #[test]

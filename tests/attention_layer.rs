@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::wave;
 use std::collections::HashMap;
 
 use tilewise::activation::Activation;
@@ -12,16 +13,6 @@ use tilewise::layer::{
 use tilewise::reference::norm::Norm;
 use tilewise::reference::transformer as twin;
 use tilewise::{Tensor, TensorView, random::Rng};
-
-/// Values between −1 and 1 that a formula gives.
-fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f64, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        (t * t).sin()
-    })
-    .unwrap()
-}
 
 /// All gradients of Σ R ⊙ layer(x) against central differences.
 fn check_gradients(layer: &mut dyn Layer<f64, 3, 3>, x: &Tensor<f64, 3>) {
@@ -101,7 +92,7 @@ impl Values {
         let (mut found, mut phase) = (HashMap::new(), 0.0);
         layer.visit_mut(&mut |name, parameter| {
             phase += 0.3;
-            let wave = wave([parameter.len()], phase);
+            let wave = wave::<f64, 1>([parameter.len()], phase);
             parameter.value_mut().iter_mut().zip(&wave).for_each(|(x, wave)| *x += 0.3 * wave);
             found.insert(name.to_owned(), (parameter.shape().to_vec(), parameter.value().to_vec()));
         });

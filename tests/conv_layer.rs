@@ -3,7 +3,7 @@
 mod common;
 
 use common::geometry::Problem;
-use common::{quickcheck, within};
+use common::{quickcheck, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Convolution, ConvolutionTranspose};
@@ -14,15 +14,6 @@ use tilewise::layer::{
 use tilewise::random::Rng;
 use tilewise::reference::conv as reference;
 use tilewise::{ImageRank, Spatial, Tensor};
-
-fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f64, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        (t * t).sin()
-    })
-    .unwrap()
-}
 
 fn dot<const N: usize>(a: &Tensor<f64, N>, b: &Tensor<f64, N>) -> f64 {
     assert_eq!(a.shape(), b.shape());

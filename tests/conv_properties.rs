@@ -5,23 +5,13 @@ mod algebra;
 mod common;
 
 use common::geometry::Problem;
-use common::{bits, in_pools, quickcheck, within};
+use common::{bits, in_pools, quickcheck, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
 use tilewise::gemm::gemm;
 use tilewise::reference::conv::Geometry;
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView, machine};
-
-/// Values between −1 and 1 that a formula gives.
-fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        T::from_f64((t * t).sin())
-    })
-    .unwrap()
-}
 
 /// Kernels of a single tap that sum more steps than a block has, packed: by plain products and by windows.
 #[test]

@@ -2,30 +2,11 @@
 
 mod common;
 
-use common::{bits, in_pools};
+use common::{bits, in_pools, last, turned, wave};
 use tilewise::activation::Activation;
 use tilewise::conv::Convolution;
 use tilewise::reference::conv::{self, Geometry};
 use tilewise::{Tensor, TensorView, machine};
-
-/// Values that a formula gives.
-fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f32, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        (t * t).sin() as f32
-    })
-    .unwrap()
-}
-
-/// The same elements with channels last in memory.
-fn last(x: &Tensor<f32, 4>) -> Tensor<f32, 4> {
-    x.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
-}
-
-fn turned(x: &Tensor<f32, 4>) -> TensorView<'_, f32, 4> {
-    x.view().permute([0, 3, 1, 2]).unwrap()
-}
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
@@ -33,7 +14,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     let cases = [(3, 150, 40, 1, 1), (3, 150, 41, 2, 1), (3, 33, 60, 1, 2), (1, 1000, 15, 1, 1)];
     for (images, channels, size, stride, multiplier) in cases {
         let conv = Convolution::<2>::new().groups(channels).stride([stride; 2]).padding([1, 1]);
-        let x = wave([images, channels, size, size], 0.1);
+        let x = wave::<f32, 4>([images, channels, size, size], 0.1);
         let w = wave([channels * multiplier, 1, 3, 3], 0.2);
         let x_last = last(&x);
         for x in [x.view(), turned(&x_last)] {

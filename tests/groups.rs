@@ -2,29 +2,16 @@
 
 mod common;
 
-use common::{bits, in_pools};
+use common::{bits, in_pools, last, turned, wave};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution};
 use tilewise::reference::conv::{self, Geometry};
-use tilewise::{Element, Tensor, TensorView, machine};
+use tilewise::{Element, Tensor, machine};
 
-/// Values that a formula gives.
-fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        T::from_f64((t * t).sin())
-    })
-    .unwrap()
-}
-
-/// The same elements with channels last in memory.
-fn last<T: Element>(x: &Tensor<T, 4>) -> Tensor<T, 4> {
-    x.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
-}
-
-fn turned<T>(x: &Tensor<T, 4>) -> TensorView<'_, T, 4> {
-    x.view().permute([0, 3, 1, 2]).unwrap()
+/// In bits; one NaN is as good as another.
+fn same<T: Element>(a: &[T], b: &[T]) -> bool {
+    let alike = |(a, b): (&T, &T)| (a.is_nan() && b.is_nan()) || a.to_f64().to_bits() == b.to_f64().to_bits();
+    a.len() == b.len() && a.iter().zip(b).all(alike)
 }
 
 #[track_caller]
@@ -82,19 +69,15 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                     let to = again.view_mut().permute([0, 3, 1, 2]).unwrap();
                     relu.forward_add_into(turned(&x_last), &packed, bias, beside, to).unwrap();
                     close(turned(&found), &y, &what);
-                    assert!(found.as_slice().iter().zip(again.as_slice()).all(|(a, b)| {
-                        a.to_f64().to_bits() == b.to_f64().to_bits() || (a.is_nan() && b.is_nan())
-                    }));
+                    assert!(same(found.as_slice(), again.as_slice()), "{what}");
                     // What was packed keeps its algorithm.
                     for other in [Algorithm::Winograd4, Algorithm::ImplicitGemm] {
-                        let mut same = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
-                        let to = same.view_mut().permute([0, 3, 1, 2]).unwrap();
+                        let mut asked = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
+                        let to = asked.view_mut().permute([0, 3, 1, 2]).unwrap();
                         relu.algorithm(other)
                             .forward_add_into(turned(&x_last), &packed, bias, beside, to)
                             .unwrap();
-                        assert!(same.as_slice().iter().zip(again.as_slice()).all(|(a, b)| {
-                            a.to_f64().to_bits() == b.to_f64().to_bits() || (a.is_nan() && b.is_nan())
-                        }));
+                        assert!(same(asked.as_slice(), again.as_slice()), "{what}");
                     }
                     // Planes take what was packed for pixels, too.
                     let mut planes = Tensor::full(shape, T::NAN).unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Strided, bits, in_pools, quickcheck, size, value};
+use common::{Strided, bits, in_pools, quickcheck, size, value, wave};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::gemm::Packed;
 use tilewise::linear::{Dense, DenseGradientsMut};
@@ -144,16 +144,6 @@ fn equals_the_reference_in_f64() {
     quickcheck(300, check::<f64> as fn(Case<f64>) -> bool);
 }
 
-/// Values between −1 and 1 that a formula gives, for tests that need no randomness.
-fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f64, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        (t * t).sin()
-    })
-    .unwrap()
-}
-
 #[test]
 fn gradients_are_central_differences() {
     let [batch, inputs, outputs] = [5, 7, 3];
@@ -203,7 +193,7 @@ fn gradients_are_central_differences() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let (x, w, b) = (wave([900, 130], 0.1), wave([130, 700], 0.2), wave([700], 0.3));
+    let (x, w, b) = (wave::<f64, 2>([900, 130], 0.1), wave([130, 700], 0.2), wave([700], 0.3));
     let dz = wave([900, 700], 0.4);
     let results = in_pools(|| {
         let dense = Dense::new().activation(Activation::Relu);
@@ -217,7 +207,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 
 #[test]
 fn the_sum_over_rows_has_the_same_bits_for_all_strides() {
-    let dz = wave([333, 150], 0.1);
+    let dz = wave::<f64, 2>([333, 150], 0.1);
     let columns = Tensor::from_fn([150, 333], |[i, j]| *dz.get([j, i]).unwrap()).unwrap();
     let dense = Dense::new();
     let (rows, columns) =

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Strided, bits, in_pools, quickcheck, within};
+use common::{Strided, bits, in_pools, last, quickcheck, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::machine;
 use tilewise::pool::{AveragePool, LpPool, MaxPool, NO_ELEMENT};
@@ -226,21 +226,6 @@ fn three_axes_equal_the_reference() {
     quickcheck(50, check::<f64, 3, 5> as fn(Case<f64, 3, 5>) -> bool);
 }
 
-/// Values that a formula gives, for tests that need no randomness.
-fn wave<T: Element, const N: usize>(shape: [usize; N]) -> Tensor<T, N> {
-    let mut t = 0.0f64;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        T::from_f64((t * t).sin())
-    })
-    .unwrap()
-}
-
-/// The same elements with channels last.
-fn last<T: Element>(x: &Tensor<T, 4>) -> Tensor<T, 4> {
-    x.view().permute([0, 2, 3, 1]).unwrap().to_tensor().unwrap()
-}
-
 #[test]
 fn nan_propagates_and_the_first_maximum_wins() {
     let (nan, low) = (f32::NAN, f32::NEG_INFINITY);
@@ -299,7 +284,7 @@ fn a_window_in_the_padding_has_no_element() {
 
 #[test]
 fn gradients_are_central_differences() {
-    let mut x = wave::<f64, 4>([2, 3, 7, 6]);
+    let mut x = wave::<f64, 4>([2, 3, 7, 6], 0.0);
     let (average, lp) = (
         AveragePool::<2>::new([3, 2]).stride([2, 1]).padding([1, 1]).count_include_pad(false),
         LpPool::<2>::new([2, 3], 3.0).dilation([2, 1]),
@@ -308,7 +293,7 @@ fn gradients_are_central_differences() {
     let check =
         |forward: &dyn Fn(&Tensor<f64, 4>) -> Tensor<f64, 4>, dx: &Tensor<f64, 4>, x: &mut Tensor<f64, 4>| {
             // L = Σ R ⊙ Y.
-            let r = wave(forward(x).shape());
+            let r = wave(forward(x).shape(), 0.0);
             let loss =
                 |x: &Tensor<f64, 4>| forward(x).iter().zip(&r).map(|(y, r): (&f64, &f64)| y * r).sum::<f64>();
             let h = 1e-6;
@@ -323,20 +308,20 @@ fn gradients_are_central_differences() {
                 assert!((difference - dx.as_slice()[i]).abs() < 1e-7, "{difference} {}", dx.as_slice()[i]);
             }
         };
-    let r = wave(average.output_shape(x.shape()).unwrap());
+    let r = wave(average.output_shape(x.shape()).unwrap(), 0.0);
     check(&|x| average.forward(x.view()).unwrap(), &average.backward(r.view(), [7, 6]).unwrap(), &mut x);
     let y = lp.forward(x.view()).unwrap();
-    let dx = lp.backward(x.view(), y.view(), wave(y.shape()).view()).unwrap();
+    let dx = lp.backward(x.view(), y.view(), wave(y.shape(), 0.0).view()).unwrap();
     check(&|x| lp.forward(x.view()).unwrap(), &dx, &mut x);
     let (y, indices) = max.forward_with_indices(x.view()).unwrap();
-    let dx = max.backward(wave(y.shape()).view(), indices.view(), [7, 6]).unwrap();
+    let dx = max.backward(wave(y.shape(), 0.0).view(), indices.view(), [7, 6]).unwrap();
     check(&|x| max.forward(x.view()).unwrap(), &dx, &mut x);
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for shape in [[4, 9, 61, 77], [1, 64, 80, 40]] {
-        let x = wave::<f32, 4>(shape);
+        let x = wave::<f32, 4>(shape, 0.0);
         let turned = last(&x);
         for x in [x.view(), turned.view().permute([0, 3, 1, 2]).unwrap()] {
             let results = in_pools(|| {
@@ -367,7 +352,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 
 #[test]
 fn long_rows_are_cut_in_blocks() {
-    let x = wave::<f32, 3>([2, 3, 30_011]);
+    let x = wave::<f32, 3>([2, 3, 30_011], 0.0);
     for (kernel, stride, dilation) in [(3, 2, 1), (5, 1, 1), (4, 3, 2), (9, 7, 1), (700, 300, 1)] {
         let axes = [reference::sliding(30_011, kernel, stride, dilation, [1, 1], false)];
         let max = MaxPool::<1>::new([kernel]).stride([stride]).dilation([dilation]).padding([1]);

@@ -2,23 +2,13 @@
 
 mod common;
 
-use common::{bits, in_pools};
+use common::{bits, in_pools, wave};
 use tilewise::activation::Activation;
 use tilewise::rnn::{
     Direction, Elman, Gru, Lstm, Nonlinearity, OutputGradients, OutputMut, Recurrent, Reset, Sequence,
     StateMut, Tape, Weights,
 };
 use tilewise::{Tensor, TensorView};
-
-/// Values between −1 and 1 that a formula gives, for tests that need no randomness.
-fn wave<const N: usize>(shape: [usize; N], phase: f64) -> Tensor<f64, N> {
-    let mut t = phase;
-    Tensor::from_fn(shape, |_| {
-        t += 0.7;
-        (t * t).sin()
-    })
-    .unwrap()
-}
 
 /// Everything that goes into a call.
 #[derive(Clone, Copy)]

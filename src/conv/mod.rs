@@ -57,8 +57,9 @@
 //! some megabytes. Weights that are turned in the call are there once more meanwhile, or twice, and so are the pixels that a weight gradient of
 //! single taps with a stride copies. A thread has a copy of the input of one box of outputs and the patches of some hundred of
 //! them, in its L2. Winograd's weight gradient has some hundred tiles for each
-//! thread at a time, and its sums, 16/9 or 4 times the weights. One of depthwise weights or small groups, of pixels that are read where they lie, has as many sums as
-//! there are weights for each 2048 outputs or fewer, one of few channels for each part. [`Im2col`] makes the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
+//! thread at a time, and its sums, 16/9 or 4 times the weights. One of depthwise weights or small groups, of pixels that are read where
+//! they lie, has as many sums as there are weights for each 2048 outputs or fewer, one of few channels for each part. [`Im2col`] makes
+//! the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
 //! layer of ResNet-50 (64 to 64 channels at 56 × 56) at batch 8 in `f32`, on one thread of a machine with 1 MiB of L2:
 //!
 //! | patches | bytes |

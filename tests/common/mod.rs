@@ -4,7 +4,7 @@
 pub mod geometry;
 
 use quickcheck::{Arbitrary, Gen};
-use tilewise::{Element, TensorView, TensorViewMut};
+use tilewise::{Element, Tensor, TensorView, TensorViewMut};
 
 /// Sizes at which kernels go wrong: nothing, one, and the neighbours of tiles and vectors.
 pub const AWKWARD: [usize; 24] =
@@ -24,6 +24,26 @@ pub fn within(g: &mut Gen, range: std::ops::Range<usize>) -> usize {
 pub fn value<T: Element>(g: &mut Gen) -> T {
     let unit = (u64::arbitrary(g) >> 11) as f64 / (1u64 << 53) as f64;
     T::from_f64(4.0 * unit - 2.0)
+}
+
+/// Values between −1 and 1 that a formula gives, for tests that need no randomness.
+pub fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor<T, N> {
+    let mut t = phase;
+    Tensor::from_fn(shape, |_| {
+        t += 0.7;
+        T::from_f64((t * t).sin())
+    })
+    .expect("small")
+}
+
+/// The same elements with channels last in memory.
+pub fn last<T: Element>(x: &Tensor<T, 4>) -> Tensor<T, 4> {
+    x.view().permute([0, 2, 3, 1]).expect("four axes").to_tensor().expect("small")
+}
+
+/// What [`last`] gives, as the shape was before.
+pub fn turned<T>(x: &Tensor<T, 4>) -> TensorView<'_, T, 4> {
+    x.view().permute([0, 3, 1, 2]).expect("four axes")
 }
 
 /// What stands in every element that a view does not reach.
