@@ -243,6 +243,9 @@ fn any_number_of_threads_gives_the_same_bits() {
     same(Gru::new().reset(Reset::Before).recompute(true), [4, 70, 50, 110], 1, None, false);
     same(Gru::new().reset(Reset::Before), [3, 9, 50, 400], 1, None, true);
     same(Elman::new().direction(Direction::Reverse), [5, 40, 100, 300], 1, None, false);
+    // Copies of x and of its gradient that are cut.
+    same(Gru::new().direction(both), [5, 64, 333, 20], 2, None, false);
+    same(Elman::new(), [7, 64, 333, 20], 1, None, true);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::descriptor::{Cell, Reset, Spec};
 use super::engine::Engine;
 use super::forward::{Call, pair, select};
-use super::groups::{each_group, gather_states, peepholes, replay, run_groups};
+use super::groups::{each_group, each_states, peepholes, replay, run_groups};
 use super::ready;
 use super::sequence::{OutputGradients, Sequence};
 use super::sizes::{Sizes, WeightSizes};
@@ -221,10 +221,14 @@ impl<T: Element> Backward<'_, T> {
         let again = spec.recompute.then(|| self.call.prepare(&Operand::View(self.weights))).transpose()?;
         let steps = |direction: usize| self.call.steps(&order, spec.direction.reverse(direction));
         let groups = self.call.groups::<T>(&order);
-        let room = self.room(&steps(0), groups, parts_padded::<T>(isa, sizes.weights), dx.is_some())?;
+        let dx_in_place = groups == 1
+            && order.is_none()
+            && spec.direction == super::Direction::Forward
+            && dx.as_ref().is_some_and(|dx| merge(dx.view()).is_some());
+        let padded = parts_padded::<T>(isa, sizes.weights);
+        let room = self.room(&steps(0), groups, padded, dx.is_some() && !dx_in_place)?;
         let mut scratch = workspace::scratch::<T>(op, room.len)?;
         let mut other_scratch = workspace::scratch::<T>(op, if directions == 2 { room.len } else { 0 })?;
-        let dx_in_place = dx.as_ref().is_some_and(|dx| merge(dx.view()).is_some());
 
         for direction in 0..directions {
             let data = &mut packed[direction * parts.len..][..parts.len];
@@ -277,13 +281,14 @@ impl<T: Element> Backward<'_, T> {
         let two = projection || spec.cell == Cell::Gru(Reset::Before);
         let again = spec.recompute && !keeps_gates(spec) && gates > 1;
         let after = spec.cell == Cell::Gru(Reset::After);
-        // Where they do not lie there already; x in time order serves one direction only, and dx needs the room too.
+        // Where they do not lie there already; x in time order serves one direction only, and dx that is not made where it
+        // lies needs the room too.
         let gather_x = dx
             || groups > 1
             || steps.is_ragged()
             || spec.direction != super::Direction::Forward
             || merge(self.sequence.x).is_none();
-        let gather_h = groups > 1 || steps.is_ragged();
+        let gather_h = steps.is_ragged();
         let mut len = 0usize;
         let mut part = |needed: bool, rows: usize, columns: Option<usize>| {
             let start = len;
@@ -329,10 +334,10 @@ impl<T: Element> Backward<'_, T> {
         let x = self.sequence.x;
         if !rows_of_x.is_empty() {
             each_group(steps, groups, &mut |entries, some| {
-                let rows = steps.len * entries.start..steps.len * entries.end;
-                let rows = if steps.is_ragged() { 0..steps.rows() } else { rows };
-                let to = &mut rows_of_x[rows.start * x.shape()[2]..rows.end * x.shape()[2]];
-                some.gather(0..steps.len, x.slice(1, entries, 1)?, to)
+                let (first, columns) = (first_row(steps, &entries), x.shape()[2]);
+                let to = &mut rows_of_x[first * columns..];
+                let to = TensorViewMut::matrix(to, [some.rows(), columns]);
+                some.gather(0..some.len, x.slice(1, entries, 1)?, to)
             })?;
         }
         let (all, inputs) = (steps.rows(), sizes.weights.inputs);
@@ -373,25 +378,25 @@ impl<T: Element> Backward<'_, T> {
         }
 
         let dz = unroll.gradients(dz, all)?;
-        let h_prev = match rows_of_h.is_empty() {
-            true => TensorView::from_slice(&tape.states[..all * state], [all, state])?,
-            false => {
-                gather_states(steps, groups, tape, state, rows_of_h)?;
-                TensorView::from_slice(rows_of_h, [all, state])?
-            }
-        };
         let (from_x, from_h) = pairs(spec.cell);
         if let Some(mut to) = input {
             for pair in from_x {
-                self.outer(dz, pair, x, to.view_mut())?;
+                self.outer(dz, pair, x, self.beta, to.view_mut())?;
             }
         }
         if let Some(mut to) = recurrent {
             for (number, pair) in from_h.iter().enumerate() {
-                // Before the product, r ⊙ h is what W of gate n multiplied.
-                let reset = spec.cell == Cell::Gru(Reset::Before) && number == 1;
-                let h = if reset { TensorView::from_slice(between, [all, hidden])? } else { h_prev };
-                self.outer(dz, pair, h, to.view_mut())?;
+                if spec.cell == Cell::Gru(Reset::Before) && number == 1 {
+                    // Before the product, r ⊙ h is what W of gate n multiplied.
+                    let h = TensorView::from_slice(between, [all, hidden])?;
+                    self.outer(dz, pair, h, self.beta, to.view_mut())?;
+                    continue;
+                }
+                let mut beta = self.beta;
+                each_states(steps, groups, tape, state, rows_of_h, &mut |row, h| {
+                    let beta = std::mem::replace(&mut beta, T::ONE);
+                    self.outer(dz.slice(0, row..row + h.shape()[0], 1)?, pair, h, beta, to.view_mut())
+                })?;
             }
         }
         if bias.is_some() || recurrent_bias.is_some() {
@@ -424,11 +429,12 @@ impl<T: Element> Backward<'_, T> {
         dz: TensorView<'_, T, 2>,
         pair: &Pair,
         factor: TensorView<'_, T, 2>,
+        beta: T,
         to: TensorViewMut<'_, T, 2>,
     ) -> Result<()> {
         let hidden = self.call.sizes.weights.hidden;
         let (dz, to) = (dz.slice(1, pair.columns(hidden), 1)?, to.slice(0, pair.rows(hidden), 1)?);
-        Gemm::new().beta(self.beta).run(dz.transpose(), factor, to)
+        Gemm::new().beta(beta).run(dz.transpose(), factor, to)
     }
 
     /// dX = dZ U + beta · dX over one direction.
@@ -459,20 +465,15 @@ impl<T: Element> Backward<'_, T> {
             }
             Ok(())
         };
-        if in_place && groups == 1 && !steps.is_ragged() && !steps.reverse {
+        if in_place {
             return product(dx.view_mut().reshape([all, inputs])?, beta);
         }
         let rows = &mut rest[room.rows_of_x.start - room.dz.end..][..room.rows_of_x.len()];
         product(TensorViewMut::from_slice(rows, [all, inputs])?, T::ZERO)?;
         each_group(steps, groups, &mut |entries, some| {
-            let first = if steps.is_ragged() { 0 } else { steps.len * entries.start };
-            let mut dx = dx.view_mut().slice(1, entries, 1)?;
-            for step in 0..steps.len {
-                let at = some.range(step..step + 1);
-                let rows = &rows[(first + at.start) * inputs..(first + at.end) * inputs];
-                some.scatter(step, TensorView::from_slice(rows, [at.len(), inputs])?, beta, &mut dx)?;
-            }
-            Ok(())
+            let rows = &rows[first_row(steps, &entries) * inputs..][..some.rows() * inputs];
+            let rows = TensorView::from_slice(rows, [some.rows(), inputs])?;
+            some.scatter(0..some.len, rows, beta, dx.view_mut().slice(1, entries, 1)?)
         })
     }
 }
@@ -483,6 +484,11 @@ struct Direction<'d> {
     steps: Steps<'d>,
     groups: usize,
     room: &'d Room,
+}
+
+/// The first row of a group of entries, of those of all.
+fn first_row(steps: &Steps<'_>, entries: &Range<usize>) -> usize {
+    if steps.is_ragged() { 0 } else { steps.len * entries.start }
 }
 
 fn parts_padded<T: Element>(isa: crate::machine::Isa, sizes: WeightSizes) -> usize {

@@ -211,6 +211,8 @@ struct Write<'w, T> {
     c: TensorViewMut<'w, T, 2>,
     out: TensorViewMut<'w, T, 2>,
     candidate: TensorViewMut<'w, T, 2>,
+    /// A copy of `out`, or nothing.
+    y: TensorViewMut<'w, T, 2>,
 }
 
 /// The matrices of a step; those that the cell does not have are empty.
@@ -223,6 +225,8 @@ pub(crate) struct StepViews<'s, T> {
     pub candidate: TensorViewMut<'s, T, 2>,
     /// What lies between the two products of a step.
     pub between: TensorViewMut<'s, T, 2>,
+    /// A copy of h.
+    pub y: TensorViewMut<'s, T, 2>,
 }
 
 impl<T: Element> Engine<'_, T> {
@@ -261,7 +265,9 @@ impl<T: Element> Engine<'_, T> {
         let mut z_scratch = self.scratch(chunk_rows, columns)?;
         // Where rows of y are slices, each step finds the state before it there.
         let in_y = !taped && !steps.is_ragged() && y.as_ref().is_some_and(|y| y.strides()[2] == 1);
-        let (mut history, mut y) = if in_y { (y, None) } else { (None, y) };
+        let (mut history, y) = if in_y { (y, None) } else { (None, y) };
+        // Rows of entries of unlike lengths go to y one by one.
+        let (mut y, mut y_by_rows) = if steps.is_ragged() { (None, y) } else { (y, None) };
         let ring = |columns: usize, needed: bool| {
             self.scratch(if needed && !taped { 2 * batch } else { 0 }, columns)
         };
@@ -299,9 +305,9 @@ impl<T: Element> Engine<'_, T> {
             let x = match rows_of_x {
                 Some(x) => x.tile([rows.start, 0], [rows.len(), x.shape()[1]]),
                 None => {
-                    steps.gather(chunk.clone(), x, &mut gathered)?;
-                    let inputs = x.shape()[2];
-                    TensorView::from_slice(&gathered[..rows.len() * inputs], [rows.len(), inputs])?
+                    let shape = [rows.len(), x.shape()[2]];
+                    steps.gather(chunk.clone(), x, TensorViewMut::matrix(&mut gathered, shape))?;
+                    TensorView::from_slice(&gathered[..shape[0] * shape[1]], shape)?
                 }
             };
             let z = &mut z[..rows.len() * columns];
@@ -335,6 +341,10 @@ impl<T: Element> Engine<'_, T> {
                     c: c_next,
                     candidate: candidates,
                     between: self.between(&mut between, at.len()),
+                    y: match &mut y {
+                        Some(y) => y.view_mut().select(0, steps.time(step, 0))?,
+                        None => no_view_mut(),
+                    },
                 };
                 self.step(&mut views, input, keep, step)?;
                 let ended = steps.count(step + 1)..at.len();
@@ -343,8 +353,8 @@ impl<T: Element> Engine<'_, T> {
                     .for_each(|last| steps.put(ended.clone(), views.h.view(), T::ZERO, last));
                 last_cell.iter_mut().for_each(|last| steps.put(ended.clone(), views.c.view(), T::ZERO, last));
                 let StepViews { h, .. } = views;
-                if let Some(y) = &mut y {
-                    steps.scatter(step, h.view(), T::ZERO, y)?;
+                if let Some(y) = &mut y_by_rows {
+                    steps.scatter(step..step + 1, h.view(), T::ZERO, y.view_mut())?;
                 }
             }
         }
@@ -377,7 +387,7 @@ impl<T: Element> Engine<'_, T> {
         keep: bool,
         step: usize,
     ) -> Result<()> {
-        let StepViews { z, h_prev, h, c_prev, c, candidate, between } = views;
+        let StepViews { z, h_prev, h, c_prev, c, candidate, between, y } = views;
         let (h_prev, c_prev, gates) = (*h_prev, *c_prev, self.sizes.gates);
         let stage = match self.cell {
             Cell::Elman(nonlinearity) => Stage::Elman(nonlinearity),
@@ -402,8 +412,9 @@ impl<T: Element> Engine<'_, T> {
         if self.cell == Cell::Gru(Reset::Before) {
             read.gates = 2;
         }
-        let write =
-            Write { first: 0, z: z.view_mut(), c: c.view_mut(), out, candidate: candidate.view_mut() };
+        let (z_here, c_here, candidate_here) = (z.view_mut(), c.view_mut(), candidate.view_mut());
+        let y_here = if two { no_view_mut() } else { y.view_mut() };
+        let write = Write { first: 0, z: z_here, c: c_here, out, candidate: candidate_here, y: y_here };
         self.stage(&read, write)?;
         if self.sizes.projection {
             let weights = Input::<T, TensorView<'_, T, 2>>::Packed(self.weights.projection);
@@ -415,11 +426,15 @@ impl<T: Element> Engine<'_, T> {
                 h.view_mut(),
                 None,
             )?;
+            if !y.is_empty() {
+                y.copy_from(h.view());
+            }
         } else if two {
             let (stage, a, weights) = (Stage::GruCandidate, between.view(), self.weights.candidate);
             let read = Read { stage, a, weights, gates: 1, input: None, ..read };
             let (c, candidate) = (no_view_mut(), no_view_mut());
-            self.stage(&read, Write { first: 0, z: z.view_mut(), c, out: h.view_mut(), candidate })?;
+            let (z, out, y) = (z.view_mut(), h.view_mut(), y.view_mut());
+            self.stage(&read, Write { first: 0, z, c, out, candidate, y })?;
         }
         Ok(())
     }
@@ -444,13 +459,13 @@ impl<T: Element> Engine<'_, T> {
         }
         let half = tasks / 2;
         let at = (tiles * half / tasks).clamp(1, tiles - 1) * unit;
-        let Write { first, z, c, out, candidate } = write;
+        let Write { first, z, c, out, candidate, y } = write;
         let (z, high_z) = cut(z, at * self.sizes.gates)?;
         let ((c, high_c), (out, high_out)) = (cut(c, at)?, cut(out, at)?);
-        let (candidate, high_candidate) = cut(candidate, at)?;
-        let low = Write { first, z, c, out, candidate };
-        let high =
-            Write { first: first + at, z: high_z, c: high_c, out: high_out, candidate: high_candidate };
+        let ((candidate, high_candidate), (y, high_y)) = (cut(candidate, at)?, cut(y, at)?);
+        let low = Write { first, z, c, out, candidate, y };
+        let (first, candidate) = (first + at, high_candidate);
+        let high = Write { first, z: high_z, c: high_c, out: high_out, candidate, y: high_y };
         let (one, two) =
             parallel::join(|| self.split(read, low, half), || self.split(read, high, tasks - half));
         one.and(two)
@@ -507,6 +522,9 @@ impl<T: Element> Engine<'_, T> {
                 peephole: peephole(self.weights.peephole, self.weights.padded, &units),
             };
             T::forward_pass(self.isa, pass);
+            if !write.y.is_empty() {
+                part_mut(&mut write.y, range.clone()).copy_from(part(&write.out.view(), range));
+            }
         }
         Ok(())
     }

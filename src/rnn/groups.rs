@@ -64,24 +64,29 @@ pub(super) fn run_groups<T: Element>(
     one().and_then(|()| two())
 }
 
-/// The state before each step, row by row as in dZ.
-pub(super) fn gather_states<T: Element>(
+/// Calls `f` with the first row of each group in dZ and with the states before its steps, a row for each of dZ: where the lengths
+/// differ they are copied to `copied`, elsewhere they lie on the tape.
+pub(super) fn each_states<T: Element>(
     steps: &Steps<'_>,
     groups: usize,
     mut tape: TapeView<'_, T>,
     state: usize,
-    mut rows: &mut [T],
+    copied: &mut [T],
+    f: &mut dyn FnMut(usize, TensorView<'_, T, 2>) -> Result<()>,
 ) -> Result<()> {
-    let mut left = steps.batch;
+    if steps.is_ragged() {
+        for step in 0..steps.len {
+            let at = steps.range(step..step + 1);
+            let from = &tape.states[steps.before(step) * state..][..at.len() * state];
+            copied[at.start * state..at.end * state].copy_from_slice(from);
+        }
+        return f(0, TensorView::from_slice(copied, [steps.rows(), state])?);
+    }
+    let (mut left, mut row) = (steps.batch, 0);
     each_group(steps, groups, &mut |entries, some| {
         let (here, others) = tape.split(entries.len(), left);
-        let (to, rest) = std::mem::take(&mut rows).split_at_mut(some.rows() * state);
-        for step in 0..some.len {
-            let at = some.range(step..step + 1);
-            let from = &here.states[some.before(step) * state..][..at.len() * state];
-            to[at.start * state..at.end * state].copy_from_slice(from);
-        }
-        (tape, rows, left) = (others, rest, left - entries.len());
+        f(row, rows_of(here.states, 0, some.rows(), state)?)?;
+        (tape, left, row) = (others, left - entries.len(), row + some.rows());
         Ok(())
     })
 }
@@ -156,6 +161,7 @@ pub(super) fn replay<T: Element>(
                     false => no_view_mut(),
                 },
                 between: engine.between(&mut between, count),
+                y: no_view_mut(),
             };
             engine.step(&mut views, None, true, step)?;
         }

@@ -18,6 +18,8 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::Result;
+use crate::parallel;
+use crate::simd::CACHE_LINE;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
 
@@ -146,34 +148,41 @@ impl<'a> Steps<'a> {
         &self,
         steps: Range<usize>,
         sequence: TensorView<'_, T, 3>,
-        rows: &mut [T],
+        rows: TensorViewMut<'_, T, 2>,
     ) -> Result<()> {
-        let (first, columns) = (self.start(steps.start), sequence.shape()[2]);
-        for step in steps {
-            let start = self.start(step) - first;
-            self.places(step, |row, count, place| {
-                let to = &mut rows[(start + row) * columns..];
-                TensorViewMut::matrix(to, [count, columns]).copy_from(place.of(sequence)?);
-                Ok(())
-            })?;
-        }
-        Ok(())
+        let tasks = copy_tasks(rows.shape());
+        in_columns(rows, 1, 0, tasks, &|mut rows, columns| {
+            let (sequence, first) = (sequence.slice(2, columns.clone(), 1)?, self.start(steps.start));
+            steps.clone().try_for_each(|step| {
+                let start = self.start(step) - first;
+                self.places(step, |row, count, place| {
+                    rows.tile_mut([start + row, 0], [count, columns.len()]).copy_from(place.of(sequence)?);
+                    Ok(())
+                })
+            })
+        })
     }
 
-    /// sequence = rows + beta · sequence for the rows of a step.
+    /// sequence = rows + beta · sequence for the rows of some steps.
     pub(crate) fn scatter<T: Element>(
         &self,
-        step: usize,
+        steps: Range<usize>,
         rows: TensorView<'_, T, 2>,
         beta: T,
-        sequence: &mut TensorViewMut<'_, T, 3>,
+        sequence: TensorViewMut<'_, T, 3>,
     ) -> Result<()> {
-        let columns = rows.shape()[1];
-        self.places(step, |row, count, place| {
-            let Place { time, entries } = place;
-            let to = sequence.view_mut().select::<2>(0, time)?.slice(0, entries, 1)?;
-            accumulate(rows.tile([row, 0], [count, columns]), beta, to);
-            Ok(())
+        let tasks = copy_tasks(rows.shape());
+        in_columns(sequence, 2, 0, tasks, &|mut sequence, columns| {
+            let first = self.start(steps.start);
+            steps.clone().try_for_each(|step| {
+                let start = self.start(step) - first;
+                self.places(step, |row, count, place| {
+                    let Place { time, entries } = place;
+                    let to = sequence.view_mut().select::<2>(0, time)?.slice(0, entries, 1)?;
+                    accumulate(rows.tile([start + row, columns.start], [count, columns.len()]), beta, to);
+                    Ok(())
+                })
+            })
         })
     }
 
@@ -223,6 +232,32 @@ impl<'a> Steps<'a> {
             to.tile_mut([row, 0], [1, columns]).copy_from(states.tile([self.entry(row), 0], [1, columns]));
         }
     }
+}
+
+/// Into how many tasks a copy is cut.
+fn copy_tasks(shape: [usize; 2]) -> usize {
+    /// Elements that take about ten microseconds.
+    const GRAIN: usize = 1 << 15;
+    parallel::threads_for(shape[0].saturating_mul(shape[1]), GRAIN)
+}
+
+/// Calls `f` with columns of a view, whose last axis is `axis`, and with which these are, about `tasks` times, possibly at the same time.
+fn in_columns<T: Element, const N: usize>(
+    view: TensorViewMut<'_, T, N>,
+    axis: usize,
+    first: usize,
+    tasks: usize,
+    f: &(impl Fn(TensorViewMut<'_, T, N>, Range<usize>) -> Result<()> + Sync),
+) -> Result<()> {
+    let (columns, unit) = (view.shape()[axis], CACHE_LINE / size_of::<T>());
+    if tasks <= 1 || columns <= unit {
+        return f(view, first..first + columns);
+    }
+    let mut at = [0; N];
+    at[axis] = first;
+    parallel::halves(view, at, (axis, unit), tasks, &|view, at, tasks| {
+        in_columns(view, axis, at[axis], tasks, f)
+    })
 }
 
 /// Some entries at one time.
