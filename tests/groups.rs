@@ -1,10 +1,10 @@
-//! Groups of a few channels with channels last, which are read in place where the window is 3 × 3.
+//! Groups of a few channels: lanes of vectors, read in place where channels lie last and the window is 3 × 3.
 
 mod common;
 
 use common::{bits, in_pools, last, turned, wave};
 use tilewise::activation::Activation;
-use tilewise::conv::{Algorithm, Convolution};
+use tilewise::conv::{Algorithm, Convolution, Weight};
 use tilewise::reference::conv::{self, Geometry};
 use tilewise::{Element, Tensor, machine};
 
@@ -30,16 +30,17 @@ fn close<'a, T: Element>(found: impl IntoIterator<Item = &'a T>, expected: &Tens
 fn equal_the_reference<T: Element>(groups: usize, few: usize) {
     let channels = groups * few;
     let mut case = 0;
-    for [height, width] in [[1, 1], [3, 5], [6, 8], [7, 9], [4, 14]] {
+    for [height, width] in [[1, 1], [3, 5], [6, 8], [7, 9], [4, 14], [2, 17], [3, 30]] {
         for (stride, dilation) in [([1, 1], 1), ([2, 2], 1), ([1, 2], 2), ([2, 1], 1)] {
             case += 1;
             let padding = [[2 + case % 2, 2], [1 + case % 2, 1 + case / 2 % 2]];
             let flipped = case % 5 == 0;
+            let kernel = if case % 7 == 0 && width >= 5 { [2, 5] } else { [3, 3] };
             let conv = Convolution::<2>::new().groups(groups).stride(stride).dilation([dilation, 1]);
             let conv = conv.padding_sides(padding).flipped(flipped);
             let geometry = Geometry { groups, stride, dilation: [dilation, 1], padding, flipped };
             let mut x = wave::<T, 4>([2, channels, height, width], 0.1);
-            let (w, bias) = (wave([channels, few, 3, 3], 0.2), wave([channels], 0.3));
+            let (w, bias) = (wave([channels, few, kernel[0], kernel[1]], 0.2), wave([channels], 0.3));
             let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
             let (dz, residual) = (wave::<T, 4>(shape, 0.4), wave::<T, 4>(shape, 0.5));
             // No group hears of another's: 0 times this is not a number.
@@ -54,7 +55,7 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                 *y = if sum < 0.0 { 0.0 } else { sum };
             }
             let dx = conv::naive::backward_input(&geometry, dz.view(), w.view(), [height, width]).unwrap();
-            let dw = conv::naive::backward_weight(&geometry, x.view(), dz.view(), [3, 3]).unwrap();
+            let dw = conv::naive::backward_weight(&geometry, x.view(), dz.view(), kernel).unwrap();
             for &isa in machine::supported() {
                 let what = format!("{groups} of {few}, case {case} on {isa}");
                 machine::with_isa(isa, || {
@@ -80,25 +81,33 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                         assert!(same(asked.as_slice(), again.as_slice()), "{what}");
                     }
                     // Planes take what was packed for pixels, too.
-                    let mut planes = Tensor::full(shape, T::NAN).unwrap();
-                    let to = planes.view_mut();
-                    relu.forward_add_into(x.view(), &packed, bias, residual.view(), to).unwrap();
-                    close(&planes, &y, &what);
+                    let for_planes = relu.pack(w.view()).unwrap();
+                    let weights: [Weight<'_, T, 4>; 3] =
+                        [w.view().into(), (&packed).into(), (&for_planes).into()];
+                    for weights in weights {
+                        let mut planes = Tensor::full(shape, T::NAN).unwrap();
+                        let to = planes.view_mut();
+                        relu.forward_add_into(x.view(), weights, bias, residual.view(), to).unwrap();
+                        close(&planes, &y, &what);
+                    }
+                    let found = conv.backward_input(dz.view(), w.view(), [height, width]).unwrap();
+                    close(&found, &dx, &what);
 
                     let mut found = Tensor::full([2, height, width, channels], T::NAN).unwrap();
                     let to = found.view_mut().permute([0, 3, 1, 2]).unwrap();
                     conv.backward_input_into(turned(&dz_last), w.view(), to).unwrap();
                     close(turned(&found), &dx, &what);
 
-                    let found = conv.backward_weight(turned(&x_last), turned(&dz_last), [3, 3]).unwrap();
+                    let found = conv.backward_weight(turned(&x_last), turned(&dz_last), kernel).unwrap();
                     let infinite = case % 3 == 0 && stride != [1, 1];
                     // The reference puts zeros between gradients that are strides apart, and multiplies these too.
                     if !infinite {
                         close(&found, &dw, &what);
                     }
-                    let mut strided = Tensor::full([9, few, channels], T::NAN).unwrap();
+                    let [rows, columns] = kernel;
+                    let mut strided = Tensor::full([rows * columns, few, channels], T::NAN).unwrap();
                     let to = strided.view_mut().permute([2, 1, 0]).unwrap();
-                    let to = to.reshape([channels, few, 3, 3]).unwrap();
+                    let to = to.reshape([channels, few, rows, columns]).unwrap();
                     conv.backward_weight_into(turned(&x_last), turned(&dz_last), to).unwrap();
                     let strided = strided.view().permute([2, 1, 0]).unwrap();
                     assert!(found.as_slice().iter().zip(strided.iter()).all(|(a, b)| a == b || a.is_nan()));
@@ -132,7 +141,8 @@ fn any_number_of_threads_gives_the_same_bits() {
         let w = wave([channels, few, 3, 3], 0.2);
         let results = in_pools(|| {
             let y = conv.forward(turned(&x_last), w.view(), None).unwrap();
-            let y_last = last(&y);
+            let (y_last, x) = (last(&y), turned(&x_last).to_tensor().unwrap());
+            let planes = conv.forward(x.view(), w.view(), None).unwrap();
             let mut again = Tensor::zeros(y_last.shape()).unwrap();
             let to = again.view_mut().permute([0, 3, 1, 2]).unwrap();
             conv.forward_into(turned(&x_last), w.view(), None, to).unwrap();
@@ -140,7 +150,7 @@ fn any_number_of_threads_gives_the_same_bits() {
             let to = dx.view_mut().permute([0, 3, 1, 2]).unwrap();
             conv.backward_input_into(turned(&y_last), w.view(), to).unwrap();
             let dw = conv.backward_weight(turned(&x_last), turned(&y_last), [3, 3]).unwrap();
-            [again, dx, dw].map(|tensor| bits(tensor.as_slice()))
+            [again, dx, dw, planes].map(|tensor| bits(tensor.as_slice()))
         });
         assert!(results.iter().all(|result| *result == results[0]));
     }

@@ -60,7 +60,7 @@ impl<T: Element> Call<'_, T> {
             return Ok(());
         }
         let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
-        let (w, vectors) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), same));
+        let (w, vectors) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), Some(same)));
         // What was packed keeps the algorithm that it was packed for.
         let algorithm = if filter.is_some() { Algorithm::ImplicitGemm } else { self.algorithm };
         let call = Call { w, algorithm, ..*self };

@@ -39,7 +39,8 @@
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie; `backward_weight` alike |
-//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes, [`Algorithm::Auto`], not packed but by [`pack_channels_last`](Convolution::pack_channels_last), otherwise as before | as before, each lane takes in the inputs of its group; `backward_weight` alike |
+//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes (fewer without AVX-512, unless as in the next row), [`Algorithm::Auto`], 3 × 3 without dilation along rows, stride 1 or 2, or of up to 4 channels with several taps | channels as lanes: each takes in the inputs of its group from a copy of their pixels; `backward_weight` alike, 3 × 3 |
+//! | the same, 3 × 3, pixels neighbours (NHWC), fewer channels than AVX-512 has lanes | as before, the pixels read where they lie; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels, weights where they lie if that is in order |
 //! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
 //! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
@@ -453,7 +454,9 @@ impl<const S: usize> Convolution<S> {
         let [d, h, width] = kernel;
         let winograd =
             correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
-        let lanes = last && self.algorithm == Algorithm::Auto && depthwise::in_place(&sliding);
+        let auto = self.algorithm == Algorithm::Auto;
+        let isa = machine::isa()?;
+        let lanes = groups > 1 && depthwise::takes::<T>(isa, groups, w.shape(), &sliding, [last, auto]);
         let form = [single(&sliding), last, lanes];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }

@@ -25,8 +25,7 @@ pub struct PackedConvolution<T> {
 enum Form<T> {
     /// Panels of a left operand, or Winograd's of a right one, group after group.
     Panels(Aligned<T>),
-    /// Weights of groups of one input channel, or of a few where channels lie last, as they are, row-major, and as `depthwise` packs
-    /// them.
+    /// Weights of groups of one input channel, or of a few, as they are, row-major, and as `depthwise` packs them.
     Depthwise(Aligned<T>, Aligned<T>),
     /// The same of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
@@ -35,8 +34,8 @@ enum Form<T> {
 }
 
 impl<T: Element> PackedConvolution<T> {
-    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: they do,
-    /// and windows over them may be read in place.
+    /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: groups are
+    /// those that [`depthwise`] takes.
     pub(super) fn new(
         op: &'static str,
         w: TensorView<'_, T, 5>,
@@ -60,23 +59,22 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        let depthwise = groups > 1 && depthwise::takes(isa, groups, w, lanes);
-        let len = if depthwise { view.len() } else { cut.len(op)? };
+        let len = if lanes { view.len() } else { cut.len(op)? };
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
-        if depthwise {
+        if lanes {
             data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
-            return packed(Form::Depthwise(data, depthwise::pack(op, &filter, w.shape())?));
+            return packed(Form::Depthwise(data, depthwise::pack(op, &filter, groups, w.shape())?));
         }
         T::pack(&filter, op, &cut, &mut data)?;
         packed(Form::Panels(data))
     }
 
     /// Weights of small groups as a view, and as [`depthwise::pack`] has them.
-    pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, Option<&[T]>)>> {
+    pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, &[T])>> {
         let Form::Depthwise(data, vectors) = &self.form else { return Ok(None) };
         let view = TensorView::from_slice(data, self.shape)?;
-        Ok(Some((Filter::new(view), (!vectors.is_empty()).then_some(&vectors[..]))))
+        Ok(Some((Filter::new(view), &vectors[..])))
     }
 
     /// The panels, where they are those of [`Weights`].

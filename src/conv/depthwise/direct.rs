@@ -105,14 +105,13 @@ impl<T: Element> Direct<'_, T> {
         let finish = &call.finish;
         let [images, channels, depths, height, _] = y.shape();
         let [_, _, _, rows, columns] = call.x.shape();
-        let len = if forward.packed.is_some() { Some(0) } else { packed_len(channels, INPUTS) };
-        let mut packed = scratch::<T>(call.op, len.unwrap_or(usize::MAX))?;
+        let mut packed = scratch::<T>(call.op, forward.packed_len(channels))?;
         let mut zeros = scratch::<T>(call.op, channels)?;
         zeros.fill(T::ZERO);
         let weights = match forward.packed {
             Some(weights) => weights,
             None => {
-                vectors_of(&forward.filter, channels, INPUTS, &mut packed)?;
+                vectors_of(&forward.filter, 0..channels, [INPUTS; 2], reach.taps(), &mut packed)?;
                 &packed
             }
         };
@@ -324,8 +323,8 @@ pub(super) fn of_input<T: Element, S: Simd<T>, const INPUTS: usize, const SPAN: 
 }
 
 /// Elements of packed weights of so many channels, in groups of `inputs`.
-pub(in crate::conv) fn packed_len(channels: usize, inputs: usize) -> Option<usize> {
-    channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(9)?.checked_mul(inputs)
+pub(in crate::conv) fn packed_len(channels: usize, inputs: usize, taps: usize) -> Option<usize> {
+    channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(taps)?.checked_mul(inputs)
 }
 
 /// The taps of a row of the kernel for the vector of channels from `first` on and one of the inputs of each group, of weights as
@@ -343,19 +342,19 @@ pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>>(
     simd.load_apart(&weights[at..], MOST_LANES)
 }
 
-/// Weights as vectors: of each [`MOST_LANES`] channels, for each of the inputs of their groups, the taps, one after the other.
+/// Weights as vectors: of each [`MOST_LANES`] channels, for each of the inputs of their groups, the taps, one after the other. Groups
+/// have `multiplier` output channels.
 pub(in crate::conv) fn vectors_of<T: Element>(
     filter: &Filter<'_, T>,
-    channels: usize,
-    inputs: usize,
+    channels: Range<usize>,
+    [multiplier, inputs]: [usize; 2],
+    taps: usize,
     to: &mut [T],
 ) -> Result<()> {
     to.fill(T::ZERO);
     for input in 0..inputs {
-        let place = |channel: usize| {
-            (channel / MOST_LANES * inputs + input) * (9 * MOST_LANES) + channel % MOST_LANES
-        };
-        filter.spread(inputs, [input, inputs], 0..channels, place, MOST_LANES, to)?;
+        let place = |i: usize| (i / MOST_LANES * inputs + input) * (taps * MOST_LANES) + i % MOST_LANES;
+        filter.spread(multiplier, [input, inputs], channels.clone(), place, MOST_LANES, to)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::direct::{dense, has_kernel, of_group, of_input, pixels, within};
-use super::{Gradient, Reach};
+use super::{Gradient, Reach, put};
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::tile;
@@ -49,7 +49,7 @@ fn parts(rows: usize, width: usize) -> usize {
 }
 
 /// The gradient `dw`.
-pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<'_, T, 5>) -> Result<()> {
+pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, dw: TensorViewMut<'_, T, 5>) -> Result<()> {
     let Gradient { op, isa, dz, inputs, .. } = *gradient;
     let taps = TAPS * inputs;
     let ([images, _, depths, height, width], channels) = (dz.shape(), dw.shape()[0]);
@@ -62,21 +62,7 @@ pub(super) fn run<T: Element>(gradient: &Gradient<'_, T>, mut dw: TensorViewMut<
     let mut sums = scratch::<T>(op, product(op, &[len, count])?)?;
     let all = Parts { gradient, zeros: &zeros, taps, lanes, rows, count };
     all.split(TensorViewMut::matrix(&mut sums, [count, len]), [0, 0], tasks)?;
-    let total = parallel::total(&mut sums, len);
-    let totals = |c: usize| total[c / lanes * taps * lanes + c % lanes..].iter().step_by(lanes);
-    if let Some(dw) = dw.as_mut_slice() {
-        for (c, dw) in dw.chunks_exact_mut(taps).enumerate() {
-            dw.iter_mut().zip(totals(c)).for_each(|(to, &total)| *to = total);
-        }
-        return Ok(());
-    }
-    for (c, tap, &total) in
-        (0..channels).flat_map(|c| (0..taps).zip(totals(c)).map(move |(tap, x)| (c, tap, x)))
-    {
-        if let Some(to) = dw.get_mut([c, tap / TAPS, 0, tap % TAPS / 3, tap % 3]) {
-            *to = total;
-        }
-    }
+    put(dw, parallel::total(&mut sums, len), lanes);
     Ok(())
 }
 

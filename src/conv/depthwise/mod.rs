@@ -8,8 +8,9 @@
 //!         sums → the output's layout
 //! ```
 //!
-//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`, for the weights' gradient `direct_gradient`), and
-//! there a group may have a few input channels and as many output channels: these are neighbouring lanes of one vector.
+//! 3 × 3 windows over images whose pixels are neighbours are read in place (`direct`, for the weights' gradient `direct_gradient`).
+//!
+//! A group may have a few input channels and as many output channels: these are neighbouring lanes of one vector.
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
 //! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
@@ -22,7 +23,7 @@ mod kernel;
 
 use std::ops::Range;
 
-use self::direct::Direct;
+use self::direct::{Direct, of_group};
 pub(super) use self::direct::{dense, packed_len, pixels, taps_of, vectors_of, within};
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
@@ -33,6 +34,7 @@ use super::pixels::Fill;
 use super::weights::Filter;
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::gemm::tile;
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -81,12 +83,17 @@ impl Reach {
 
     /// Windows of 3 × 3 over images without depth, or over each plane of depth, that overlap or touch.
     fn flat(&self, depth: usize, outputs: usize) -> bool {
-        self.stride[0] == 1
-            && self.start[0] == 0
-            && depth == outputs
-            && self.kernel == [1, 3, 3]
-            && self.dilation[2] == 1
-            && self.stride[2] <= 2
+        self.stride[0] == 1 && self.start[0] == 0 && depth == outputs && self.three() && self.stride[2] <= 2
+    }
+
+    /// Rows of three taps side by side, three of them.
+    fn three(&self) -> bool {
+        self.kernel == [1, 3, 3] && self.dilation[2] == 1
+    }
+
+    /// Whether kernels for groups of a few channels are faster than products.
+    fn suits(&self, inputs: usize) -> bool {
+        (self.three() && self.stride[2] <= 2) || (inputs <= 4 && self.taps() > 1)
     }
 
     fn taps(&self) -> usize {
@@ -122,44 +129,50 @@ struct Forward<'a, T> {
     packed: Option<&'a [T]>,
 }
 
-/// Whether small groups of windows like these may be read in place.
-pub(super) fn in_place(sliding: &Sliding) -> bool {
-    Reach::of(sliding).flat(1, 1)
+/// Whether [`pack`] is for such weights: of groups of one input channel, or, where these may be `lanes`, of a few and as many
+/// output channels. `last`: channels lie last.
+pub(super) fn takes<T: Element>(
+    isa: Isa,
+    groups: usize,
+    [channels, inputs, ..]: [usize; 5],
+    sliding: &Sliding,
+    [last, lanes]: [bool; 2],
+) -> bool {
+    let few = || direct::has_kernel::<T>(isa, inputs) && (last || copied::<T>(isa, inputs));
+    inputs == 1 || (lanes && channels / groups == inputs && Reach::of(sliding).suits(inputs) && few())
 }
 
-/// Whether [`pack`] is for such weights: of groups of one input channel, or, where these may be `lanes`, of a few.
-pub(super) fn takes<T: Element>(isa: Isa, groups: usize, w: TensorView<'_, T, 5>, lanes: bool) -> bool {
-    let [channels, inputs, kernel @ ..] = w.shape();
-    let few = lanes && kernel == [1, 3, 3] && channels / groups == inputs;
-    inputs == 1 || (few && direct::has_kernel::<T>(isa, inputs))
-}
-
-/// Weights `[channels, inputs, kernel…]`, those of groups of as many channels, once more, for windows that are read in place: none
-/// where they are not.
+/// Weights `[channels, inputs, kernel…]` as vectors of channels.
 pub(super) fn pack<T: Element>(
     op: &'static str,
     filter: &Filter<'_, T>,
+    groups: usize,
     [channels, inputs, kernel @ ..]: [usize; 5],
 ) -> Result<Aligned<T>> {
-    let len = if kernel == [1, 3, 3] { direct::packed_len(channels, inputs) } else { Some(0) };
-    let len = len.ok_or(Error::Alloc { op, bytes: usize::MAX })?;
+    // No more than the weights have, but for vectors of which they fill a part.
+    let taps = kernel.iter().product();
+    let len = direct::packed_len(channels, inputs, taps).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let mut data = workspace::try_vec(op, len)?;
     data.resize(len, T::ZERO);
-    if len > 0 {
-        direct::vectors_of(filter, channels, inputs, &mut data)?;
-    }
+    direct::vectors_of(filter, 0..channels, [channels / groups, inputs], taps, &mut data)?;
     Ok(data)
 }
 
 impl<T: Element> Call<'_, T> {
-    /// Whether `y` may be computed by [`depthwise`](Self::depthwise) although groups have several inputs: as many outputs, a few, with
-    /// all channels of all pixels side by side.
+    /// Whether `y` may be computed by [`depthwise`](Self::depthwise) although groups have several inputs: as many outputs, a few.
     pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
-        let (groups, channels) = (self.groups, self.x.shape()[1]);
+        let (groups, [_, channels, image @ ..]) = (self.groups, self.x.shape());
         groups > 1
             && channels == y[1]
             && direct::has_kernel::<T>(self.isa, channels / groups)
-            && direct::fits(self, y, strides)
+            && self.reach().suits(channels / groups)
+            && self.reach().fits(groups, 1, &y[2..], &image)
+            && (self.direct([channels / groups; 2], y, strides) || copied::<T>(self.isa, channels / groups))
+    }
+
+    /// Whether `y` is computed from pixels as they lie.
+    fn direct(&self, [multiplier, inputs]: [usize; 2], y: [usize; 5], strides: [isize; 5]) -> bool {
+        multiplier == inputs && !fills::<T>(self.isa, inputs) && direct::fits(self, y, strides)
     }
 
     /// Computes `y` where [`Reach::fits`] or [`fits_groups`](Self::fits_groups), with the weights as they are and as [`pack`] has
@@ -173,11 +186,24 @@ impl<T: Element> Call<'_, T> {
         let reach = self.reach();
         let [multiplier, inputs, ..] = filter.sizes(self.groups);
         let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
-        let direct = multiplier == inputs && direct::fits(self, y.shape(), y.strides());
+        let direct = self.direct([multiplier, inputs], y.shape(), y.strides());
         // Each task has all of the weights there.
-        let tasks = if direct { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
+        let once = direct || inputs > 1;
+        let tasks = if once { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
         Forward { call: self, reach, filter, multiplier, inputs, packed }.split(y, [0; 5], tasks, direct)
     }
+}
+
+/// Whether copies of the pixels of groups of so many channels pay: one that fills a vector needs many registers.
+fn copied<T: Element>(isa: Isa, inputs: usize) -> bool {
+    let lanes = tile::<T>(isa).lanes;
+    inputs < lanes || lanes * size_of::<T>() >= 64
+}
+
+/// Whether copies are faster than pixels as they lie: a group that fills a vector has as many weights as pixels, and there they stay
+/// in L1 for a plane.
+fn fills<T: Element>(isa: Isa, inputs: usize) -> bool {
+    inputs > 1 && inputs == tile::<T>(isa).lanes && copied::<T>(isa, inputs)
 }
 
 /// Along which axis, and in which units, work on channels is cut.
@@ -216,17 +242,20 @@ impl<T: Element> Forward<'_, T> {
         first.and(second)
     }
 
-    /// The bias and the weights of channels, vector by vector.
-    fn pack(&self, channels: Range<usize>, lanes: usize, to: &mut [T]) -> Result<()> {
-        let taps = self.reach.taps();
+    /// Room for the weights of so many channels as vectors, where they are not there.
+    fn packed_len(&self, channels: usize) -> usize {
+        let len = direct::packed_len(channels, self.inputs, self.reach.taps()).unwrap_or(usize::MAX);
+        if self.packed.is_some() { 0 } else { len }
+    }
+
+    /// The bias of channels in whole vectors.
+    fn bias(&self, channels: Range<usize>, to: &mut [T]) {
         to.fill(T::ZERO);
-        let place = |i: usize| i / lanes * (1 + taps) * lanes + i % lanes;
         if let Some(bias) = self.call.finish.bias {
-            for (i, channel) in channels.clone().enumerate() {
-                to[place(i)] = bias.get([channel]).copied().unwrap_or(T::ZERO);
+            for (to, channel) in to.iter_mut().zip(channels) {
+                *to = bias.get([channel]).copied().unwrap_or(T::ZERO);
             }
         }
-        self.filter.spread(self.multiplier, [0, 1], channels, |i| lanes + place(i), lanes, to)
     }
 }
 
@@ -236,9 +265,9 @@ struct Piece<'p, T> {
     origin: [usize; 5],
 }
 
-/// Vectors of channels that are best taken together.
-fn together<T>(x: &TensorView<'_, T, 5>, channels: usize, lanes: usize) -> usize {
-    if channels_last(x.shape(), x.strides()) { channels.div_ceil(lanes) } else { 1 }
+/// Vectors of channels, at most so many, that are best taken together.
+fn together<T>(x: &TensorView<'_, T, 5>, channels: usize, lanes: usize, most: usize) -> usize {
+    if channels_last(x.shape(), x.strides()) { channels.div_ceil(lanes).min(most) } else { 1 }
 }
 
 impl<T: Element> SimdOp<T> for Piece<'_, T> {
@@ -250,18 +279,38 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         let Call { op, x, finish, .. } = *forward.call;
         let reach = forward.reach;
         let [images, channels, depths, height, width] = y.shape();
-        let vectors = together(&x, channels, S::LANES);
+        // Sums of groups leave vector by vector.
+        let most = if forward.inputs > 1 { 16 } else { usize::MAX };
+        let vectors = together(&x, channels, S::LANES, most);
         let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
-        let whole = reach.pixels(S::LANES, vectors, [rows, columns], forward.multiplier);
-        let kept = (KEPT / size_of::<T>() / (vectors * columns * S::LANES)).clamp(1, rows);
+        // Channels of a group that has several have pixels of their own each.
+        let sharing = forward.multiplier / forward.inputs;
+        let whole = reach.pixels(S::LANES, vectors, [rows, columns], sharing);
         let mut pixels = scratch::<T>(op, whole.len())?;
-        let packed = (1 + reach.taps()) * S::LANES;
-        let mut weights = scratch::<T>(op, packed * vectors)?;
-        let mut sums = scratch::<T>(op, (kept * columns + MOST_LANES) * S::LANES * vectors)?;
+        // Many weights are read again for each run of sums: those of a vector of channels stay in L1 for all.
+        let (inputs, taps) = (forward.inputs, reach.taps());
+        let share = if inputs > 1 { 1 } else { vectors };
+        let lanes = vectors * S::LANES;
+        let mut bias = scratch::<T>(op, lanes)?;
+        let mut packed = scratch::<T>(op, forward.packed_len(lanes))?;
+        let kept = (KEPT / size_of::<T>() / (share * columns * S::LANES)).clamp(1, rows);
+        let mut sums = scratch::<T>(op, (kept * columns + MOST_LANES) * S::LANES * share)?;
         for first in (0..channels).step_by(vectors * S::LANES) {
             let block = first..channels.min(first + vectors * S::LANES);
             let channel = origin[1] + first;
-            forward.pack(channel..channel + block.len(), S::LANES, &mut weights)?;
+            let these = channel..channel + block.len();
+            forward.bias(these.clone(), &mut bias);
+            let (weights, base) = match forward.packed {
+                Some(packed) => (packed, channel),
+                None => {
+                    vectors_of(&forward.filter, these, [forward.multiplier, inputs], taps, &mut packed)?;
+                    (&packed[..], 0)
+                }
+            };
+            let weights = |lane: usize| {
+                let at = base + lane;
+                &weights[at / MOST_LANES * (MOST_LANES * taps * inputs) + at % MOST_LANES..]
+            };
             for at in 0..images * depths {
                 let (image, d) = (at / depths, at % depths);
                 let x = x.select::<4>(0, origin[0] + image)?;
@@ -284,23 +333,30 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                     let outputs = [rows.min(height - h), columns.min(width - w)];
                     let pixel = whole.over(&reach, place, outputs, channel, block.len());
                     simd.call(Fill { x, pixels: pixel, to: &mut pixels });
-                    for row in (0..outputs[0]).step_by(kept) {
+                    let some = (0..block.len()).step_by(share * S::LANES);
+                    for (lane, row) in
+                        some.flat_map(|lane| (0..outputs[0]).step_by(kept).map(move |row| (lane, row)))
+                    {
+                        let lanes = lane..block.len().min(lane + share * S::LANES);
                         let outputs = [kept.min(outputs[0] - row), outputs[1]];
                         let vector = (outputs[0] * outputs[1] + MOST_LANES) * S::LANES;
                         let start = row * reach.stride[1] * pixel.columns * S::LANES;
-                        let count = block.len().div_ceil(S::LANES);
-                        let sums = &mut sums[..count * vector];
-                        let planes = pixels.chunks_exact(pixel.plane()).zip(weights.chunks_exact(packed));
-                        for ((plane, weights), sums) in planes.zip(sums.chunks_exact_mut(vector)) {
+                        let sums = &mut sums[..lanes.len().div_ceil(S::LANES) * vector];
+                        let planes = pixels.chunks_exact(pixel.plane()).skip(lane / S::LANES);
+                        let lanes_of = lanes.clone().step_by(S::LANES);
+                        for ((plane, lane), sums) in planes.zip(lanes_of).zip(sums.chunks_exact_mut(vector)) {
                             let (reach, pixels, from) = (&reach, &pixel, &plane[start..]);
-                            simd.call(Sums { reach, pixels, from, weights, outputs, sums });
+                            let (bias, weights) = (&bias[lane..], weights(lane));
+                            of_group!(S, inputs, INPUTS => {
+                                simd.call(Sums::<T, INPUTS> { reach, pixels, from, bias, weights, outputs, sums });
+                            });
                         }
                         simd.call(Emit {
                             sums,
                             outputs,
                             y: y.view_mut().select(0, image)?,
                             residual,
-                            channels: block.clone(),
+                            channels: first + lanes.start..first + lanes.end,
                             at: [d, h + row, w],
                             finish: &finish,
                         });
@@ -321,8 +377,12 @@ pub(super) fn fits_group_gradient<T: Element>(
     [outputs, inputs, ..]: [usize; 5],
     groups: usize,
 ) -> bool {
-    let same = groups > 1 && outputs == x.shape()[1] && outputs / groups == inputs;
-    same && direct_gradient::fits(&Gradient { op: "", isa, x, dz, reach, multiplier: 1, inputs })
+    let gradient = Gradient { op: "", isa, x, dz, reach, multiplier: 1, inputs };
+    groups > 1
+        && outputs == x.shape()[1]
+        && outputs / groups == inputs
+        && direct::has_kernel::<T>(isa, inputs)
+        && (gradient.direct() || gradient.copied(groups))
 }
 
 /// The gradient for depthwise weights, where [`Reach::fits`]: dW `[groups · multiplier, 1, kernel…]`, or of groups where
@@ -341,10 +401,11 @@ pub(super) fn weight_gradient<T: Element>(
         dw.fill(T::ZERO);
         return Ok(());
     }
-    if direct_gradient::fits(&gradient) {
+    if gradient.direct() {
         return direct_gradient::run(&gradient, dw);
     }
-    let tasks = parallel::tasks(dz.len().saturating_mul(reach.taps()), GRAIN);
+    let work = dz.len().saturating_mul(reach.taps()).saturating_mul(gradient.inputs);
+    let tasks = parallel::tasks(work, GRAIN);
     gradient.split(dw, 0, tasks)
 }
 
@@ -360,6 +421,19 @@ struct Gradient<'a, T> {
 }
 
 impl<T: Element> Gradient<'_, T> {
+    /// Whether it is computed from pixels as they lie.
+    fn direct(&self) -> bool {
+        !fills::<T>(self.isa, self.inputs) && direct_gradient::fits(self)
+    }
+
+    /// Whether it may be computed from copies of pixels although groups have several inputs.
+    fn copied(&self, groups: usize) -> bool {
+        let (dz, x) = (self.dz.shape(), self.x.shape());
+        self.reach.three()
+            && self.reach.fits(groups, 1, &dz[2..], &x[2..])
+            && copied::<T>(self.isa, self.inputs)
+    }
+
     /// Computes a part of dW, which begins with `channel`. An element is never cut: positions are added up in order.
     fn split(&self, dw: TensorViewMut<'_, T, 5>, channel: usize, tasks: usize) -> Result<()> {
         let parts = dw.shape()[0].div_ceil(MOST_LANES);
@@ -390,17 +464,17 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
         let GradientPiece { gradient, mut dw, channel } = self;
         let Gradient { op, x, dz, reach, multiplier, .. } = *gradient;
         let [images, _, depths, height, width] = dz.shape();
-        let [channels, _, _, kernel_height, kernel_width] = dw.shape();
-        let taps = reach.taps();
+        let (channels, taps, inputs) = (dw.shape()[0], reach.taps(), gradient.inputs);
         // Boxes that all tasks have: they say in which order positions are added up.
-        let vectors = together(&x, dz.shape()[1], S::LANES);
+        let vectors = together(&x, dz.shape()[1], S::LANES, usize::MAX);
         let [vectors, rows, columns] = reach.box_of::<T>(S::LANES, vectors, [height, width]);
         let vectors = vectors.min(channels.div_ceil(S::LANES));
         let whole = reach.pixels(S::LANES, vectors, [rows, columns], multiplier);
         let plain = Reach::SELF;
         let given = plain.pixels(S::LANES, vectors, [rows, columns], 1);
         let (mut pixels, mut gradients) = (scratch::<T>(op, whole.len())?, scratch::<T>(op, given.len())?);
-        let mut sums = scratch::<T>(op, taps * S::LANES * vectors)?;
+        let each = inputs * taps * S::LANES;
+        let mut sums = scratch::<T>(op, each * vectors)?;
         for first in (0..channels).step_by(vectors * S::LANES) {
             let count = channels.min(first + vectors * S::LANES) - first;
             sums.fill(T::ZERO);
@@ -417,29 +491,40 @@ impl<T: Element> SimdOp<T> for GradientPiece<'_, T> {
                     simd.call(Fill { x: dz, pixels: dz_pixels, to: &mut gradients });
                     let planes =
                         pixels.chunks_exact(x_pixels.plane()).zip(gradients.chunks_exact(dz_pixels.plane()));
-                    let sums = sums.chunks_exact_mut(taps * S::LANES).take(x_pixels.vectors);
+                    let sums = sums.chunks_exact_mut(each).take(x_pixels.vectors);
                     for ((x, dz), sums) in planes.zip(sums) {
-                        simd.call(Products { reach: &reach, pixels: &x_pixels, x, dz, outputs, sums });
+                        let (reach, pixels) = (&reach, &x_pixels);
+                        of_group!(S, inputs, INPUTS => {
+                            simd.call(Products::<T, INPUTS> { reach, pixels, x, dz, outputs, sums });
+                        });
                     }
                 }
             }
-            for (i, &sum) in sums.iter().enumerate() {
-                let (vector, tap, lane) = (i / S::LANES / taps, i / S::LANES % taps, i % S::LANES);
-                let rest = tap / kernel_width;
-                let at = [
-                    first + vector * S::LANES + lane,
-                    0,
-                    rest / kernel_height,
-                    rest % kernel_height,
-                    tap % kernel_width,
-                ];
-                if at[0] < first + count
-                    && let Some(to) = dw.get_mut(at)
-                {
-                    *to = sum;
-                }
-            }
+            let part = dw.view_mut().slice(0, first..first + count, 1)?;
+            put(part, &sums, S::LANES);
         }
         Ok(())
+    }
+}
+
+/// Sums `[vectors, inputs, taps, lanes]` to the gradient for the weights of some channels.
+fn put<T: Element>(mut dw: TensorViewMut<'_, T, 5>, sums: &[T], lanes: usize) {
+    let [channels, inputs, depth, height, width] = dw.shape();
+    let (each, taps) = (inputs * depth * height * width, depth * height * width);
+    let of = |c: usize| sums[c / lanes * each * lanes + c % lanes..].iter().step_by(lanes);
+    if let Some(dw) = dw.as_mut_slice() {
+        for (c, dw) in dw.chunks_exact_mut(each).enumerate() {
+            dw.iter_mut().zip(of(c)).for_each(|(to, &sum)| *to = sum);
+        }
+        return;
+    }
+    for c in 0..channels {
+        for (i, &sum) in of(c).take(each).enumerate() {
+            let (input, tap) = (i / taps, i % taps);
+            let at = [c, input, tap / width / height, tap / width % height, tap % width];
+            if let Some(to) = dw.get_mut(at) {
+                *to = sum;
+            }
+        }
     }
 }

@@ -49,8 +49,8 @@ impl<'s, T: Element> Depthwise<'s, T> {
     /// Computes `y`.
     pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let Scatter { op, w, groups, .. } = *self.scatter;
-        let mut weights = scratch::<T>(op, packed_len(groups, 1).unwrap_or(usize::MAX))?;
-        vectors_of(&Filter::new(w), groups, 1, &mut weights)?;
+        let mut weights = scratch::<T>(op, packed_len(groups, 1, 9).unwrap_or(usize::MAX))?;
+        vectors_of(&Filter::new(w), 0..groups, [1; 2], 9, &mut weights)?;
         let mut zeros = scratch::<T>(op, groups)?;
         zeros.fill(T::ZERO);
         let work = y.len().saturating_mul(9) / 4;
