@@ -91,9 +91,13 @@ impl Reach {
         self.kernel == [1, 3, 3] && self.dilation[2] == 1
     }
 
-    /// Whether kernels for groups of a few channels are faster than products.
-    fn suits(&self, inputs: usize) -> bool {
-        (self.three() && self.stride[2] <= 2) || (inputs <= 4 && self.taps() > 1)
+    /// Whether kernels for groups of a few channels are faster than products. `last`: channels lie last, where products have
+    /// results of a few columns.
+    fn suits(&self, inputs: usize, last: bool) -> bool {
+        let taps = self.taps();
+        self.three() && self.stride[2] <= 2
+            || inputs <= 4 && (last || taps > 1)
+            || inputs <= 8 && last && taps < 9
     }
 
     fn taps(&self) -> usize {
@@ -139,7 +143,7 @@ pub(super) fn takes<T: Element>(
     [last, lanes]: [bool; 2],
 ) -> bool {
     let few = || direct::has_kernel::<T>(isa, inputs) && (last || copied::<T>(isa, inputs));
-    inputs == 1 || (lanes && channels / groups == inputs && Reach::of(sliding).suits(inputs) && few())
+    inputs == 1 || (lanes && channels / groups == inputs && Reach::of(sliding).suits(inputs, last) && few())
 }
 
 /// Weights `[channels, inputs, kernel…]` as vectors of channels.
@@ -165,7 +169,7 @@ impl<T: Element> Call<'_, T> {
         groups > 1
             && channels == y[1]
             && direct::has_kernel::<T>(self.isa, channels / groups)
-            && self.reach().suits(channels / groups)
+            && self.reach().suits(channels / groups, channels_last(y, strides))
             && self.reach().fits(groups, 1, &y[2..], &image)
             && (self.direct([channels / groups; 2], y, strides) || copied::<T>(self.isa, channels / groups))
     }
