@@ -265,6 +265,15 @@ fn endless_views_are_refused_before_they_are_walked() {
     let w = one.broadcast([1, 1, 2]).unwrap();
     let far = Convolution::<1>::new().dilation([endless - 1]).forward(x, w, None);
     assert!(matches!(far, Ok(_) | Err(Error::Alloc { .. })));
+    // The same of groups, whose boxes are copied.
+    let x = one.broadcast([1, 4, endless]).unwrap();
+    for w in [[4, 1, 2], [4, 2, 2]] {
+        let conv = Convolution::<1>::new().groups(4 / w[1]).dilation([endless - 1]);
+        let far = conv.forward(x, one.broadcast(w).unwrap(), None);
+        assert!(matches!(far, Ok(_) | Err(Error::Alloc { .. })));
+        // What padding there is packed weights do not ask.
+        assert!(conv.padding([1 << 63]).pack(one.broadcast(w).unwrap()).is_ok());
+    }
     // Nothing is asked of images that have no elements.
     let empty = TensorView::from_slice(&[], [endless, 0, 5]).unwrap();
     let w = TensorView::from_slice(&[], [0, 0, 3]).unwrap();

@@ -92,6 +92,7 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                     }
                     let found = conv.backward_input(dz.view(), w.view(), [height, width]).unwrap();
                     close(&found, &dx, &what);
+                    let of_planes = conv.backward_weight(x.view(), dz.view(), kernel).unwrap();
 
                     let mut found = Tensor::full([2, height, width, channels], T::NAN).unwrap();
                     let to = found.view_mut().permute([0, 3, 1, 2]).unwrap();
@@ -103,6 +104,7 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                     // The reference puts zeros between gradients that are strides apart, and multiplies these too.
                     if !infinite {
                         close(&found, &dw, &what);
+                        close(&of_planes, &dw, &what);
                     }
                     let [rows, columns] = kernel;
                     let mut strided = Tensor::full([rows * columns, few, channels], T::NAN).unwrap();
@@ -150,7 +152,8 @@ fn any_number_of_threads_gives_the_same_bits() {
             let to = dx.view_mut().permute([0, 3, 1, 2]).unwrap();
             conv.backward_input_into(turned(&y_last), w.view(), to).unwrap();
             let dw = conv.backward_weight(turned(&x_last), turned(&y_last), [3, 3]).unwrap();
-            [again, dx, dw, planes].map(|tensor| bits(tensor.as_slice()))
+            let of_planes = conv.backward_weight(x.view(), y.view(), [3, 3]).unwrap();
+            [again, dx, dw, planes, of_planes].map(|tensor| bits(tensor.as_slice()))
         });
         assert!(results.iter().all(|result| *result == results[0]));
     }

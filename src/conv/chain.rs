@@ -488,19 +488,21 @@ mod tests {
         let x = random(rng, shape, last);
         let mut parts = Vec::new();
         for _ in 0..3 {
-            let depthwise = rng.below(3) == 0;
+            // Of one channel each, or of two or four.
+            let few = [1, 2, 4][rng.below(3)];
+            let depthwise = rng.below(3) == 0 && shape[1] % few == 0;
             let algorithm = [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4][rng.below(3)];
             let plain = rng.below(2) == 0;
             let convolution = Convolution::<S>::new()
                 .stride(std::array::from_fn(|_| if plain { 1 } else { 1 + rng.below(3) }))
                 .dilation(std::array::from_fn(|_| if plain { 1 } else { 1 + rng.below(2) }))
                 .padding_sides(std::array::from_fn(|_| [rng.below(5), 3 + rng.below(2)]))
-                .groups(if depthwise { shape[1] } else { 1 })
+                .groups(if depthwise { shape[1] / few } else { 1 })
                 .flipped(rng.below(2) == 1)
                 .activation([Activation::Relu, Activation::Tanh][rng.below(2)])
                 .algorithm(algorithm);
             let mut w = [1 + rng.below(3); N];
-            w[1] = if depthwise { 1 } else { shape[1] };
+            w[1] = if depthwise { few } else { shape[1] };
             w[0] = if depthwise { shape[1] } else { 1 + rng.below(40) };
             let w = random(rng, w, false);
             shape = convolution.output_shape(shape, w.shape()).unwrap();

@@ -85,14 +85,14 @@ impl<T: Element> Call<'_, T> {
     /// `vectors`: the weights are there as kernels for small groups read them.
     fn path(&self, y: [usize; 5], strides: [isize; 5], vectors: bool) -> Path {
         let [images, channels, image @ ..] = self.x.shape();
-        let (reach, Call { dilation, groups, .. }) = (self.reach(), *self);
+        let Call { dilation, groups, .. } = *self;
         let packed = if let Operand::Packed(packed) = self.w { Some(packed) } else { None };
         // An input without channels has groups without any.
-        if channels == groups && packed.is_none() && reach.fits(groups, 1, &y[2..], &image) {
+        if groups > 1 && channels == groups && packed.is_none() && self.reach().fits(1) {
             return Path::Depthwise;
         }
         let free = packed.is_none() && (vectors || self.algorithm == Algorithm::Auto);
-        if free && self.fits_groups(y, strides) {
+        if free && self.fits_groups(y, strides, vectors) {
             return Path::Depthwise;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];

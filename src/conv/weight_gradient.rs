@@ -53,7 +53,7 @@ pub(super) fn run<T: Element>(
     let small = || {
         algorithm == Algorithm::Auto && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups)
     };
-    if reach.fits(groups, dw.shape()[1], &dz.shape()[2..], &x.shape()[2..]) || small() {
+    if groups > 1 && dw.shape()[1] == 1 && reach.fits(1) || small() {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
     if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {

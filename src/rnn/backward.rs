@@ -1,5 +1,5 @@
-//! The backward call: checks, back-propagation through time, and the gradients for the weights and for x, each one
-//! product over all steps.
+//! The backward call: checks, back-propagation through time, and the gradients for the weights and for x, each a product over all
+//! steps.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;

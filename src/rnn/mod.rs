@@ -64,7 +64,7 @@
 //! | W in half of L2, batch of 32 and more | groups of 16 and more entries, which wait for nobody |
 //! | both directions | tasks |
 //! | Wᵀ dz | as W h |
-//! | dU, dW, db, dx | one GEMM, or one sum, over all steps |
+//! | dU, dW, db, dx | one GEMM, or one sum, over all steps; of dW one for each group |
 //! | activations other than σ and tanh | a pass that calls them for each vector, and keeps what enters them on the tape |
 //! | x in time order, all lengths the same, one group | its rows are read in place; otherwise they are gathered |
 //!

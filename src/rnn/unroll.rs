@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! for each step, from the last
-//!   dH += dY
 //!   for some units at a time        tasks
+//!     dH += dY
 //!     dH += dZ of the step after · W      the only product that must wait for the step after
 //!     dZ, dC, and the part of dH that passes by the product: one pass
 //! ```

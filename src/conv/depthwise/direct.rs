@@ -22,8 +22,8 @@ use crate::simd::{self, MOST_LANES, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::scratch;
 
-/// Channels of a group for which there are kernels, as [`of_group`] has them. 1 is among them: depthwise layers whose padding is too
-/// much for copies come here.
+/// Channels of a group for which there are kernels, as [`of_group`] has them. 1 is among them: depthwise layers whose windows are too
+/// far-reaching for copies come here.
 const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// `$body` with a constant `$INPUTS` for so many channels of a group, for which vectors of `$S` [have a kernel](has_kernel).

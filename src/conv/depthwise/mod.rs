@@ -13,7 +13,7 @@
 //! A group may have a few input channels and as many output channels: these are neighbouring lanes of one vector.
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
-//! row-major order, whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
+//! row-major order (with several inputs of a group, over the rows of taps and for each over these), whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
 #![forbid(unsafe_code)]
 
 mod direct;
@@ -68,22 +68,25 @@ impl Reach {
         Self { kernel, stride, dilation, start: padding.map(|[before, _]| -(before as isize)) }
     }
 
-    /// Whether so many outputs over an image of this size are taken here: groups of one input channel, several of them, and
-    /// not much more padding than image, of which there is a copy.
-    pub(super) fn fits(&self, groups: usize, channels: usize, outputs: &[usize], image: &[usize]) -> bool {
-        groups > 1
-            && channels == 1
-            && (0..3).all(|axis| {
-                let span = outputs[axis].saturating_sub(1).saturating_mul(self.stride[axis]);
-                let extent = (self.kernel[axis] - 1).saturating_mul(self.dilation[axis]).saturating_add(1);
-                self.stride[axis] <= 64
-                    && span.saturating_add(extent) <= image[axis].saturating_mul(2).saturating_add(64)
-            })
+    /// Whether windows are small enough for a copy of all that lies under a box of them, of groups of so many inputs. It depends on
+    /// nothing else: strips of an image take the path of the whole.
+    pub(super) fn fits(&self, inputs: usize) -> bool {
+        let extent =
+            |axis: usize| (self.kernel[axis] - 1).saturating_mul(self.dilation[axis]).saturating_add(1);
+        let copied =
+            self.kernel[0].saturating_mul(extent(1)).saturating_mul(extent(2).saturating_add(COLUMNS));
+        let near = if inputs > 1 { copied <= 1 << 14 && extent(2) <= COLUMNS } else { copied <= 1 << 20 };
+        near && self.stride.iter().all(|&stride| stride <= 64)
     }
 
     /// Windows of 3 × 3 over images without depth, or over each plane of depth, that overlap or touch.
     fn flat(&self, depth: usize, outputs: usize) -> bool {
-        self.stride[0] == 1 && self.start[0] == 0 && depth == outputs && self.three() && self.stride[2] <= 2
+        self.stride[0] == 1 && self.start[0] == 0 && depth == outputs && self.touches()
+    }
+
+    /// Windows of 3 × 3 that overlap or touch in their rows.
+    fn touches(&self) -> bool {
+        self.three() && self.stride[2] <= 2
     }
 
     /// Rows of three taps side by side, three of them.
@@ -95,9 +98,7 @@ impl Reach {
     /// results of a few columns.
     fn suits(&self, inputs: usize, last: bool) -> bool {
         let taps = self.taps();
-        self.three() && self.stride[2] <= 2
-            || inputs <= 4 && (last || taps > 1)
-            || inputs <= 8 && last && taps < 9
+        self.touches() || inputs <= 4 && (last || taps > 1) || inputs <= 8 && last && taps < 9
     }
 
     fn taps(&self) -> usize {
@@ -142,8 +143,11 @@ pub(super) fn takes<T: Element>(
     sliding: &Sliding,
     [last, lanes]: [bool; 2],
 ) -> bool {
-    let few = || direct::has_kernel::<T>(isa, inputs) && (last || copied::<T>(isa, inputs));
-    inputs == 1 || (lanes && channels / groups == inputs && Reach::of(sliding).suits(inputs, last) && few())
+    let Sliding { kernel, stride, dilation, .. } = *sliding;
+    let reach = Reach { kernel, stride, dilation, start: [0; 3] };
+    let few = || channels / groups == inputs && direct::has_kernel::<T>(isa, inputs);
+    let suits = || reach.suits(inputs, last) && reach.fits(inputs);
+    inputs == 1 || lanes && few() && suits() && (copied::<T>(isa, inputs) || last && reach.touches())
 }
 
 /// Weights `[channels, inputs, kernel…]` as vectors of channels.
@@ -163,15 +167,16 @@ pub(super) fn pack<T: Element>(
 }
 
 impl<T: Element> Call<'_, T> {
-    /// Whether `y` may be computed by [`depthwise`](Self::depthwise) although groups have several inputs: as many outputs, a few.
-    pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
-        let (groups, [_, channels, image @ ..]) = (self.groups, self.x.shape());
-        groups > 1
-            && channels == y[1]
-            && direct::has_kernel::<T>(self.isa, channels / groups)
-            && self.reach().suits(channels / groups, channels_last(y, strides))
-            && self.reach().fits(groups, 1, &y[2..], &image)
-            && (self.direct([channels / groups; 2], y, strides) || copied::<T>(self.isa, channels / groups))
+    /// Whether `y` is computed by [`depthwise`](Self::depthwise) although groups have several inputs: as many outputs, a few. Where
+    /// weights were packed for it, whatever the layout.
+    pub(super) fn fits_groups(&self, y: [usize; 5], strides: [isize; 5], packed: bool) -> bool {
+        let (groups, channels, reach) = (self.groups, self.x.shape()[1], self.reach());
+        if groups < 2 || channels != y[1] || !direct::has_kernel::<T>(self.isa, channels / groups) {
+            return false;
+        }
+        let inputs = channels / groups;
+        let suits = || reach.suits(inputs, channels_last(y, strides)) && copied::<T>(self.isa, inputs);
+        self.direct([inputs; 2], y, strides) || (reach.fits(inputs) && (packed || suits()))
     }
 
     /// Whether `y` is computed from pixels as they lie.
@@ -179,8 +184,8 @@ impl<T: Element> Call<'_, T> {
         multiplier == inputs && !fills::<T>(self.isa, inputs) && direct::fits(self, y, strides)
     }
 
-    /// Computes `y` where [`Reach::fits`] or [`fits_groups`](Self::fits_groups), with the weights as they are and as [`pack`] has
-    /// them.
+    /// Computes `y` of groups of one input where [`Reach::fits`], or where [`fits_groups`](Self::fits_groups), with the weights as
+    /// they are and as [`pack`] has them.
     pub(super) fn depthwise(
         &self,
         filter: Filter<'_, T>,
@@ -191,7 +196,7 @@ impl<T: Element> Call<'_, T> {
         let [multiplier, inputs, ..] = filter.sizes(self.groups);
         let work = y.len().saturating_mul(reach.taps()).saturating_mul(inputs);
         let direct = self.direct([multiplier, inputs], y.shape(), y.strides());
-        // Each task has all of the weights there.
+        // Each task packs weights.
         let once = direct || inputs > 1;
         let tasks = if once { parallel::threads_for(work, GRAIN) } else { parallel::tasks(work, GRAIN) };
         Forward { call: self, reach, filter, multiplier, inputs, packed }.split(y, [0; 5], tasks, direct)
@@ -386,7 +391,7 @@ pub(super) fn fits_group_gradient<T: Element>(
         && outputs == x.shape()[1]
         && outputs / groups == inputs
         && direct::has_kernel::<T>(isa, inputs)
-        && (gradient.direct() || gradient.copied(groups))
+        && (gradient.direct() || gradient.copied())
 }
 
 /// The gradient for depthwise weights, where [`Reach::fits`]: dW `[groups · multiplier, 1, kernel…]`, or of groups where
@@ -431,11 +436,8 @@ impl<T: Element> Gradient<'_, T> {
     }
 
     /// Whether it may be computed from copies of pixels although groups have several inputs.
-    fn copied(&self, groups: usize) -> bool {
-        let (dz, x) = (self.dz.shape(), self.x.shape());
-        self.reach.three()
-            && self.reach.fits(groups, 1, &dz[2..], &x[2..])
-            && copied::<T>(self.isa, self.inputs)
+    fn copied(&self) -> bool {
+        self.reach.three() && self.reach.fits(self.inputs) && copied::<T>(self.isa, self.inputs)
     }
 
     /// Computes a part of dW, which begins with `channel`. An element is never cut: positions are added up in order.
