@@ -226,7 +226,13 @@ impl<T: Element, const INPUTS: usize> SimdOp<T> for Products<'_, T, INPUTS> {
     fn eval<S: Simd<T>>(self, simd: S) {
         if const { INPUTS > 1 } {
             // As many sums as sixteen registers hold beside what they are made of.
-            if const { INPUTS >= 4 } { self.groups::<S, 4>(simd) } else { self.groups::<S, 2>(simd) }
+            let two = const { S::LANES * size_of::<T>() >= 64 } && self.reach.stride[2] == 1;
+            match (const { INPUTS >= 4 }, two) {
+                (true, true) => self.groups::<S, 4, 2, 4>(simd),
+                (true, false) => self.groups::<S, 4, 1, 3>(simd),
+                (false, true) => self.groups::<S, 2, 2, 4>(simd),
+                (false, false) => self.groups::<S, 2, 1, 3>(simd),
+            }
         } else if self.reach.three() {
             self.pixels(simd);
         } else {
@@ -274,9 +280,10 @@ impl<T: Element, const INPUTS: usize> Products<'_, T, INPUTS> {
         add(simd, &sums, self.sums);
     }
 
-    /// 3 × 3 windows over groups: for `SOME` inputs at a time a row of taps.
+    /// 3 × 3 windows over groups: for `SOME` inputs at a time a row of taps, from `SIDE` gradients at a time, whose windows have `SPAN`
+    /// pixels.
     #[inline(always)]
-    fn groups<S: Simd<T>, const SOME: usize>(self, simd: S) {
+    fn groups<S: Simd<T>, const SOME: usize, const SIDE: usize, const SPAN: usize>(self, simd: S) {
         let (columns, step) = (self.outputs[1], self.reach.stride[2] * S::LANES);
         let offsets = [0, 3, 6].map(|tap| offset(self.reach, self.pixels, tap));
         let len = (columns - 1) * step + 3 * S::LANES;
@@ -285,14 +292,15 @@ impl<T: Element, const INPUTS: usize> Products<'_, T, INPUTS> {
                 let mut sums = [[simd.splat(T::ZERO); 3]; SOME];
                 for (dz, from) in self.rows::<S>() {
                     let from = &from[offset..][..len];
-                    for (dz, at) in dz.chunks_exact(S::LANES).zip((0..len).step_by(step)) {
-                        let (dz, x) = (simd.load(dz), &from[at..][..3 * S::LANES]);
-                        for (i, sums) in sums.iter_mut().enumerate() {
-                            for (t, sum) in sums.iter_mut().enumerate() {
-                                let x = of_group_at::<T, S, INPUTS>(simd, &x[t * S::LANES..], first + i);
-                                *sum = simd.mul_add(dz, x, *sum);
-                            }
-                        }
+                    let mut at = 0;
+                    let mut some = dz.chunks_exact(SIDE * S::LANES);
+                    for dz in &mut some {
+                        products::<T, S, SOME, SIDE, SPAN, INPUTS>(simd, dz, &from[at..], first, &mut sums);
+                        at += SIDE * step;
+                    }
+                    for dz in some.remainder().chunks_exact(S::LANES) {
+                        products::<T, S, SOME, 1, 3, INPUTS>(simd, dz, &from[at..], first, &mut sums);
+                        at += step;
                     }
                 }
                 for (sums, input) in sums.iter().zip(first..) {
@@ -320,6 +328,40 @@ impl<T: Element, const INPUTS: usize> Products<'_, T, INPUTS> {
             }
             let sum = simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
             add(simd, &[sum], to);
+        }
+    }
+}
+
+/// sums += `SIDE` gradients times the taps of a row of their windows, which have `SPAN` pixels from `x` on.
+#[inline(always)]
+fn products<
+    T: Element,
+    S: Simd<T>,
+    const SOME: usize,
+    const SIDE: usize,
+    const SPAN: usize,
+    const INPUTS: usize,
+>(
+    simd: S,
+    dz: &[T],
+    x: &[T],
+    first: usize,
+    sums: &mut [[S::V; 3]; SOME],
+) {
+    let zero = simd.splat(T::ZERO);
+    let (mut gradients, x) = ([zero; SIDE], &x[..SPAN * S::LANES]);
+    for (gradient, dz) in gradients.iter_mut().zip(dz.chunks_exact(S::LANES)) {
+        *gradient = simd.load(dz);
+    }
+    for (i, sums) in sums.iter_mut().enumerate() {
+        let mut taps = [zero; SPAN];
+        for (tap, pixel) in taps.iter_mut().zip(x.chunks_exact(S::LANES)) {
+            *tap = of_group_at::<T, S, INPUTS>(simd, pixel, first + i);
+        }
+        for (side, gradient) in gradients.into_iter().enumerate() {
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = simd.mul_add(gradient, taps[side + t], *sum);
+            }
         }
     }
 }
