@@ -221,12 +221,13 @@ impl<T: Element> Backward<'_, T> {
         let again = spec.recompute.then(|| self.call.prepare(&Operand::View(self.weights))).transpose()?;
         let steps = |direction: usize| self.call.steps(&order, spec.direction.reverse(direction));
         let groups = self.call.groups::<T>(&order);
-        let dx_in_place = groups == 1
-            && order.is_none()
-            && spec.direction == super::Direction::Forward
-            && dx.as_ref().is_some_and(|dx| merge(dx.view()).is_some());
+        // x in time order serves one group and direction only.
+        let in_order = groups == 1 && order.is_none() && spec.direction == super::Direction::Forward;
+        let dx_in_place = in_order && dx.as_ref().is_some_and(|dx| merge(dx.view()).is_some());
+        let x_in_place = in_order && merge(self.sequence.x).is_some();
+        let rows_of_x = !x_in_place || dx.is_some() && !dx_in_place;
         let padded = parts_padded::<T>(isa, sizes.weights);
-        let room = self.room(&steps(0), groups, padded, dx.is_some() && !dx_in_place)?;
+        let room = self.room(&steps(0), padded, rows_of_x)?;
         let mut scratch = workspace::scratch::<T>(op, room.len)?;
         let mut other_scratch = workspace::scratch::<T>(op, if directions == 2 { room.len } else { 0 })?;
 
@@ -274,21 +275,14 @@ impl<T: Element> Backward<'_, T> {
         Ok(())
     }
 
-    fn room(&self, steps: &Steps<'_>, groups: usize, padded: usize, dx: bool) -> Result<Room> {
+    /// `rows_of_x`: x is copied, or dx made, row by row as dZ is.
+    fn room(&self, steps: &Steps<'_>, padded: usize, rows_of_x: bool) -> Result<Room> {
         let Call { op, spec, sizes, .. } = self.call;
         let WeightSizes { inputs, hidden, state, gates, projection, .. } = sizes.weights;
         let (rows, batch) = (steps.rows(), steps.batch);
         let two = projection || spec.cell == Cell::Gru(Reset::Before);
         let again = spec.recompute && !keeps_gates(spec) && gates > 1;
         let after = spec.cell == Cell::Gru(Reset::After);
-        // Where they do not lie there already; x in time order serves one direction only, and dx that is not made where it
-        // lies needs the room too.
-        let gather_x = dx
-            || groups > 1
-            || steps.is_ragged()
-            || spec.direction != super::Direction::Forward
-            || merge(self.sequence.x).is_none();
-        let gather_h = steps.is_ragged();
         let mut len = 0usize;
         let mut part = |needed: bool, rows: usize, columns: Option<usize>| {
             let start = len;
@@ -304,8 +298,8 @@ impl<T: Element> Backward<'_, T> {
             let dc = part(spec.cell.is_lstm(), batch, Some(hidden))?;
             let gates = part(again, rows, gates.checked_mul(padded))?;
             let candidates = part(again && after, rows, Some(hidden))?;
-            let rows_of_x = part(gather_x, rows, Some(inputs))?;
-            let rows_of_h = part(gather_h, rows, Some(state))?;
+            let rows_of_x = part(rows_of_x, rows, Some(inputs))?;
+            let rows_of_h = part(steps.is_ragged(), rows, Some(state))?;
             Some((dz, dstate, between, dh, dc, gates, candidates, rows_of_x, rows_of_h))
         };
         let ranges = lay().ok_or(Error::Alloc { op, bytes: usize::MAX })?;
@@ -334,7 +328,7 @@ impl<T: Element> Backward<'_, T> {
         let x = self.sequence.x;
         if !rows_of_x.is_empty() {
             each_group(steps, groups, &mut |entries, some| {
-                let (first, columns) = (first_row(steps, &entries), x.shape()[2]);
+                let (first, columns) = (steps.len * entries.start, x.shape()[2]);
                 let to = &mut rows_of_x[first * columns..];
                 let to = TensorViewMut::matrix(to, [some.rows(), columns]);
                 some.gather(0..some.len, x.slice(1, entries, 1)?, to)
@@ -471,7 +465,7 @@ impl<T: Element> Backward<'_, T> {
         let rows = &mut rest[room.rows_of_x.start - room.dz.end..][..room.rows_of_x.len()];
         product(TensorViewMut::from_slice(rows, [all, inputs])?, T::ZERO)?;
         each_group(steps, groups, &mut |entries, some| {
-            let rows = &rows[first_row(steps, &entries) * inputs..][..some.rows() * inputs];
+            let rows = &rows[steps.len * entries.start * inputs..][..some.rows() * inputs];
             let rows = TensorView::from_slice(rows, [some.rows(), inputs])?;
             some.scatter(0..some.len, rows, beta, dx.view_mut().slice(1, entries, 1)?)
         })
@@ -484,11 +478,6 @@ struct Direction<'d> {
     steps: Steps<'d>,
     groups: usize,
     room: &'d Room,
-}
-
-/// The first row of a group of entries, of those of all.
-fn first_row(steps: &Steps<'_>, entries: &Range<usize>) -> usize {
-    if steps.is_ragged() { 0 } else { steps.len * entries.start }
 }
 
 fn parts_padded<T: Element>(isa: crate::machine::Isa, sizes: WeightSizes) -> usize {

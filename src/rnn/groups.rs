@@ -80,7 +80,7 @@ pub(super) fn each_states<T: Element>(
             let from = &tape.states[steps.before(step) * state..][..at.len() * state];
             copied[at.start * state..at.end * state].copy_from_slice(from);
         }
-        return f(0, TensorView::from_slice(copied, [steps.rows(), state])?);
+        return f(0, rows_of(copied, 0, steps.rows(), state)?);
     }
     let (mut left, mut row) = (steps.batch, 0);
     each_group(steps, groups, &mut |entries, some| {

@@ -129,17 +129,28 @@ impl<'a> Steps<'a> {
         if self.reverse { length - 1 - step } else { step }
     }
 
-    /// Calls `f` with rows of a step (the first, and how many) and where they lie in a sequence `[time, batch, …]`: all
-    /// at once, or one by one where the lengths differ.
-    fn places(&self, step: usize, mut f: impl FnMut(usize, usize, Place) -> Result<()>) -> Result<()> {
-        let count = self.count(step);
-        if !self.is_ragged() {
-            let time = self.time(step, 0);
-            return if count == 0 { Ok(()) } else { f(0, count, Place { time, entries: 0..self.batch }) };
-        }
-        (0..count).try_for_each(|row| {
-            let entry = self.entry(row);
-            f(row, 1, Place { time: self.time(step, row), entries: entry..entry + 1 })
+    /// Calls `f` with rows of some steps (the first, of those of all of them, and how many) and where they lie in a sequence
+    /// `[time, batch, …]`: all of a step at once, or one by one where the lengths differ.
+    fn places(
+        &self,
+        steps: Range<usize>,
+        mut f: impl FnMut(usize, usize, Place) -> Result<()>,
+    ) -> Result<()> {
+        let first = self.start(steps.start);
+        steps.into_iter().try_for_each(|step| {
+            let (start, count) = (self.start(step) - first, self.count(step));
+            if !self.is_ragged() {
+                let time = self.time(step, 0);
+                return if count == 0 {
+                    Ok(())
+                } else {
+                    f(start, count, Place { time, entries: 0..self.batch })
+                };
+            }
+            (0..count).try_for_each(|row| {
+                let entry = self.entry(row);
+                f(start + row, 1, Place { time: self.time(step, row), entries: entry..entry + 1 })
+            })
         })
     }
 
@@ -152,13 +163,10 @@ impl<'a> Steps<'a> {
     ) -> Result<()> {
         let tasks = copy_tasks(rows.shape());
         in_columns(rows, 1, 0, tasks, &|mut rows, columns| {
-            let (sequence, first) = (sequence.slice(2, columns.clone(), 1)?, self.start(steps.start));
-            steps.clone().try_for_each(|step| {
-                let start = self.start(step) - first;
-                self.places(step, |row, count, place| {
-                    rows.tile_mut([start + row, 0], [count, columns.len()]).copy_from(place.of(sequence)?);
-                    Ok(())
-                })
+            let sequence = sequence.slice(2, columns.clone(), 1)?;
+            self.places(steps.clone(), |row, count, place| {
+                rows.tile_mut([row, 0], [count, columns.len()]).copy_from(place.of(sequence)?);
+                Ok(())
             })
         })
     }
@@ -173,15 +181,11 @@ impl<'a> Steps<'a> {
     ) -> Result<()> {
         let tasks = copy_tasks(rows.shape());
         in_columns(sequence, 2, 0, tasks, &|mut sequence, columns| {
-            let first = self.start(steps.start);
-            steps.clone().try_for_each(|step| {
-                let start = self.start(step) - first;
-                self.places(step, |row, count, place| {
-                    let Place { time, entries } = place;
-                    let to = sequence.view_mut().select::<2>(0, time)?.slice(0, entries, 1)?;
-                    accumulate(rows.tile([start + row, columns.start], [count, columns.len()]), beta, to);
-                    Ok(())
-                })
+            self.places(steps.clone(), |row, count, place| {
+                let Place { time, entries } = place;
+                let to = sequence.view_mut().select::<2>(0, time)?.slice(0, entries, 1)?;
+                accumulate(rows.tile([row, columns.start], [count, columns.len()]), beta, to);
+                Ok(())
             })
         })
     }
@@ -194,7 +198,7 @@ impl<'a> Steps<'a> {
         rows: &mut TensorViewMut<'_, T, 2>,
     ) -> Result<()> {
         let columns = rows.shape()[1];
-        self.places(step, |row, count, place| {
+        self.places(step..step + 1, |row, count, place| {
             accumulate(place.of(sequence)?, T::ONE, rows.tile_mut([row, 0], [count, columns]));
             Ok(())
         })

@@ -204,7 +204,7 @@ impl<'j, T: Element> Job<'j, T> {
 struct Product<'r, T> {
     a: TensorView<'r, T, 2>,
     weights: Slab<'r, T>,
-    /// Added to dh, or made beside it.
+    /// Added to dh, after dY, or made beside it.
     onto: bool,
 }
 
@@ -222,7 +222,7 @@ struct Read<'r, T> {
     candidate: TensorView<'r, T, 2>,
     /// From the last units to the first.
     backwards: bool,
-    /// Added to dh before the product: dY at a step.
+    /// dY at a step.
     dy: Option<(&'r Steps<'r>, usize, TensorView<'r, T, 3>)>,
 }
 
@@ -325,7 +325,6 @@ impl<T: Element> Unroll<'_, T> {
                     dh.fill(T::ZERO);
                     let a = TensorView::from_slice(kept, [count, state])?;
                     let product = Product { a, weights: self.projection, onto: false };
-                    let read = Read { dy: None, ..read };
                     let stage = Some(Stage::Lstm { clip: clip.map(T::from_f64), coupled });
                     let dz = quarters(here, hidden)?;
                     let write = Write { first: 0, units: hidden, dh: no_view_mut(), dc, dz, out };
@@ -340,7 +339,6 @@ impl<T: Element> Unroll<'_, T> {
                         Write { first: 0, units: hidden, dh: dh.view_mut(), dc: no_view_mut(), dz, out };
                     self.stage(&Read { stage, product, ..read }, write)?;
                     let product = Product { a: gate_n.view(), weights: self.candidate, onto: false };
-                    let read = Read { dy: None, ..read };
                     let dz = [dz_r, no_view_mut(), no_view_mut(), no_view_mut()];
                     let stage = Some(Stage::GruReset);
                     let (dc, out) = (no_view_mut(), no_view_mut());
@@ -413,12 +411,12 @@ impl<T: Element> Unroll<'_, T> {
             let start = if read.backwards { chunks - 1 - at } else { at } * chunk;
             let range = start..units.min(start + chunk);
             let units = write.first + range.start..write.first + range.end;
-            if let Some((steps, step, dy)) = read.dy {
-                let rows = steps.count(step);
-                let mut dh = write.dh.tile_mut([0, range.start], [rows, range.len()]);
-                steps.add(step, dy.slice(2, units.clone(), 1)?, &mut dh)?;
-            }
             if onto {
+                if let Some((steps, step, dy)) = read.dy {
+                    let rows = steps.count(step);
+                    let mut dh = write.dh.tile_mut([0, range.start], [rows, range.len()]);
+                    steps.add(step, dy.slice(2, units.clone(), 1)?, &mut dh)?;
+                }
                 let dh = write.dh.tile_mut([0, range.start], [rows, range.len()]);
                 gemm::columns(self.isa, a, weights, &plain(T::ONE), dh, units.start)?;
             } else {
