@@ -108,18 +108,9 @@ impl<T: Element> Direct<'_, T> {
         let mut packed = scratch::<T>(call.op, forward.packed_len(channels))?;
         let mut zeros = scratch::<T>(call.op, channels)?;
         zeros.fill(T::ZERO);
-        let weights = match forward.packed {
-            Some(weights) => weights,
-            None => {
-                vectors_of(&forward.filter, 0..channels, [INPUTS; 2], reach.taps(), &mut packed)?;
-                &packed
-            }
-        };
+        let (weights, _) = forward.weights(0..channels, &mut packed)?;
         let mut biases = scratch::<T>(call.op, channels.next_multiple_of(MOST_LANES))?;
-        biases.fill(T::ZERO);
-        if let Some(bias) = finish.bias {
-            biases.iter_mut().zip(bias).for_each(|(to, &from)| *to = from);
-        }
+        forward.bias(0..channels, &mut biases)?;
         let [low, high] = finish.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let bounds = [low, high].map(T::from_f64);
         let order = [0, 2, 3, 4, 1];
@@ -337,9 +328,14 @@ pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>>(
     first: usize,
     [input, inputs]: [usize; 2],
 ) -> [S::V; 3] {
-    let block = (first / MOST_LANES * inputs + input) * (9 * MOST_LANES);
-    let at = block + row * (3 * MOST_LANES) + first % MOST_LANES;
+    let at = place(first, [input, inputs], 9) + row * (3 * MOST_LANES);
     simd.load_apart(&weights[at..], MOST_LANES)
+}
+
+/// Where the first tap of a channel and one of the inputs of its group lies in packed weights.
+#[inline(always)]
+pub(super) fn place(channel: usize, [input, inputs]: [usize; 2], taps: usize) -> usize {
+    (channel / MOST_LANES * inputs + input) * (taps * MOST_LANES) + channel % MOST_LANES
 }
 
 /// Weights as vectors: of each [`MOST_LANES`] channels, for each of the inputs of their groups, the taps, one after the other. Groups
@@ -353,7 +349,7 @@ pub(in crate::conv) fn vectors_of<T: Element>(
 ) -> Result<()> {
     to.fill(T::ZERO);
     for input in 0..inputs {
-        let place = |i: usize| (i / MOST_LANES * inputs + input) * (taps * MOST_LANES) + i % MOST_LANES;
+        let place = |i: usize| place(i, [input, inputs], taps);
         filter.spread(multiplier, [input, inputs], channels.clone(), place, MOST_LANES, to)?;
     }
     Ok(())

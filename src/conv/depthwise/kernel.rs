@@ -1,8 +1,8 @@
 //! Sums over taps, and over positions, of pixels.
 #![forbid(unsafe_code)]
 
-use super::Reach;
 use super::direct::of_input;
+use super::{Reach, many_registers};
 use crate::conv::pixels::Pixels;
 use crate::element::Element;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -93,7 +93,7 @@ impl<T: Element, const INPUTS: usize> Sums<'_, T, INPUTS> {
     #[inline(always)]
     fn runs<S: Simd<T>, const SPAN: usize>(mut self, simd: S) {
         // Twice as many sums where there are twice as many registers.
-        let wide = const { S::LANES * size_of::<T>() >= 64 };
+        let wide = const { many_registers::<T>(S::LANES) };
         let (columns, weights, bias) = (self.outputs[1], self.weights, simd.load(self.bias));
         let (step, lanes) = (self.reach.stride[2] * S::LANES, S::LANES);
         let offsets = [0, 3, 6].map(|tap| offset(self.reach, self.pixels, tap));
@@ -226,7 +226,7 @@ impl<T: Element, const INPUTS: usize> SimdOp<T> for Products<'_, T, INPUTS> {
     fn eval<S: Simd<T>>(self, simd: S) {
         if const { INPUTS > 1 } {
             // As many sums as sixteen registers hold beside what they are made of.
-            let two = const { S::LANES * size_of::<T>() >= 64 } && self.reach.stride[2] == 1;
+            let two = const { many_registers::<T>(S::LANES) } && self.reach.stride[2] == 1;
             match (const { INPUTS >= 4 }, two) {
                 (true, true) => self.groups::<S, 4, 2, 4>(simd),
                 (true, false) => self.groups::<S, 4, 1, 3>(simd),
@@ -314,20 +314,18 @@ impl<T: Element, const INPUTS: usize> Products<'_, T, INPUTS> {
     #[inline(always)]
     fn any<S: Simd<T>>(self, simd: S) {
         let step = self.reach.stride[2] * S::LANES;
-        for (tap, to) in self.sums.chunks_exact_mut(S::LANES).enumerate() {
+        for tap in 0..self.reach.taps() {
             let offset = offset(self.reach, self.pixels, tap);
             let mut sums = [simd.splat(T::ZERO); 4];
-            let [rows, columns] = self.outputs;
-            let line = self.reach.stride[1] * self.pixels.columns * S::LANES;
-            for (row, dz) in self.dz.chunks_exact(columns * S::LANES).take(rows).enumerate() {
-                let from = &self.x[row * line + offset..];
+            for (dz, from) in self.rows::<S>() {
+                let from = &from[offset..];
                 for (column, dz) in dz.chunks_exact(S::LANES).enumerate() {
                     let sum = &mut sums[column % 4];
                     *sum = simd.mul_add(simd.load(dz), simd.load(&from[column * step..]), *sum);
                 }
             }
             let sum = simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
-            add(simd, &[sum], to);
+            add(simd, &[sum], &mut self.sums[tap * S::LANES..]);
         }
     }
 }

@@ -23,7 +23,7 @@ mod kernel;
 
 use std::ops::Range;
 
-use self::direct::{Direct, of_group};
+use self::direct::{Direct, of_group, place};
 pub(super) use self::direct::{dense, packed_len, pixels, taps_of, vectors_of, within};
 use self::emit::Emit;
 use self::kernel::{Products, Sums};
@@ -203,10 +203,15 @@ impl<T: Element> Call<'_, T> {
     }
 }
 
+/// Whether there are 32 registers for vectors of so many lanes: those of AVX-512, the only ones as long.
+const fn many_registers<T>(lanes: usize) -> bool {
+    lanes * size_of::<T>() >= 64
+}
+
 /// Whether copies of the pixels of groups of so many channels pay: one that fills a vector needs many registers.
 fn copied<T: Element>(isa: Isa, inputs: usize) -> bool {
     let lanes = tile::<T>(isa).lanes;
-    inputs < lanes || lanes * size_of::<T>() >= 64
+    inputs < lanes || many_registers::<T>(lanes)
 }
 
 /// Whether copies are faster than pixels as they lie: a group that fills a vector has as many weights as pixels, and there they stay
@@ -257,14 +262,22 @@ impl<T: Element> Forward<'_, T> {
         if self.packed.is_some() { 0 } else { len }
     }
 
+    /// The weights of channels as vectors, made in `to` where they are not there, and which of these channels is the first of them.
+    fn weights<'w>(&'w self, channels: Range<usize>, to: &'w mut [T]) -> Result<(&'w [T], usize)> {
+        if let Some(packed) = self.packed {
+            return Ok((packed, channels.start));
+        }
+        vectors_of(&self.filter, channels, [self.multiplier, self.inputs], self.reach.taps(), to)?;
+        Ok((to, 0))
+    }
+
     /// The bias of channels in whole vectors.
-    fn bias(&self, channels: Range<usize>, to: &mut [T]) {
+    fn bias(&self, channels: Range<usize>, to: &mut [T]) -> Result<()> {
         to.fill(T::ZERO);
         if let Some(bias) = self.call.finish.bias {
-            for (to, channel) in to.iter_mut().zip(channels) {
-                *to = bias.get([channel]).copied().unwrap_or(T::ZERO);
-            }
+            to.iter_mut().zip(bias.slice(0, channels, 1)?).for_each(|(to, &from)| *to = from);
         }
+        Ok(())
     }
 }
 
@@ -308,18 +321,9 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
             let block = first..channels.min(first + vectors * S::LANES);
             let channel = origin[1] + first;
             let these = channel..channel + block.len();
-            forward.bias(these.clone(), &mut bias);
-            let (weights, base) = match forward.packed {
-                Some(packed) => (packed, channel),
-                None => {
-                    vectors_of(&forward.filter, these, [forward.multiplier, inputs], taps, &mut packed)?;
-                    (&packed[..], 0)
-                }
-            };
-            let weights = |lane: usize| {
-                let at = base + lane;
-                &weights[at / MOST_LANES * (MOST_LANES * taps * inputs) + at % MOST_LANES..]
-            };
+            forward.bias(these.clone(), &mut bias)?;
+            let (weights, base) = forward.weights(these, &mut packed)?;
+            let weights = |lane: usize| &weights[place(base + lane, [0, inputs], taps)..];
             for at in 0..images * depths {
                 let (image, d) = (at / depths, at % depths);
                 let x = x.select::<4>(0, origin[0] + image)?;
