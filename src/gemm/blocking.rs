@@ -98,6 +98,10 @@ pub(super) const PAGE: usize = 4096;
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
+/// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is a tenth faster
+/// where rows lie a page apart, and with 256 as much slower.
+const ENOUGH: usize = 512;
+
 /// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
 /// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave fewer panels in L2.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
@@ -218,13 +222,15 @@ impl Walk {
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
         let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
-        // A panel of neighbouring rows is a short run of memory for each step.
-        let scattered = 64.clamp(4 * tile.columns, 8 * tile.columns);
+        // Columns for which an element of A is read as often as packing it is worth: of neighbouring rows, of which a panel is a short
+        // run of memory for each step, fewer where they lie in no cache of this core.
+        let often = match a {
+            Some(Source { steps: true, .. }) => ENOUGH,
+            Some(Source { bytes, .. }) if bytes <= caches.l2 / 4 => 8 * tile.columns,
+            _ => 64.clamp(4 * tile.columns, 8 * tile.columns),
+        };
         let a_fetch = match a {
-            Some(Source { direct: true, neighbours, steps, bytes: size, .. })
-                if (neighbours || steps)
-                    && n <= if steps || size <= caches.l2 / 4 { 8 * tile.columns } else { scattered } =>
-            {
+            Some(Source { direct: true, neighbours, steps, .. }) if (neighbours || steps) && n <= often => {
                 Fetch::InPlace
             }
             // An address for each element costs nothing where it is multiplied by four vectors.
@@ -422,8 +428,8 @@ mod tests {
 
     #[test]
     fn packing_must_pay() {
-        assert_eq!(walk(3000, 128, 500, ROWS, COLUMNS).a, Fetch::InPlace);
-        assert_eq!(walk(3000, 129, 500, ROWS, COLUMNS).a, Fetch::Panels);
+        assert_eq!(walk(3000, 512, 500, ROWS, COLUMNS).a, Fetch::InPlace);
+        assert_eq!(walk(3000, 513, 500, ROWS, COLUMNS).a, Fetch::Panels);
         let across = |n, bytes| walk(3000, n, 500, Some(Source { bytes, ..columns(3000) }), COLUMNS).a;
         let of = [64, 65, 128].map(|n| [across(n, CACHES.l2 / 4), across(n, CACHES.l2 / 4 + 1)]);
         assert_eq!(

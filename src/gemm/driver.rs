@@ -256,11 +256,17 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let cold = self.b.source().is_none()
             && ask_b
             && (m == 1 || (rows_step <= 2 * self.tile_rows && all > caches.l2 / 2));
-        // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole.
+        // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole; packing asks
+        // for its own. Where L3 is far, what is asked for drives the panels out of L1, which costs more than to wait for it.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let l3 = caches.share();
         let runs = far > l3 / 2 && depth.len() <= kc;
-        let ask = walk.a != Fetch::InPlace || runs || (far > l3 / 4 && n > self.tile.columns);
+        let ask = !caches.distant()
+            && match walk.a {
+                Fetch::InPlace => runs || (far > l3 / 4 && n > self.tile.columns),
+                Fetch::Panels => far > l3,
+                Fetch::Whole => false,
+            };
         // The longer operand comes from memory, and L2 has room for the next steps of it beside what is there.
         let onward =
             all.max(far) > caches.l2 / 2 && m.max(n).saturating_mul(kc * size_of::<T>()) <= caches.l2 / 4;
