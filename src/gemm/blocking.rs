@@ -102,6 +102,10 @@ pub(crate) const LEAST_DEPTH: usize = 128;
 /// where rows lie a page apart, and with 256 as much slower.
 const ENOUGH: usize = 512;
 
+/// Rows for which panels of B are packed while the first rows read them, where L3 is far and holds B: packed before, they would
+/// come from there once more. With 192 rows that costs more than it saves.
+const PASSING: usize = 144;
+
 /// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
 /// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave fewer panels in L2.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
@@ -206,13 +210,14 @@ impl Walk {
         let nc = balanced(n, most, tile.columns);
         // For few rows B is not packed.
         let (b_in_place, line) = match b {
-            Some(Source { direct: true, neighbours: true, stride, .. }) => {
+            Some(Source { direct: true, neighbours: true, stride, bytes: size, .. }) => {
                 let times = match bytes.saturating_mul(stride) {
                     span if span <= kept => 12,
                     span if span <= room => 5,
                     _ => 3,
                 };
-                let few = m <= tile.sums() * times;
+                let kept = if caches.distant() && size <= caches.share() / 2 { PASSING } else { 0 };
+                let few = m <= kept.max(tile.sums() * times);
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
             }
             _ => (0, nc),
@@ -501,6 +506,11 @@ mod tests {
         };
         assert!(walk(48, 513).ask && !walk(48, 512).ask && !walk(49, 513).ask, "several steps in a page");
         assert!(walk(24, 513).keep && !walk(23, 513).keep && !walk(24, 512).keep);
+        // Where a block of B is too much for L2.
+        let walk = |m, bytes| {
+            Walk::new::<f32>(AVX2, far, [m, 5000, 250], ROWS, Some(Source { bytes, ..columns(5000) }))
+        };
+        assert!(walk(144, 16 << 20).keep && !walk(145, 16 << 20).keep && !walk(144, (16 << 20) + 1).keep);
     }
 
     #[test]
