@@ -16,7 +16,8 @@ const PEAK_EVERY: usize = 8;
 
 pub fn run(task: &Task) {
     let (peers_f32, peers_f64) = (chosen::<f32>(task), chosen::<f64>(task));
-    let mut peaks = Peaks::new(task.threads);
+    let isa = if task.avx2 { "avx2" } else { best_isa() };
+    let mut peaks = Peaks::new(isa, task.threads);
     peaks.measure();
     introduce(task, &peers_f32);
     for (index, workload) in task.workloads.iter().enumerate() {
@@ -116,6 +117,7 @@ fn print(record: Record) {
 
 /// Readings of what the machine can do at most, which drifts.
 struct Peaks {
+    isa: &'static str,
     threads: usize,
     memory: [Memory; 2],
     /// In the order of the fields of a record.
@@ -123,18 +125,17 @@ struct Peaks {
 }
 
 impl Peaks {
-    fn new(threads: usize) -> Self {
+    fn new(isa: &'static str, threads: usize) -> Self {
         let memory = [64 << 20, 256 << 20].map(Memory::with_bytes);
-        Peaks { threads, memory, readings: Default::default() }
+        Peaks { isa, threads, memory, readings: Default::default() }
     }
 
     fn measure(&mut self) {
-        let (isa, threads) = (best_isa(), self.threads);
         let now = [
-            fma_peak_f32(isa, threads),
-            fma_peak_f64(isa, threads),
-            self.memory[0].read(threads),
-            self.memory[1].read(threads),
+            fma_peak_f32(self.isa, self.threads),
+            fma_peak_f64(self.isa, self.threads),
+            self.memory[0].read(self.threads),
+            self.memory[1].read(self.threads),
         ];
         for (readings, now) in self.readings.iter_mut().zip(now) {
             readings.push(now);
@@ -146,6 +147,6 @@ impl Peaks {
             readings.sort_by(f64::total_cmp);
             record::Figure { median: readings[readings.len() / 2], max: readings[readings.len() - 1] }
         });
-        record::Peak { threads: self.threads, isa: best_isa().into(), f32, f64, read_64, read_256 }
+        record::Peak { threads: self.threads, isa: self.isa.into(), f32, f64, read_64, read_256 }
     }
 }

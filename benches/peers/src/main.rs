@@ -39,6 +39,9 @@ struct Arguments {
     /// Only these peers; Tilewise always runs.
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
+    /// As on a machine without AVX-512: Tilewise and those peers that can be told so.
+    #[arg(long, conflicts_with = "peers")]
+    avx2: bool,
     /// Three short rounds, and no workload above 3 GFLOP: to see that it runs, not to quote.
     #[arg(long)]
     quick: bool,
@@ -67,7 +70,8 @@ impl Arguments {
                 pause: if threads > 1 { 10e-3 } else { 0.0 },
                 warm_up: if threads > 1 { 30e-3 } else { 0.0 },
             },
-            peers: self.peers.clone(),
+            peers: if self.avx2 { parent::TOLD.map(String::from).to_vec() } else { self.peers.clone() },
+            avx2: self.avx2,
             workloads,
         }
     }

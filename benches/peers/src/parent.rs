@@ -31,6 +31,16 @@ const WAITING: &[(&str, &str)] = &[("KMP_BLOCKTIME", "1"), ("OPENBLAS_THREAD_TIM
 const FORCED: &[&str] =
     &["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"];
 
+/// Peers that can be told to do without AVX-512, and the variables that tell them and Tilewise.
+pub const TOLD: [&str; 4] = ["openblas", "mkl", "numpy", "pytorch"];
+const AVX2: &[(&str, &str)] = &[
+    ("TILEWISE_ISA", "avx2"),
+    ("OPENBLAS_CORETYPE", "Haswell"),
+    ("MKL_ENABLE_INSTRUCTIONS", "AVX2"),
+    ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+    ("ATEN_CPU_CAPABILITY", "avx2"),
+];
+
 /// What a measuring process reads on its standard input.
 #[derive(Serialize, Deserialize)]
 pub struct Task {
@@ -38,6 +48,8 @@ pub struct Task {
     pub plan: Plan,
     /// Empty for all.
     pub peers: Vec<String>,
+    /// Nobody uses AVX-512.
+    pub avx2: bool,
     pub workloads: Vec<Workload>,
 }
 
@@ -46,6 +58,9 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
     command.envs(THREADS.iter().map(|name| (name, task.threads.to_string()))).envs(WAITING.iter().copied());
     for name in FORCED {
         command.env_remove(name);
+    }
+    if task.avx2 {
+        command.envs(AVX2.iter().copied());
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     // Dropped at the end of the statement, which tells the process that there is no more.
