@@ -30,7 +30,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel::{self, TASKS_PER_THREAD};
-use crate::simd::CACHE_LINE;
+use crate::simd::{CACHE_LINE, MOST_LANES};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::{self, Scratch};
 
@@ -102,8 +102,17 @@ impl<T: Element> Scale<'_, T> {
     }
 }
 
-/// Multiplications that a task is worth at least: some microseconds. Half of 96³ is.
+/// Multiplications that a task is worth at least: some microseconds. Half of 96³ is, for the longest vectors.
 pub(crate) const GRAIN: usize = 3 << 17;
+
+/// [`GRAIN`] of shorter vectors, which take the same time for fewer.
+pub(super) fn grain(tile: Tile) -> usize {
+    GRAIN / MOST_LANES * tile.lanes
+}
+
+/// Multiplications of which two tasks are never worth as many, whatever the vectors.
+pub(super) const LEAST: usize = 4 * GRAIN / MOST_LANES;
+
 /// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
 /// then threads of unlike speed even out, and what tasks pack twice is little.
 pub(super) const LARGE: usize = 1 << 31;
@@ -147,7 +156,7 @@ pub(crate) fn product<T: Element>(
         if in_memory { depth_block::<T>(tile, caches, k) } else { packed_depth_block::<T>(tile, caches, k) };
     let work = m.saturating_mul(n).saturating_mul(k);
     let tasks = tasks.unwrap_or_else(|| {
-        let threads = parallel::threads_for(work, GRAIN);
+        let threads = parallel::threads_for(work, grain(tile));
         if threads > 1 && work / threads > LARGE { threads * TASKS_PER_THREAD } else { threads }
     });
     let stream = k <= kc

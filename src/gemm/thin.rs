@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use super::blocking::{PAGE, Tile, depth_block, tile_rows};
-use super::driver::{self, GRAIN, Input, Scale, blocks};
+use super::driver::{self, Input, Scale, blocks};
 use super::panel;
 use super::sweep::{Merge, Sweep};
 use crate::element::Element;
@@ -74,7 +74,7 @@ pub(crate) fn product<T: Element>(
 ) -> Result<usize> {
     let ([m, n], k) = (c.shape(), a.shape()[1]);
     let work = m.saturating_mul(n).saturating_mul(k);
-    let tasks = tasks.unwrap_or_else(|| parallel::threads_for(work, GRAIN));
+    let tasks = tasks.unwrap_or_else(|| parallel::threads_for(work, driver::grain(tile)));
     let kc = depth_block::<T>(tile, machine::caches(), k);
     Thin { isa, tile: tile.tall(), kc, a, b, scale }.run(c, 0, tasks)?;
     Ok(tasks)

@@ -63,7 +63,11 @@ fn takes<T: Element>(
         && !(a.strides()[1] != 1 && turns_small(tile::<T>(isa), [m, n, k], [a.strides(), b.strides(), c.strides()]))
         // All but the baseline have masks.
         && (isa > Isa::Baseline || tile::<T>(isa).whole(n) == n)
-        && tasks.unwrap_or_else(|| parallel::threads_for(work, driver::GRAIN)) == 1
+        && match tasks {
+            Some(tasks) => tasks == 1,
+            // The smallest do not ask how long vectors are.
+            None => work < driver::LEAST || parallel::threads_for(work, driver::grain(tile::<T>(isa))) == 1,
+        }
 }
 
 /// C = alpha · A · B + beta · C and the epilogue, all contiguous along their rows but A, which may be along its columns.
