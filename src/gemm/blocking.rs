@@ -100,7 +100,7 @@ pub(crate) const LEAST_DEPTH: usize = 128;
 
 /// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is a tenth faster
 /// where rows lie a page apart, and with 256 as much slower.
-const ENOUGH: usize = 512;
+const FEW_COLUMNS: usize = 512;
 
 /// Rows for which panels of B are packed while the first rows read them, where L3 is far and holds B: packed before, they would
 /// come from there once more. With 192 rows that costs more than it saves.
@@ -208,6 +208,7 @@ impl Walk {
         let most = if few_rows { caches.l2 / 16 } else { room };
         let most = (most / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
+        let large = n.saturating_mul(bytes) > 2 * caches.l1d;
         // For few rows B is not packed.
         let (b_in_place, line) = match b {
             Some(Source { direct: true, neighbours: true, stride, bytes: size, .. }) => {
@@ -216,8 +217,8 @@ impl Walk {
                     span if span <= room => 5,
                     _ => 3,
                 };
-                let kept = if caches.distant() && size <= caches.share() / 2 { PASSING } else { 0 };
-                let few = m <= kept.max(tile.sums() * times);
+                let passing = large && caches.distant() && size <= caches.share() / 2;
+                let few = m <= (tile.sums() * times).max(if passing { PASSING } else { 0 });
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
             }
             _ => (0, nc),
@@ -226,11 +227,11 @@ impl Walk {
         // Packing moves each element of A once for each nc columns, so for few columns it costs as much as
         // it saves. Where the columns come in several blocks, A is packed once for all of them if it fits.
         let few = m > tile.rows && m <= tile.most_across() && m.saturating_mul(bytes) <= caches.l2 / 4;
-        let across = few && b.is_none() && a.is_some() && n.saturating_mul(bytes) > 2 * caches.l1d;
+        let across = few && b.is_none() && a.is_some() && large;
         // Columns for which an element of A is read as often as packing it is worth: of neighbouring rows, of which a panel is a short
         // run of memory for each step, fewer where they lie in no cache of this core.
         let often = match a {
-            Some(Source { steps: true, .. }) => ENOUGH,
+            Some(Source { steps: true, .. }) => FEW_COLUMNS,
             Some(Source { bytes, .. }) if bytes <= caches.l2 / 4 => 8 * tile.columns,
             _ => 64.clamp(4 * tile.columns, 8 * tile.columns),
         };
@@ -246,7 +247,6 @@ impl Walk {
             Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
             _ => Fetch::Panels,
         };
-        let large = n.saturating_mul(bytes) > 2 * caches.l1d;
         // The processor sees a B in place coming, but not in time where it comes from so far; nor does it look over the end of a page,
         // which for few rows is soon reached where a step of depth takes most of one.
         let far = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);

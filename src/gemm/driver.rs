@@ -110,8 +110,8 @@ pub(super) fn grain(tile: Tile) -> usize {
     GRAIN / MOST_LANES * tile.lanes
 }
 
-/// Multiplications of which two tasks are never worth as many, whatever the vectors.
-pub(super) const LEAST: usize = 4 * GRAIN / MOST_LANES;
+/// Fewer multiplications than this are one task whatever the vectors, the shortest of which have two elements.
+pub(super) const LEAST: usize = 2 * (GRAIN / MOST_LANES * 2);
 
 /// Multiplications of a thread's share of a product, some ten milliseconds, above which it is cut in several tasks:
 /// then threads of unlike speed even out, and what tasks pack twice is little.
@@ -265,8 +265,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let cold = self.b.source().is_none()
             && ask_b
             && (m == 1 || (rows_step <= 2 * self.tile_rows && all > caches.l2 / 2));
-        // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole; packing asks
-        // for its own. Where L3 is far, what is asked for drives the panels out of L1, which costs more than to wait for it.
+        // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole; what is packed
+        // only from memory, as what is asked for drives the panels out of L1. Where L3 is far that costs more than to wait.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let l3 = caches.share();
         let runs = far > l3 / 2 && depth.len() <= kc;

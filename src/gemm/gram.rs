@@ -35,7 +35,7 @@ const OP: &str = "gram";
 const LEAF: usize = 256;
 /// Depth of the shortest of several parts.
 const DEEP: usize = 2048;
-/// Multiplications that a task is worth at least, as in a product.
+/// Multiplications that a task is worth at least.
 const GRAIN: usize = 1 << 19;
 /// Elements of a row that become columns with those of the next rows: their lines stay in L1.
 const TURNED: usize = 64;
