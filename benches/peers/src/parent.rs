@@ -28,8 +28,15 @@ const THREADS: &[&str] = &[
 const WAITING: &[(&str, &str)] = &[("KMP_BLOCKTIME", "1"), ("OPENBLAS_THREAD_TIMEOUT", "22")];
 
 /// Variables that would make a library run other kernels than it chooses for this machine.
-const FORCED: &[&str] =
-    &["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"];
+const FORCED: &[&str] = &[
+    "TILEWISE_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+];
 
 /// Peers that can be told to do without AVX-512, and the variables that tell them and Tilewise.
 pub const TOLD: [&str; 4] = ["openblas", "mkl", "numpy", "pytorch"];
