@@ -98,8 +98,8 @@ pub(super) const PAGE: usize = 4096;
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
-/// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is a tenth faster
-/// where rows lie a page apart, and with 256 as much slower.
+/// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is some 4 % faster
+/// where rows lie a page apart, and with 256 a tenth slower.
 const FEW_COLUMNS: usize = 512;
 
 /// Rows for which panels of B are packed while the first rows read them, where L3 is far and holds B: packed before, they would
@@ -209,15 +209,16 @@ impl Walk {
         let most = (most / bytes).max(tile.columns) / tile.columns * tile.columns;
         let nc = balanced(n, most, tile.columns);
         let large = n.saturating_mul(bytes) > 2 * caches.l1d;
+        let far = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);
         // For few rows B is not packed.
         let (b_in_place, line) = match b {
-            Some(Source { direct: true, neighbours: true, stride, bytes: size, .. }) => {
+            Some(Source { direct: true, neighbours: true, stride, .. }) => {
                 let times = match bytes.saturating_mul(stride) {
                     span if span <= kept => 12,
                     span if span <= room => 5,
                     _ => 3,
                 };
-                let passing = large && caches.distant() && size <= caches.share() / 2;
+                let passing = large && caches.distant() && !far;
                 let few = m <= (tile.sums() * times).max(if passing { PASSING } else { 0 });
                 if few { (tile.whole(n), stride.max(n)) } else { (0, nc) }
             }
@@ -249,7 +250,6 @@ impl Walk {
         };
         // The processor sees a B in place coming, but not in time where it comes from so far; nor does it look over the end of a page,
         // which for few rows is soon reached where a step of depth takes most of one.
-        let far = caches.distant() && b.is_some_and(|b| b.bytes > caches.share() / 2);
         let paged = |b: Source| b.bytes > caches.l2 && b.stride.saturating_mul(size_of::<T>()) > PAGE / 2;
         let ask = far || (caches.distant() && m <= tile.most_in_turn() && b.is_some_and(paged));
         // In place a vector that is part of two lines costs two reads, and what such an L3 sends late keeps all rows waiting.
