@@ -27,16 +27,8 @@ const THREADS: &[&str] = &[
 /// turn: a millisecond for OpenMP as MKL has it, 2²² cycles for OpenBLAS. In a loop of calls they go on waiting busily.
 const WAITING: &[(&str, &str)] = &[("KMP_BLOCKTIME", "1"), ("OPENBLAS_THREAD_TIMEOUT", "22")];
 
-/// Variables that would make a library run other kernels than it chooses for this machine.
-const FORCED: &[&str] = &[
-    "TILEWISE_ISA",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_L2_SIZE",
-    "MKL_DEBUG_CPU_TYPE",
-    "MKL_ENABLE_INSTRUCTIONS",
-    "ONEDNN_MAX_CPU_ISA",
-    "ATEN_CPU_CAPABILITY",
-];
+/// Variables, beside those of [`AVX2`], that would make a library run other kernels than it chooses for this machine.
+const FORCED: &[&str] = &["OPENBLAS_L2_SIZE", "MKL_DEBUG_CPU_TYPE"];
 
 /// Peers that can be told to do without AVX-512, and the variables that tell them and Tilewise.
 pub const TOLD: [&str; 4] = ["openblas", "mkl", "numpy", "pytorch"];
@@ -66,8 +58,12 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
     for name in FORCED {
         command.env_remove(name);
     }
-    if task.avx2 {
-        command.envs(AVX2.iter().copied());
+    for (name, value) in AVX2 {
+        if task.avx2 {
+            command.env(name, value)
+        } else {
+            command.env_remove(name)
+        };
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     // Dropped at the end of the statement, which tells the process that there is no more.
