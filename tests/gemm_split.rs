@@ -98,6 +98,23 @@ fn rounds_have_the_same_bits() {
     assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
+/// The last round is one block of a single step: rounds of 2¹⁸ elements, blocks of 256 steps.
+#[test]
+fn a_lone_short_block_is_a_round() {
+    for (m, n) in [(12, 256), (12, 64), (32, 64)] {
+        let k = (1 << 18) / (m * n) * 256 + 1;
+        let (a, b) = (sample::<f32>([m, k], 11), sample::<f32>([k, n], 12));
+        for &isa in machine::supported() {
+            let results = in_pools(|| {
+                let mut c = Tensor::zeros([m, n]).unwrap();
+                machine::with_isa(isa, || gemm(1.0, a.view(), b.view(), 0.0, c.view_mut())).unwrap().unwrap();
+                bits(c.as_slice())
+            });
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{isa} {m}x{n}x{k}");
+        }
+    }
+}
+
 #[test]
 fn a_row_over_packed_weights_has_the_same_bits_alone() {
     let (m, n, k) = (17, 40, 20_000);

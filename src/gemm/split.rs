@@ -68,9 +68,11 @@ pub(super) fn product<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
     }
     let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
     for start in product.depth.clone().step_by(round * kc) {
-        let count = round.min((end - start).div_ceil(kc));
+        let stop = end.min(start + round * kc);
+        let count = (stop - start).div_ceil(kc);
         let own = count.div_ceil(tasks);
-        let (middle, stop) = (start + own * kc, end.min(start + count * kc));
+        // The last block may be a short one, and alone.
+        let middle = stop.min(start + own * kc);
         let beta = if start == product.depth.start { scale.beta } else { T::ONE };
         let [adding, alone] = [beta, T::ZERO].map(|beta| Scale { alpha: scale.alpha, beta, epilogue });
         let first = Product { depth: start..middle, scale: &adding, stream: false, ..*product };
