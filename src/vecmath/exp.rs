@@ -23,10 +23,10 @@ struct Table<T, const D: usize, const E: usize, const F: usize> {
     /// … and one that spares a step for [`exp_normal`].
     q_short: [T; F],
     one: T,
-    /// Rounds and leaves n + 2·bias in the low bits.
-    round_twice_biased: T,
-    /// Rounds and leaves n + bias.
+    /// Rounds and leaves n + bias in the low bits.
     round_biased: T,
+    /// Of the exponent, as an integer.
+    bias: u64,
     /// Rounds and leaves n + bias + lift.
     round_lifted: T,
     /// 2^−lift: results of [`exp_low`] are built 2^lift too large, where they are never denormal.
@@ -50,8 +50,8 @@ const F32: Table<f32, 5, 6, 4> = Table {
     q_minus_1: [0.5, 0.16666666, 0.041666374, 0.008333392, 0.0013940631, 0.00019845883],
     q_short: [0.4999923, 0.16667114, 0.041890163, 0.008312495],
     one: 1.0,
-    round_twice_biased: 12_582_912.0 + 254.0,
     round_biased: 12_582_912.0 + 127.0,
+    bias: 127,
     round_lifted: 12_582_912.0 + 127.0 + 64.0,
     lower: f32::from_bits((127 - 64) << 23),
     near: 87.0,
@@ -69,8 +69,8 @@ const F64: Table<f64, 11, 11, 11> = Table {
     q_minus_1: Q_F64,
     q_short: Q_F64,
     one: 1.0,
-    round_twice_biased: 6_755_399_441_055_744.0 + 2046.0,
     round_biased: 6_755_399_441_055_744.0 + 1023.0,
+    bias: 1023,
     round_lifted: 6_755_399_441_055_744.0 + 1023.0 + 512.0,
     lower: f64::from_bits((1023 - 512) << 52),
     near: 708.0,
@@ -141,8 +141,10 @@ fn exp_far<T: Copy, S: Simd<T>, const M: i32, const D: usize, const E: usize, co
 ) -> S::V {
     // In this order of operands NaN passes.
     let x = s.min(s.splat(k.infinite_at), s.max(s.splat(k.zero_below), x));
-    let (sum, r) = reduce(s, x, k, k.round_twice_biased);
+    // Rounded as the near are, by the same sum: without FMA a tie goes to the even one, and which that is, the bias decides.
+    let (sum, r) = reduce(s, x, k, k.round_biased);
     let p = reduced(s, r, k.one, &k.q);
+    let sum = s.int_add(sum, s.splat_bits(k.bias));
     let half = s.shr::<1>(sum);
     let rest = s.int_sub(sum, half);
     s.mul(s.mul(p, s.shl::<M>(half)), s.shl::<M>(rest))

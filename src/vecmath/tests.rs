@@ -219,6 +219,47 @@ fn limits_and_signs() {
     }
 }
 
+/// What else a vector holds must not matter: a slice that is cut for threads is cut into other vectors. Arguments of exp in the
+/// middle between multiples of ln 2, where without FMA roundings meet ties, beside what takes another way.
+#[test]
+fn neighbours_do_not_matter() {
+    // As many as two vectors have lanes.
+    const APART: usize = 32;
+    macro_rules! check {
+        ($T:ty, $functions:expr, $multiples:expr, $far:expr) => {
+            let middles = (-$multiples..$multiples).flat_map(|n| {
+                let x = (n as $T + 0.5) * std::f64::consts::LN_2 as $T;
+                (-8i32..8).map(move |by| <$T>::from_bits(x.to_bits().wrapping_add_signed(by.into())))
+            });
+            let xs: Vec<$T> = middles.collect();
+            for &isa in supported() {
+                for (name, function) in $functions {
+                    let beside = |other: $T| {
+                        let x: Vec<_> = xs.iter().flat_map(|&x| [[x, other]; APART / 2]).flatten().collect();
+                        let mut y = vec![0.0; x.len()];
+                        with_isa(isa, || function(&x, &mut y)).unwrap().unwrap();
+                        y.into_iter().step_by(2).map(<$T>::to_bits).collect::<Vec<_>>()
+                    };
+                    let usual = beside(0.5);
+                    for other in $far {
+                        assert!(beside(other) == usual, "{name} beside {other} on {isa}");
+                    }
+                }
+            }
+        };
+    }
+    let far = [1e4, -1e4];
+    check!(f32, FUNCTIONS.map(|(name, function, _)| (name, function)), 125i32, far.map(|x| x as f32));
+    let functions: [(_, Slice64); 5] = [
+        ("exp", exp_slice),
+        ("log", log_slice),
+        ("tanh", tanh_slice),
+        ("sigmoid", sigmoid_slice),
+        ("erf", erf_slice),
+    ];
+    check!(f64, functions, 1000i32, far);
+}
+
 #[test]
 fn views_threads_and_errors() {
     let x = crate::Tensor::<f32, 3>::from_fn([7, 65, 300], |[i, j, k]| {
