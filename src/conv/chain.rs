@@ -135,6 +135,7 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
     where
         Spatial<S>: ImageRank<N>,
     {
+        let isa = machine::isa()?;
         let none = Sliding { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], padding: [[0; 2]; 3] };
         let mut stages = [Stage { sliding: none, input: x, output: x, unit: 1, work: 0 }; L];
         let mut input = x;
@@ -142,6 +143,7 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
             let Link { convolution, weight, bias } = link;
             let bias = bias.map(|bias| bias.len());
             let sizes = convolution.geometry.forward(op, lift(input), weight.shape, bias)?;
+            weight.check(op, isa, &convolution.geometry, &sizes.sliding)?;
             let output = lower(sizes.output);
             let len = output.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
             let len = len.filter(|&len| isize::try_from(len).is_ok());
@@ -392,7 +394,8 @@ impl<T: Element, const L: usize, const N: usize> Between<'_, T, L, N> {
         let there = self.there[i].clone();
         let kept = there.end.saturating_sub(first);
         self.there[i] = first..first + kept;
-        if kept == 0 || first == there.start {
+        // Without channels there is nothing to move, however many rows.
+        if kept == 0 || first == there.start || stage.row() == 0 {
             return;
         }
         let images = self.x.shape()[0];
@@ -490,7 +493,7 @@ mod tests {
         for _ in 0..3 {
             // Of one channel each, or of two or four.
             let few = [1, 2, 4][rng.below(3)];
-            let depthwise = rng.below(3) == 0 && shape[1] % few == 0;
+            let depthwise = rng.below(3) == 0 && shape[1] > 0 && shape[1] % few == 0;
             let algorithm = [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4][rng.below(3)];
             let plain = rng.below(2) == 0;
             let convolution = Convolution::<S>::new()
@@ -503,7 +506,7 @@ mod tests {
                 .algorithm(algorithm);
             let mut w = [1 + rng.below(3); N];
             w[1] = if depthwise { few } else { shape[1] };
-            w[0] = if depthwise { shape[1] } else { 1 + rng.below(40) };
+            w[0] = if depthwise { shape[1] } else { rng.below(40) };
             let w = random(rng, w, false);
             shape = convolution.output_shape(shape, w.shape()).unwrap();
             let bias = Tensor::<f32, 1>::from_fn([shape[1]], |_| rng.uniform(-1.0, 1.0)).unwrap();
@@ -560,6 +563,43 @@ mod tests {
         for _ in 0..150 {
             check::<2, 4>(&mut rng);
             check::<1, 3>(&mut rng);
+        }
+    }
+
+    /// The image has padding along its depth, its strips have none: what is read in place there must be so in the image too.
+    #[test]
+    fn strips_of_planes_change_no_bit() {
+        let mut rng = Rng::seed(8);
+        let x = random(&mut rng, [1, 6, 9, 140, 5], true);
+        let (w, v) = (random(&mut rng, [6, 1, 1, 3, 3], false), random(&mut rng, [6, 6, 1, 1, 1], false));
+        let bias = Tensor::<f32, 1>::from_fn([6], |_| rng.uniform(-1.0, 1.0)).unwrap();
+        let point = Convolution::<3>::new();
+        let few = point.padding([1, 1, 1]).stride([1, 65, 1]).groups(6);
+        for &isa in machine::supported() {
+            machine::with_isa(isa, || {
+                let (w, v) =
+                    (few.pack_channels_last(w.view()).unwrap(), point.pack_channels_last(v.view()).unwrap());
+                let links = [Link::new(few, &w, Some(bias.view())), Link::new(point, &v, None)];
+                let chain = Chain::new(links);
+                let x = seen(&x, true);
+                let between = few.forward(x, &w, Some(bias.view())).unwrap();
+                let stored = between.view().permute([0, 2, 3, 4, 1]).unwrap().to_tensor().unwrap();
+                let expected = point.forward(seen(&stored, true), &v, None).unwrap();
+                let stages = chain.stages("test", x.shape()).unwrap();
+                let walk = Walk {
+                    op: "test",
+                    links: &chain.links,
+                    stages: &stages,
+                    x,
+                    residual: None,
+                    last: true,
+                    room: 0,
+                };
+                let mut y = Tensor::full(expected.shape(), f32::NAN).unwrap();
+                walk.split(y.view_mut(), [0, 0], 1).unwrap();
+                assert!(y == expected, "{isa}");
+            })
+            .unwrap();
         }
     }
 }

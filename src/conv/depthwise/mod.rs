@@ -13,7 +13,8 @@
 //! A group may have a few input channels and as many output channels: these are neighbouring lanes of one vector.
 //!
 //! Neighbouring channels are read as they are, planes are turned on the way in and out. An output's sum goes over its taps in
-//! row-major order (with several inputs of a group, over the rows of taps and for each over these), whatever box it is in. The gradient for the weights reads the same pixels beside those of dZ.
+//! row-major order, whatever box it is in; with several inputs of a group over the rows of taps and for each over these, where the
+//! kernel is 3 × 3, else over the taps and for each over these. The gradient for the weights reads the same pixels beside those of dZ.
 #![forbid(unsafe_code)]
 
 mod direct;
@@ -176,7 +177,11 @@ impl<T: Element> Call<'_, T> {
         }
         let inputs = channels / groups;
         let suits = || reach.suits(inputs, channels_last(y, strides)) && copied::<T>(self.isa, inputs);
-        self.direct([inputs; 2], y, strides) || (reach.fits(inputs) && (packed || suits()))
+        // A part of an image takes the path of the whole, so that parts have its bits.
+        if packed {
+            return reach.fits(inputs);
+        }
+        self.direct([inputs; 2], y, strides) || (reach.fits(inputs) && suits())
     }
 
     /// Whether `y` is computed from pixels as they lie.
