@@ -100,6 +100,11 @@ impl Sliding {
         Ok(self)
     }
 
+    /// Stride and dilation are 1.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.stride == [1; 3] && self.dilation == [1; 3]
+    }
+
     /// What a window spans along each axis: d · (k − 1) + 1. `None` where that overflows.
     pub(crate) fn extent(&self) -> Option<[usize; 3]> {
         let mut extent = [0; 3];
@@ -109,7 +114,7 @@ impl Sliding {
         Some(extent)
     }
 
-    /// The padding with which there are ⌈in / stride⌉ windows; where it is odd, the additional element is behind the image,
+    /// The padding with which there are ⌈in / stride⌉ windows, and at least one; where it is odd, the additional element is behind the image,
     /// or `before` it.
     ///
     /// # Errors

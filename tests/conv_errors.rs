@@ -98,6 +98,17 @@ fn wrong_chains() {
     let residual = text(chain.forward_add_into(x.view(), y.view(), image([2, 3, 2, 3]).view_mut()));
     assert_eq!(residual, "Chain::forward_add_into: residual has shape [2, 3, 2, 2], expected [2, 3, 2, 3]");
     assert!(y.iter().all(|&y| y == 7.0), "a refused call wrote");
+    // The first link would not be computed before some rows of Y are, which lie in padding; nor without images.
+    let turned = Link::new(conv.flipped(true), &w, None);
+    let behind = Link::new(conv.padding_sides([[1 << 12, 0], [0, 0]]), &v, None);
+    for images in [0, 2] {
+        let x = image([images, 4, 5, 1 << 12]);
+        let shape = Chain::new([link(&w, None), behind]).output_shape(x.shape()).unwrap();
+        let mut y = image(shape);
+        let error = Chain::new([turned, behind]).forward_into(x.view(), y.view_mut()).unwrap_err();
+        assert!(matches!(error, Error::Packed { .. }), "{error}");
+        assert!(y.iter().all(|&y| y == 7.0), "a refused call wrote");
+    }
     assert!(chain.forward(image([0, 4, 5, 6]).view()).unwrap().is_empty());
     assert_eq!(chain.forward(x.view()).unwrap().shape(), other.shape());
 }
@@ -140,6 +151,10 @@ fn weights_packed_for_another_call() {
     assert!(conv.stride([2, 1]).forward(x.view(), &conv.pack(w.view()).unwrap(), None).is_ok());
     let error = text(conv.groups(4).pack(w.view()));
     assert_eq!(error, "Convolution::pack: c_out is 6 in 4 groups, expected a multiple of the groups");
+    let cube = Tensor::<f32, 5>::full([6, 4, 3, 3, 3], 1.0).unwrap();
+    let cube = Convolution::<3>::new().pack(cube.view()).unwrap();
+    let error = text(conv.same().forward(x.view(), &cube, None));
+    assert_eq!(error, "Convolution::forward: w has shape [6, 4, 3, 3, 3], expected [6, 4, 3, 3]");
     assert!(matches!(conv.pack(image([6, 4, 0, 3]).view()), Err(Error::Argument { .. })));
 }
 
@@ -233,6 +248,7 @@ fn wrong_transposed_calls() {
         (with(conv.dilation([BIG, 1]), &w), "the sizes of shape [3, 3] overflow"),
         (with(conv.padding_sides([[BIG, 1], [0, 0]]), &w), "the sizes of shape [3, 4] overflow"),
         (with(conv.stride([2, 1]), &w), "y has shape [2, 6, 5, 6], expected [2, 6, 7, 6]"),
+        (with(conv.stride([BIG, 1]).output_padding([BIG - 1, 0]), &w), "the sizes of shape [3, 4] overflow"),
     ];
     for (found, expected) in cases {
         assert_eq!(found, format!("{op}: {expected}"));
@@ -355,4 +371,38 @@ fn positions_between_the_taps_are_sums_of_nothing() {
         .unwrap();
     let hit = |[_, _, d, h, w]: [usize; 5]| [d, h, w].iter().all(|at| at % 3 == 0);
     assert!(y == Tensor::from_fn([1, 3, 10, 10, 10], |at| if hit(at) { 4.5 } else { 0.5 }).unwrap());
+}
+
+/// What padding cuts off may be all that the windows reach: then output padding alone makes Y.
+#[test]
+fn gradients_of_windows_that_do_not_meet_the_output_are_zero() {
+    let (x, w) = (Tensor::<f32, 3>::full([1, 2, 1], 1.0), Tensor::<f32, 3>::full([2, 3, 2], 1.0));
+    let (x, w) = (x.unwrap(), w.unwrap());
+    for before in [5, 6, 7] {
+        let conv =
+            ConvolutionTranspose::<1>::new().dilation([4]).output_padding([3]).padding_sides([[before, 0]]);
+        let y = conv.forward(x.view(), w.view(), None).unwrap();
+        assert!(y == Tensor::zeros([1, 3, 8 - before]).unwrap(), "{before}");
+        let dz = Tensor::full(y.shape(), 1.0).unwrap();
+        let gradients = conv.backward(x.view(), w.view(), dz.view()).unwrap();
+        assert!(gradients.input == Tensor::zeros([1, 2, 1]).unwrap(), "{before}");
+        assert!(gradients.weight == Tensor::zeros([2, 3, 2]).unwrap(), "{before}");
+        assert_eq!(gradients.bias.as_slice(), [(8 - before) as f32; 3]);
+    }
+}
+
+/// A dilation of an axis with one tap lets output padding make Y deeper than X, where a stride along rows reads X in place.
+#[test]
+fn output_padding_along_an_axis_of_one_tap() {
+    let x = Tensor::<f32, 5>::from_fn([1, 1, 1, 4, 4], |[.., h, w]| (4 * h + w) as f32).unwrap();
+    let w = Tensor::<f32, 5>::full([1, 1, 1, 3, 3], 1.0).unwrap();
+    let conv = ConvolutionTranspose::<3>::new().stride([1, 2, 2]).dilation([2, 1, 1]);
+    let (plain, y) = (
+        conv.forward(x.view(), w.view(), None).unwrap(),
+        conv.output_padding([1, 0, 0]).forward(x.view(), w.view(), None).unwrap(),
+    );
+    assert_eq!(y.shape(), [1, 1, 2, 9, 9]);
+    let (first, second) = y.as_slice().split_at(81);
+    assert_eq!(first, plain.as_slice());
+    assert_eq!(second, [0.0; 81]);
 }

@@ -244,6 +244,9 @@ fn pooling_of_an_endless_image_does_not_overflow() {
     // What it would take does not fit in any memory.
     let y = MaxPool::<1>::new([3]).stride([1 << 61]).forward(x);
     assert!(matches!(y, Err(tilewise::Error::Alloc { .. })), "{y:?}");
+    let x = TensorView::from_slice(&one, [1, 1, 1, 1]).unwrap().broadcast([1, 1, 1, 1 << 62]).unwrap();
+    let y = MaxPool::<2>::new([1, 1 << 62]).padding_sides([[3, 3], [0, 0]]).forward(x);
+    assert!(matches!(y, Err(tilewise::Error::Alloc { .. })), "{y:?}");
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl<const S: usize> Convolution<S> {
         self.weight("Convolution::backward_weight_into", x, dz, dw)
     }
 
-    fn weight<T: Element, const N: usize>(
+    pub(super) fn weight<T: Element, const N: usize>(
         &self,
         op: &'static str,
         x: TensorView<'_, T, N>,

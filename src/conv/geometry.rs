@@ -12,7 +12,7 @@ use crate::tensor::TensorView;
 pub(super) enum Padding<const S: usize> {
     /// Before and behind.
     Sides([[usize; 2]; S]),
-    /// ⌈in / stride⌉ outputs; with `lower` the additional zero is on the other side.
+    /// ⌈in / stride⌉ outputs, and at least one; with `lower` the additional zero is on the other side.
     Same { lower: bool },
     /// Every window that touches the image.
     Full,
@@ -91,6 +91,10 @@ impl<const S: usize> Geometry<S> {
         bias: Option<usize>,
     ) -> Result<Sizes> {
         let ([batch, c_in, image @ ..], [c_out, inputs, kernel @ ..]) = (x, w);
+        // Packed weights may have more axes than the images.
+        if kernel[..3 - S].iter().any(|&size| size != 1) {
+            return Err(Error::shape(op, "w", &w, &named(S, &w)));
+        }
         self.check_groups(op, "c_in", c_in)?;
         self.check_groups(op, "c_out", c_out)?;
         if inputs != c_in / self.groups {

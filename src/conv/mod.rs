@@ -33,11 +33,11 @@
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights fill three quarters of L2 at most, the kernel has no depth and no dilation, and windows touch |
 //! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
-//! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
+//! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), [`Algorithm::Auto`], not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
-//! | several groups of one input channel: depthwise, with any multiplier | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
+//! | several groups of one input channel: depthwise, with any multiplier, strides up to 64 | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie; `backward_weight` alike |
 //! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes (fewer without AVX-512, unless as in the next row), [`Algorithm::Auto`], 3 × 3 without dilation along rows, stride 1 or 2, or of up to 4 channels with several taps; with channels last of 4 with any kernel, of 8 with fewer than 9 taps | channels as lanes: each takes in the inputs of its group from a copy of their pixels; `backward_weight` alike, 3 × 3 |
 //! | the same, 3 × 3, pixels neighbours (NHWC), fewer channels than AVX-512 has lanes | as before, the pixels read where they lie; `backward_weight` alike |
@@ -213,7 +213,7 @@ impl<const S: usize> Convolution<S> {
         self
     }
 
-    /// As many zeros as give ⌈in / stride⌉ outputs. Where they are odd, the additional one is behind the image, or for true
+    /// As many zeros as give ⌈in / stride⌉ outputs, and at least one. Where they are odd, the additional one is behind the image, or for true
     /// convolution before it, so that the result is the middle of [`full`](Self::full)'s.
     pub fn same(mut self) -> Self {
         self.geometry.padding = Padding::Same { lower: false };
@@ -364,8 +364,7 @@ impl<const S: usize> Convolution<S> {
         let groups = self.geometry.groups;
         let sliding = sizes.sliding;
         if let Weight::Packed(packed) = w {
-            let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
-            packed.check(op, isa, groups, self.geometry.flipped, plain)?;
+            packed.check(op, isa, &self.geometry, &sliding)?;
         }
         let expected = sizes.output;
         for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
@@ -449,7 +448,7 @@ impl<const S: usize> Convolution<S> {
         let [rows, channels, kernel @ ..] = w.shape();
         // Over an image of one pixel no kernel of one tap has padding of its own.
         let sliding = self.geometry.window(op, kernel, [1; 3])?;
-        let plain = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
+        let plain = sliding.is_plain();
         let groups = self.geometry.groups;
         let [d, h, width] = kernel;
         let winograd =

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::depthwise;
+use super::geometry::{Geometry, flip};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::Packed;
 use crate::machine::{self, Isa};
+use crate::spatial::Sliding;
 use crate::tensor::TensorView;
 use crate::workspace::{self, Aligned};
 
@@ -25,10 +27,10 @@ pub struct PackedConvolution<T> {
 enum Form<T> {
     /// Panels of a left operand, or Winograd's of a right one, group after group.
     Panels(Aligned<T>),
+    /// Panels of one group whose kernel is a single tap, which plain products take too.
+    Rows(Packed<T>),
     /// Weights of groups of one input channel, or of a few, as they are, row-major, and as `depthwise` packs them.
     Depthwise(Aligned<T>, Aligned<T>),
-    /// The same of one group whose kernel is a single tap, which plain products take too.
-    Rows(Packed<T>),
     /// A right operand, its columns the output channels, its depth taps and the channels of each: for pixels as rows.
     Columns(Packed<T>),
 }
@@ -45,7 +47,7 @@ impl<T: Element> PackedConvolution<T> {
         [single, last, lanes]: [bool; 3],
     ) -> Result<Self> {
         let isa = machine::isa()?;
-        let view = if flipped { w.flip(2)?.flip(3)?.flip(4)? } else { w };
+        let view = flip(w, flipped)?;
         let filter = Filter::new(view);
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
         let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form });
@@ -125,19 +127,18 @@ impl<T: Element> PackedConvolution<T> {
         len * size_of::<T>()
     }
 
-    /// `plain`: stride and dilation are 1.
-    pub(super) fn check(
+    /// An error where they were packed for something else than a call like this.
+    pub(super) fn check<const S: usize>(
         &self,
         op: &'static str,
         isa: Isa,
-        groups: usize,
-        flipped: bool,
-        plain: bool,
+        &Geometry { groups, flipped, .. }: &Geometry<S>,
+        sliding: &Sliding,
     ) -> Result<()> {
         let [rows, channels, d, h, w] = self.shape;
         let sizes = [rows / groups.max(1), channels, d, h, w];
         // The algorithm is the one that was chosen when they were packed, unless it cannot do this.
-        let winograd = if plain { self.cut.winograd } else { 0 };
+        let winograd = if sliding.is_plain() { self.cut.winograd } else { 0 };
         let current = Cut::new::<T>(isa, groups, sizes, winograd);
         let columns = self.columns().is_some();
         if self.cut == current && self.flipped == flipped {

@@ -312,7 +312,9 @@ impl<const S: usize> ConvolutionTranspose<S> {
             // An image without pixels has no output.
             let size = image[axis]
                 .checked_sub(1)
-                .map(|last| last.checked_mul(sliding.stride[axis])?.checked_add(extent[axis] + more[axis]))
+                .map(|last| {
+                    last.checked_mul(sliding.stride[axis])?.checked_add(extent[axis])?.checked_add(more[axis])
+                })
                 .unwrap_or(Some(0))
                 .filter(|&size| isize::try_from(size).is_ok())
                 .ok_or_else(overflow)?;

@@ -14,7 +14,7 @@ use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp, kernels};
 use crate::tensor::{TensorView, TensorViewMut};
-use crate::workspace::scratch;
+use crate::workspace::{product, scratch};
 
 /// Fewest elements read that are worth a task.
 const GRAIN: usize = 1 << 15;
@@ -180,7 +180,7 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
         let margins = rows.margins(block);
         let len = (margins[0] + rows.columns(block) * lanes + margins[1]).max(1);
         let group_rows = (2 * BLOCK / len).clamp(4, GROUP).min(depth * height);
-        let mut buffer = scratch::<T>(call.op, group_rows * len)?;
+        let mut buffer = scratch::<T>(call.op, product(call.op, &[group_rows, len])?)?;
         let mut stage = scratch::<T>(call.op, block.max(rows.columns(block)) * lanes)?;
         let mut weights = scratch::<T>(call.op, if R::WEIGHTED { outputs + MOST_LANES } else { 0 })?;
         for (output, weight) in weights.iter_mut().enumerate() {

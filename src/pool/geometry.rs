@@ -9,7 +9,7 @@ use crate::spatial::{self, Sliding};
 pub(super) enum Padding<const S: usize> {
     /// Before and behind.
     Sides([[usize; 2]; S]),
-    /// As much as gives ⌈in / stride⌉ windows; where it is odd, more of it behind, or with `lower` before.
+    /// As much as gives ⌈in / stride⌉ windows, and at least one; where it is odd, more of it behind, or with `lower` before.
     Same { lower: bool },
 }
 

@@ -90,7 +90,7 @@ macro_rules! windows {
                 self
             }
 
-            /// As much padding as gives ⌈in / stride⌉ windows; where it is odd, more of it behind the image. Adaptive and
+            /// As much padding as gives ⌈in / stride⌉ windows, and at least one; where it is odd, more of it behind the image. Adaptive and
             /// global pooling have none.
             pub fn same(mut self) -> Self {
                 if let Windows::Sliding { padding, .. } = &mut self.windows {

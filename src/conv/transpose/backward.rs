@@ -23,21 +23,24 @@ impl<const S: usize> ConvolutionTranspose<S> {
     }
 
     /// The convolution from Y to X, and the part of Y that it takes: of output padding as long as the stride, which a large
-    /// dilation allows, it would make more positions than X has.
+    /// dilation allows, it would make more positions than X has. `None` where no window meets Y.
     fn adjoint<'a, T, const N: usize>(
         &self,
         mut y: TensorView<'a, T, N>,
-    ) -> Result<(Convolution<S>, TensorView<'a, T, N>)> {
+    ) -> Result<Option<(Convolution<S>, TensorView<'a, T, N>)>> {
         let Geometry { stride, padding, .. } = self.geometry;
-        let Padding::Sides(mut sides) = padding else { return Ok((self.convolution(padding), y)) };
+        let Padding::Sides(mut sides) = padding else { return Ok(Some((self.convolution(padding), y))) };
         for axis in 0..S {
             let excess = self.output_padding[axis] / stride[axis] * stride[axis];
             let behind = sides[axis][1].min(excess);
             sides[axis][1] -= behind;
-            let size = y.shape()[2 + axis];
-            y = y.slice(2 + axis, ..size.saturating_sub(excess - behind), 1)?;
+            let size = y.shape()[2 + axis].saturating_sub(excess - behind);
+            if size == 0 {
+                return Ok(None);
+            }
+            y = y.slice(2 + axis, ..size, 1)?;
         }
-        Ok((self.convolution(Padding::Sides(sides)), y))
+        Ok(Some((self.convolution(Padding::Sides(sides)), y)))
     }
 
     fn convolution(&self, padding: Padding<S>) -> Convolution<S> {
@@ -73,7 +76,7 @@ impl<const S: usize> ConvolutionTranspose<S> {
         shape[2..].copy_from_slice(&image);
         self.check_backward(op, shape, w.shape(), dz.shape())?;
         let mut dx = Tensor::zeros(shape)?;
-        self.backward_input_into(dz, w, dx.view_mut())?;
+        self.input(op, dz, w, dx.view_mut())?;
         Ok(dx)
     }
 
@@ -90,12 +93,29 @@ impl<const S: usize> ConvolutionTranspose<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        self.check_backward("ConvolutionTranspose::backward_input_into", dx.shape(), w.shape(), dz.shape())?;
+        let op = "ConvolutionTranspose::backward_input_into";
+        self.check_backward(op, dx.shape(), w.shape(), dz.shape())?;
+        self.input(op, dz, w, dx)
+    }
+
+    fn input<T: Element, const N: usize>(
+        &self,
+        op: &'static str,
+        dz: TensorView<'_, T, N>,
+        w: TensorView<'_, T, N>,
+        mut dx: TensorViewMut<'_, T, N>,
+    ) -> Result<()>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
         if dx.is_empty() {
             return Ok(());
         }
-        let (conv, dz) = self.adjoint(dz)?;
-        conv.forward_into(dz, w, None, dx)
+        let Some((conv, dz)) = self.adjoint(dz)? else {
+            dx.fill(T::ZERO);
+            return Ok(());
+        };
+        conv.run(op, dz, w.into(), None, None, dx)
     }
 
     /// dW `[c_in, c_out / groups, kernel…]` from X, dZ and the kernel's sizes.
@@ -127,7 +147,7 @@ impl<const S: usize> ConvolutionTranspose<S> {
         shape[2..].copy_from_slice(&kernel);
         self.check_backward(op, x.shape(), shape, dz.shape())?;
         let mut dw = Tensor::zeros(shape)?;
-        self.backward_weight_into(x, dz, dw.view_mut())?;
+        self.weight(op, x, dz, dw.view_mut())?;
         Ok(dw)
     }
 
@@ -139,18 +159,32 @@ impl<const S: usize> ConvolutionTranspose<S> {
         &self,
         x: TensorView<'_, T, N>,
         dz: TensorView<'_, T, N>,
+        dw: TensorViewMut<'_, T, N>,
+    ) -> Result<()>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        let op = "ConvolutionTranspose::backward_weight_into";
+        self.check_backward(op, x.shape(), dw.shape(), dz.shape())?;
+        self.weight(op, x, dz, dw)
+    }
+
+    fn weight<T: Element, const N: usize>(
+        &self,
+        op: &'static str,
+        x: TensorView<'_, T, N>,
+        dz: TensorView<'_, T, N>,
         mut dw: TensorViewMut<'_, T, N>,
     ) -> Result<()>
     where
         Spatial<S>: ImageRank<N>,
     {
-        self.check_backward("ConvolutionTranspose::backward_weight_into", x.shape(), dw.shape(), dz.shape())?;
-        if x.is_empty() || dz.is_empty() {
+        let adjoint = if x.is_empty() || dz.is_empty() { None } else { self.adjoint(dz)? };
+        let Some((conv, dz)) = adjoint else {
             dw.fill(T::ZERO);
             return Ok(());
-        }
-        let (conv, dz) = self.adjoint(dz)?;
-        conv.backward_weight_into(dz, x, dw)
+        };
+        conv.weight(op, dz, x, dw)
     }
 
     /// db `[c_out]`, the sums of dZ over all but the channels.
@@ -177,11 +211,12 @@ impl<const S: usize> ConvolutionTranspose<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        self.check_backward("ConvolutionTranspose::backward", x.shape(), w.shape(), dz.shape())?;
+        let op = "ConvolutionTranspose::backward";
+        self.check_backward(op, x.shape(), w.shape(), dz.shape())?;
         let (mut input, mut weight) = (Tensor::zeros(x.shape())?, Tensor::zeros(w.shape())?);
         let bias = self.backward_bias(dz)?;
-        self.backward_input_into(dz, w, input.view_mut())?;
-        self.backward_weight_into(x, dz, weight.view_mut())?;
+        self.input(op, dz, w, input.view_mut())?;
+        self.weight(op, x, dz, weight.view_mut())?;
         Ok(ConvolutionGradients { input, weight, bias })
     }
 }
