@@ -6,8 +6,8 @@ use std::fmt;
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What was wrong with a call. Nothing was written when a call returns one; only where memory ran out in the
-/// middle of a call of many parts (a batch, several gradients), earlier parts may have been.
+/// What was wrong with a call. Nothing was written when a call returns one, but for [`Alloc`](Self::Alloc): memory may run out in
+/// the middle of a call of many parts (tasks of several threads, a batch, several gradients), after others have written theirs.
 ///
 /// ```
 /// use tilewise::{Tensor, gemm};

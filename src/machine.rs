@@ -10,7 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use crate::{Error, Result};
+use crate::{Error, Result, parallel};
 use std::cell::Cell;
 use std::fmt;
 use std::io::Write as _;
@@ -437,7 +437,7 @@ pub fn report() -> Report {
         why,
         supported: supported(),
         caches: facts.caches,
-        threads: rayon::current_num_threads(),
+        threads: parallel::pool(),
         requested: facts.requested.clone(),
         verbose: facts.verbose,
     }

@@ -149,12 +149,14 @@ pub(crate) fn alone<R>(f: impl FnOnce() -> R) -> R {
     sharing(1, f)
 }
 
-/// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
+/// Threads that this one's work is for: those of the current pool, or this alone where it has its share.
 fn threads() -> usize {
+    if SHARE.get() == 1 { 1 } else { pool() }
+}
+
+/// Threads of the current pool; 1 where rayon's global pool is meant and cannot be started.
+pub(crate) fn pool() -> usize {
     static STARTED: OnceLock<bool> = OnceLock::new();
-    if SHARE.get() == 1 {
-        return 1;
-    }
     if rayon::current_thread_index().is_some() {
         return rayon::current_num_threads();
     }

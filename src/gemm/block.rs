@@ -10,12 +10,9 @@ use super::ahead::Ahead;
 use super::blocking::{NEAR, Order, height};
 use super::epilogue::Epilogue;
 use super::keep::Keep;
-use super::kernel::{Lhs, Rhs, Strip};
+use super::kernel::{Lhs, Rhs, SUMS, Strip};
 use super::lone::{Lone, RUNS};
 use super::panel::Panels;
-
-/// Elements of the largest tile of any instruction set: 6 × 64.
-const TILE_ELEMENTS: usize = 6 * 64;
 
 /// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
 /// instructions then, and they stay in L1 for the epilogue.
@@ -138,7 +135,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 continue;
             }
             // C's rows are not contiguous: the tile is made beside it.
-            let mut scratch = [T::ZERO; TILE_ELEMENTS];
+            let mut scratch = [T::ZERO; SUMS];
             let mut beside = TensorViewMut::matrix(&mut scratch, [height, width]);
             if beta.is_some() {
                 beside.copy_from(c.view());

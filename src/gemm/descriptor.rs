@@ -139,8 +139,8 @@ impl<'e, T: Element> Gemm<'e, T> {
     ///
     /// # Errors
     /// [`Error::Shape`] where shapes do not fit, [`Error::Packed`] where an operand was packed for the other
-    /// side, another instruction set or other blocking, [`Error::Alloc`] where there is no memory for scratch.
-    /// Nothing is written then.
+    /// side, another instruction set or other blocking, [`Error::Isa`] where `TILEWISE_ISA` is wrong: nothing is written then.
+    /// [`Error::Alloc`] where there is no memory for scratch.
     pub fn run<'a>(
         &self,
         a: impl Into<Operand<'a, T>>,
@@ -177,6 +177,18 @@ impl<'e, T: Element> Gemm<'e, T> {
     ///
     /// # Errors
     /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use tilewise::{Tensor, gemm::{Bias, Gemm}};
+    /// let a = Tensor::<f32, 3>::from_fn([2, 1, 3], |[n, _, k]| (3 * n + k) as f32)?;
+    /// let b = Tensor::<f32, 3>::full([1, 3, 2], 1.0)?; // serves both
+    /// let (bias, skip) = (Tensor::full([1], 0.5)?, Tensor::full([1, 1, 2], 10.0)?);
+    /// let mut c = Tensor::zeros([2, 1, 2])?;
+    /// let gemm = Gemm::new().bias(Bias::PerRow(bias.view())).batched_residual(skip.view());
+    /// gemm.run_batched(a.view(), b.view(), c.view_mut())?;
+    /// assert_eq!(c.as_slice(), [13.5, 13.5, 22.5, 22.5]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn run_batched<'a>(
         &self,
         a: impl Into<BatchOperand<'a, T>>,

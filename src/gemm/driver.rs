@@ -244,7 +244,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let caches = machine::caches();
         let walk = Walk::new::<T>(self.tile, caches, [m, n, kc], self.a.source(), self.b.source());
         let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
-        // All memory first: where it is lacking, nothing has been written.
+        // All memory first: where it is lacking, this task has written nothing.
         let b_lines = if walk.b_in_place == n { 0 } else { walk.nc.min(n) };
         let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(depth.len()))?;
         let unpacked = self.a.source().is_some();

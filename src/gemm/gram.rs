@@ -47,8 +47,8 @@ const TURNED: usize = 64;
 /// where beta is 0. For Aᵀ · A pass `a.transpose()`.
 ///
 /// # Errors
-/// [`Error::Shape`] where C is not `[m, m]`, [`Error::Alloc`] where there is no memory for scratch. Nothing is written
-/// where shapes do not fit.
+/// [`Error::Shape`] where C is not `[m, m]`, [`Error::Isa`] where `TILEWISE_ISA` is wrong: nothing is written then.
+/// [`Error::Alloc`] where there is no memory for scratch.
 ///
 /// ```
 /// use tilewise::{Tensor, TensorView, gemm};

@@ -1,17 +1,10 @@
 //! The first tile of a column over a B in place, whose panel is packed meanwhile for the tiles below. In place these would wait for
 //! it as long as the first: a vector that is part of two cache lines is two reads, and steps far apart share sets of L1.
 
-use super::kernel::{Lhs, Narrow, Rhs, each, moved, no_such_tile, outer, row};
+use super::kernel::{Lhs, Narrow, ROWS, Rhs, SUMS, VECTORS, each, moved, no_such_tile, outer, row};
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
-
-/// Vectors of the widest tile, and rows.
-const VECTORS: usize = 4;
-const ROWS: usize = 6;
-
-/// Sums of a tile: as many as the largest has.
-const SUMS: usize = 6 * 64;
 
 /// c = alpha · a · b + beta · c for one whole tile; b is kept.
 pub(super) struct Keep<'t, 'c, T> {
@@ -47,7 +40,7 @@ impl<T: Element> Keep<'_, '_, T> {
                 }
             };
         }
-        const { assert!(S::TILE_ROWS <= ROWS && S::TILE_VECTORS <= VECTORS) };
+        const { assert!(S::TILE_ROWS <= ROWS) };
         kernels!(1 2 3 4 5 6);
     }
 }

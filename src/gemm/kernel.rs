@@ -37,6 +37,11 @@ kernels! {
     }
 }
 
+/// Rows of the largest tile of any instruction set, its vectors in a row, and its elements.
+pub(super) const ROWS: usize = 6;
+pub(super) const VECTORS: usize = 4;
+pub(super) const SUMS: usize = ROWS * VECTORS * 16;
+
 /// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`, and `jump`
 /// further for each of the `runs` that has ended.
 // Invariant: of `count` panels `height` lines of `depth` steps can be read. Where they are `packed`, `line` is 1 or there is one
@@ -252,7 +257,7 @@ impl<T: Element> Strip<'_, '_, T> {
                 }
             };
         }
-        const { assert!(S::TILE_VECTORS <= 4 && S::TILE_ROWS <= 6 && S::NARROW_ROWS <= 12) };
+        const { assert!(S::TILE_VECTORS <= VECTORS && S::TILE_ROWS <= ROWS && S::NARROW_ROWS <= 12) };
         tiles!(1 2 3 4 5 6 8 12);
     }
 }

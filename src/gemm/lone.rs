@@ -2,12 +2,9 @@
 //! one only once it has seen some of it.
 #![forbid(unsafe_code)]
 
-use super::kernel::each;
+use super::kernel::{VECTORS, each};
 use crate::element::Element;
 use crate::simd::{CACHE_LINE, Simd, SimdOp, Streams, prefetch};
-
-/// Vectors of the widest panel.
-const VECTORS: usize = 4;
 
 /// Runs that are read side by side.
 pub(crate) const RUNS: usize = 4;

@@ -2,7 +2,7 @@
 
 use super::block::finish;
 use super::epilogue::Epilogue;
-use super::kernel::{Narrow, each, step};
+use super::kernel::{Narrow, each, no_such_tile, step};
 use crate::element::Element;
 use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -34,9 +34,11 @@ impl<T: Element> SimdOp<T> for &mut Sweep<'_, T> {
             ($($rows:literal)*) => {
                 match self.rows {
                     $($rows => if const { $rows <= S::NARROW_ROWS } {
-                        simd.call(Kernel::<T, $rows>(self));
+                        simd.call(Kernel::<T, $rows>(self))
+                    } else {
+                        no_such_tile()
                     },)*
-                    rows => debug_assert_eq!(rows, 0),
+                    _ => no_such_tile(),
                 }
             };
         }

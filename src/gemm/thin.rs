@@ -123,7 +123,7 @@ impl<T: Element> Thin<'_, T> {
         let kc = self.kc;
         let most = caches.l2 / 4 / size_of::<T>() / m;
         let nc = most.max(32 * self.tile.columns) / self.tile.columns * self.tile.columns;
-        // All memory first: where it is lacking, nothing has been written.
+        // All memory first: where it is lacking, these columns have not been written.
         let mut panels = driver::scratch(true, m, height, kc)?;
         let mut sums = driver::scratch::<T>(true, nc.min(n), 1, m)?;
         for columns in blocks(0..n, nc) {

@@ -21,16 +21,15 @@ impl Avx2 {
 mod ps {
     pub use core::arch::x86_64::{
         _CMP_EQ_OQ as EQ, _CMP_LE_OQ as LE, _CMP_LT_OQ as LT, _CMP_NEQ_UQ as NE, _mm_add_ps as add_half,
-        _mm_max_ps as max_half, _mm_min_ps as min_half, _mm256_add_epi32 as int_add, _mm256_add_ps as add,
-        _mm256_and_ps as and, _mm256_andnot_ps as andnot, _mm256_blendv_ps as blendv,
-        _mm256_castps_si256 as to_int, _mm256_castsi256_ps as from_int, _mm256_cmp_ps as cmp,
-        _mm256_div_ps as div, _mm256_fmadd_ps as fmadd, _mm256_fnmadd_ps as fnmadd, _mm256_loadu_ps as loadu,
+        _mm_max_ps as max_half, _mm256_add_epi32 as int_add, _mm256_add_ps as add, _mm256_and_ps as and,
+        _mm256_andnot_ps as andnot, _mm256_blendv_ps as blendv, _mm256_castps_si256 as to_int,
+        _mm256_castsi256_ps as from_int, _mm256_cmp_ps as cmp, _mm256_div_ps as div,
+        _mm256_fmadd_ps as fmadd, _mm256_fnmadd_ps as fnmadd, _mm256_loadu_ps as loadu,
         _mm256_maskload_ps as maskload, _mm256_maskstore_ps as maskstore, _mm256_max_ps as max,
         _mm256_min_ps as min, _mm256_movemask_ps as movemask, _mm256_mul_ps as mul, _mm256_or_ps as or,
-        _mm256_round_ps as round, _mm256_set1_epi32 as int_splat, _mm256_set1_ps as splat,
-        _mm256_slli_epi32 as shl, _mm256_sqrt_ps as sqrt, _mm256_srli_epi32 as shr,
-        _mm256_storeu_ps as storeu, _mm256_stream_ps as stream, _mm256_sub_epi32 as int_sub,
-        _mm256_sub_ps as sub, _mm256_xor_ps as xor,
+        _mm256_set1_epi32 as int_splat, _mm256_set1_ps as splat, _mm256_slli_epi32 as shl,
+        _mm256_sqrt_ps as sqrt, _mm256_srli_epi32 as shr, _mm256_storeu_ps as storeu,
+        _mm256_stream_ps as stream, _mm256_sub_epi32 as int_sub, _mm256_sub_ps as sub, _mm256_xor_ps as xor,
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
@@ -52,16 +51,15 @@ mod ps {
 mod pd {
     pub use core::arch::x86_64::{
         _CMP_EQ_OQ as EQ, _CMP_LE_OQ as LE, _CMP_LT_OQ as LT, _CMP_NEQ_UQ as NE, _mm_add_pd as add_half,
-        _mm_max_pd as max_half, _mm_min_pd as min_half, _mm256_add_epi64 as int_add, _mm256_add_pd as add,
-        _mm256_and_pd as and, _mm256_andnot_pd as andnot, _mm256_blendv_pd as blendv,
-        _mm256_castpd_si256 as to_int, _mm256_castsi256_pd as from_int, _mm256_cmp_pd as cmp,
-        _mm256_div_pd as div, _mm256_fmadd_pd as fmadd, _mm256_fnmadd_pd as fnmadd, _mm256_loadu_pd as loadu,
+        _mm_max_pd as max_half, _mm256_add_epi64 as int_add, _mm256_add_pd as add, _mm256_and_pd as and,
+        _mm256_andnot_pd as andnot, _mm256_blendv_pd as blendv, _mm256_castpd_si256 as to_int,
+        _mm256_castsi256_pd as from_int, _mm256_cmp_pd as cmp, _mm256_div_pd as div,
+        _mm256_fmadd_pd as fmadd, _mm256_fnmadd_pd as fnmadd, _mm256_loadu_pd as loadu,
         _mm256_maskload_pd as maskload, _mm256_maskstore_pd as maskstore, _mm256_max_pd as max,
         _mm256_min_pd as min, _mm256_movemask_pd as movemask, _mm256_mul_pd as mul, _mm256_or_pd as or,
-        _mm256_round_pd as round, _mm256_set1_epi64x as int_splat, _mm256_set1_pd as splat,
-        _mm256_slli_epi64 as shl, _mm256_sqrt_pd as sqrt, _mm256_srli_epi64 as shr,
-        _mm256_storeu_pd as storeu, _mm256_stream_pd as stream, _mm256_sub_epi64 as int_sub,
-        _mm256_sub_pd as sub, _mm256_xor_pd as xor,
+        _mm256_set1_epi64x as int_splat, _mm256_set1_pd as splat, _mm256_slli_epi64 as shl,
+        _mm256_sqrt_pd as sqrt, _mm256_srli_epi64 as shr, _mm256_storeu_pd as storeu,
+        _mm256_stream_pd as stream, _mm256_sub_epi64 as int_sub, _mm256_sub_pd as sub, _mm256_xor_pd as xor,
     };
 
     /// As many lanes true as a vector has, then as many false: a mask is a window on it.
@@ -150,7 +148,7 @@ macro_rules! avx2 {
 
             #[inline(always)]
             fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) {
-                assert!(dst.len() >= ($lanes - 1) * stride + 4);
+                assert!(super::fit::<$lanes>(dst.len(), stride, 4));
                 // SAFETY: the last lane's four elements end inside `dst`; the token proves the feature.
                 unsafe { super::transpose::avx2::$i::store(v, dst.as_mut_ptr(), stride) }
             }
@@ -189,11 +187,9 @@ macro_rules! avx2 {
                     let top = $i::splat(-0.0);
                     $i::or($i::andnot(top, a), $i::and(top, sign))
                 }
-                fn round_ties_even(self, a: $V) -> $V { $i::round::<8>(a) }
 
                 fn and(self, a: $V, b: $V) -> $V { $i::and(a, b) }
                 fn or(self, a: $V, b: $V) -> $V { $i::or(a, b) }
-                fn xor(self, a: $V, b: $V) -> $V { $i::xor(a, b) }
                 fn int_add(self, a: $V, b: $V) -> $V {
                     $i::from_int($i::int_add($i::to_int(a), $i::to_int(b)))
                 }
@@ -214,7 +210,6 @@ macro_rules! avx2 {
 
                 fn reduce_add(self, a: $V) -> $T { $i::fold!(a, $i::add_half) }
                 fn reduce_max(self, a: $V) -> $T { $i::fold!(a, $i::max_half) }
-                fn reduce_min(self, a: $V) -> $T { $i::fold!(a, $i::min_half) }
             }
         }
     };

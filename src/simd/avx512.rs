@@ -29,10 +29,10 @@ mod ps {
         _mm512_fmadd_ps as fmadd, _mm512_fnmadd_ps as fnmadd, _mm512_loadu_ps as loadu,
         _mm512_mask_blend_ps as blend, _mm512_mask_storeu_ps as storeu_masked,
         _mm512_maskz_loadu_ps as loadu_masked, _mm512_max_ps as max, _mm512_min_ps as min,
-        _mm512_mul_ps as mul, _mm512_or_ps as or, _mm512_roundscale_ps as roundscale,
-        _mm512_set1_epi32 as int_splat, _mm512_set1_ps as splat, _mm512_shuffle_f32x4 as blocks,
-        _mm512_sll_epi32 as shl, _mm512_sqrt_ps as sqrt, _mm512_srl_epi32 as shr, _mm512_storeu_ps as storeu,
-        _mm512_stream_ps as stream, _mm512_sub_epi32 as int_sub, _mm512_sub_ps as sub, _mm512_xor_ps as xor,
+        _mm512_mul_ps as mul, _mm512_or_ps as or, _mm512_set1_epi32 as int_splat, _mm512_set1_ps as splat,
+        _mm512_shuffle_f32x4 as blocks, _mm512_sll_epi32 as shl, _mm512_sqrt_ps as sqrt,
+        _mm512_srl_epi32 as shr, _mm512_storeu_ps as storeu, _mm512_stream_ps as stream,
+        _mm512_sub_epi32 as int_sub, _mm512_sub_ps as sub, _mm512_xor_ps as xor,
     };
 
     /// The sums of the blocks of 128 bits, of four elements each.
@@ -62,10 +62,10 @@ mod pd {
         _mm512_fmadd_pd as fmadd, _mm512_fnmadd_pd as fnmadd, _mm512_loadu_pd as loadu,
         _mm512_mask_blend_pd as blend, _mm512_mask_storeu_pd as storeu_masked,
         _mm512_maskz_loadu_pd as loadu_masked, _mm512_max_pd as max, _mm512_min_pd as min,
-        _mm512_mul_pd as mul, _mm512_or_pd as or, _mm512_roundscale_pd as roundscale,
-        _mm512_set1_epi64 as int_splat, _mm512_set1_pd as splat, _mm512_shuffle_f64x2 as blocks,
-        _mm512_sll_epi64 as shl, _mm512_sqrt_pd as sqrt, _mm512_srl_epi64 as shr, _mm512_storeu_pd as storeu,
-        _mm512_stream_pd as stream, _mm512_sub_epi64 as int_sub, _mm512_sub_pd as sub, _mm512_xor_pd as xor,
+        _mm512_mul_pd as mul, _mm512_or_pd as or, _mm512_set1_epi64 as int_splat, _mm512_set1_pd as splat,
+        _mm512_shuffle_f64x2 as blocks, _mm512_sll_epi64 as shl, _mm512_sqrt_pd as sqrt,
+        _mm512_srl_epi64 as shr, _mm512_storeu_pd as storeu, _mm512_stream_pd as stream,
+        _mm512_sub_epi64 as int_sub, _mm512_sub_pd as sub, _mm512_xor_pd as xor,
     };
 
     /// The sums of the blocks of 128 bits, of two elements each.
@@ -169,7 +169,7 @@ macro_rules! avx512 {
 
             #[inline(always)]
             fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) {
-                assert!(dst.len() >= ($lanes - 1) * stride + 4);
+                assert!(super::fit::<$lanes>(dst.len(), stride, 4));
                 // SAFETY: the last lane's four elements end inside `dst`; the token proves the feature.
                 unsafe { super::transpose::avx512::$i::store(v, dst.as_mut_ptr(), stride) }
             }
@@ -208,11 +208,9 @@ macro_rules! avx512 {
                     let top = $i::splat(-0.0);
                     $i::or($i::andnot(top, a), $i::and(top, sign))
                 }
-                fn round_ties_even(self, a: $V) -> $V { $i::roundscale::<8>(a) }
 
                 fn and(self, a: $V, b: $V) -> $V { $i::and(a, b) }
                 fn or(self, a: $V, b: $V) -> $V { $i::or(a, b) }
-                fn xor(self, a: $V, b: $V) -> $V { $i::xor(a, b) }
                 fn int_add(self, a: $V, b: $V) -> $V {
                     $i::from_int($i::int_add($i::to_int(a), $i::to_int(b)))
                 }
@@ -246,10 +244,6 @@ macro_rules! avx512 {
                 fn reduce_max(self, a: $V) -> $T {
                     let (lower, upper) = ($i::lower(a), $i::extract::<1>(a));
                     self.0.reduce_max(Simd::<$T>::max(self.0, lower, upper))
-                }
-                fn reduce_min(self, a: $V) -> $T {
-                    let (lower, upper) = ($i::lower(a), $i::extract::<1>(a));
-                    self.0.reduce_min(Simd::<$T>::min(self.0, lower, upper))
                 }
             }
         }

@@ -105,17 +105,9 @@ macro_rules! baseline {
                 fn copysign(self, a: $V, sign: $V) -> $V {
                     Simd::<$T>::abs(self, a) | sign & $V::splat(-0.0)
                 }
-                fn round_ties_even(self, a: $V) -> $V {
-                    // Above this all numbers are integers; below, adding it rounds to one.
-                    let integers = $V::splat(1.0 / $T::EPSILON);
-                    let size = Simd::<$T>::abs(self, a);
-                    let rounded = Simd::<$T>::copysign(self, size + integers - integers, a);
-                    size.simd_lt(integers).select(rounded, a)
-                }
 
                 fn and(self, a: $V, b: $V) -> $V { a & b }
                 fn or(self, a: $V, b: $V) -> $V { a | b }
-                fn xor(self, a: $V, b: $V) -> $V { a ^ b }
                 fn int_add(self, a: $V, b: $V) -> $V { cast(cast::<_, $U>(a) + cast::<_, $U>(b)) }
                 fn int_sub(self, a: $V, b: $V) -> $V { cast(cast::<_, $U>(a) - cast::<_, $U>(b)) }
                 fn shl<const N: i32>(self, a: $V) -> $V {
@@ -138,7 +130,6 @@ macro_rules! baseline {
 
                 fn reduce_add(self, a: $V) -> $T { fold(a.to_array(), |a, b| a + b) }
                 fn reduce_max(self, a: $V) -> $T { fold(a.to_array(), |a, b| if a > b { a } else { b }) }
-                fn reduce_min(self, a: $V) -> $T { fold(a.to_array(), |a, b| if a < b { a } else { b }) }
             }
         }
     };

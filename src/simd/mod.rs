@@ -167,15 +167,11 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     fn neg(self, a: Self::V) -> Self::V;
     /// The magnitude of `a` with the sign of `sign`.
     fn copysign(self, a: Self::V, sign: Self::V) -> Self::V;
-    /// The nearest integer, ties to even.
-    fn round_ties_even(self, a: Self::V) -> Self::V;
 
     /// a & b, bitwise.
     fn and(self, a: Self::V, b: Self::V) -> Self::V;
     /// a | b, bitwise.
     fn or(self, a: Self::V, b: Self::V) -> Self::V;
-    /// a ^ b, bitwise.
-    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
     /// Integer a + b.
     fn int_add(self, a: Self::V, b: Self::V) -> Self::V;
     /// Integer a − b.
@@ -212,8 +208,6 @@ pub trait Simd<T: Copy>: Copy + Send + Sync + 'static {
     }
     /// The largest lane. NaN lanes give any lane.
     fn reduce_max(self, a: Self::V) -> T;
-    /// The smallest lane. NaN lanes give any lane.
-    fn reduce_min(self, a: Self::V) -> T;
 }
 
 /// Bytes that memory and caches move at a time.
@@ -241,7 +235,7 @@ fn front<T, const N: usize>(slice: &[T]) -> &[T; N] {
     }
 }
 
-/// Whether `N` vectors that lie `step` apart end within `len` elements.
+/// Whether `N` runs of `lanes` elements that begin `step` apart end within `len` elements.
 #[inline(always)]
 fn fit<const N: usize>(len: usize, step: usize, lanes: usize) -> bool {
     const { assert!(N > 0) };

@@ -16,7 +16,6 @@ trait Lane: Element {
     fn from_raw(bits: u64) -> Self;
     fn fused(a: Self, b: Self, c: Self) -> Self;
     fn copysign(self, sign: Self) -> Self;
-    fn round_ties_even(self) -> Self;
 }
 
 macro_rules! lane {
@@ -66,9 +65,6 @@ macro_rules! lane {
             }
             fn copysign(self, sign: Self) -> Self {
                 $t::copysign(self, sign)
-            }
-            fn round_ties_even(self) -> Self {
-                $t::round_ties_even(self)
             }
         }
     };
@@ -202,7 +198,6 @@ token_test!(arithmetic, Arithmetic, |s, isa, T, S| {
     lanewise(s, Bits, "abs", |a, _, _| s.abs(a), |a: T, _, _| Element::abs(a));
     lanewise(s, Bits, "neg", |a, _, _| s.neg(a), |a: T, _, _| -a);
     lanewise(s, Bits, "copysign", |a, b, _| s.copysign(a, b), |a: T, b, _| Lane::copysign(a, b));
-    lanewise(s, Value, "round", |a, _, _| s.round_ties_even(a), |a: T, _, _| Lane::round_ties_even(a));
     let product = |a, b, c| if fuses(isa) { T::fused(a, b, c) } else { a * b + c };
     lanewise(s, Value, "mul_add", |a, b, c| s.mul_add(a, b, c), product);
     lanewise(s, Value, "neg_mul_add", |a, b, c| s.neg_mul_add(a, b, c), |a, b, c| product(-a, b, c));
@@ -222,7 +217,6 @@ token_test!(bits_and_integers, Bits, |s, _isa, T, S| {
     }
     bits(s, "and", |a, b| s.and(a, b), |a, b| a & b);
     bits(s, "or", |a, b| s.or(a, b), |a, b| a | b);
-    bits(s, "xor", |a, b| s.xor(a, b), |a, b| a ^ b);
     bits(s, "int_add", |a, b| s.int_add(a, b), u64::wrapping_add);
     bits(s, "int_sub", |a, b| s.int_sub(a, b), u64::wrapping_sub);
     bits(s, "shl 0", |a, _| s.shl::<0>(a), |a, _| a);
@@ -290,13 +284,11 @@ token_test!(reductions, Reductions, |s, _isa, T, S| {
     for lanes in a.chunks_exact(S::LANES).chain(b.chunks_exact(S::LANES)) {
         let v = s.load(lanes);
         agree(Agree::Value, "reduce_add", lanes, s.reduce_add(v), fold(lanes, |a, b| a + b));
-        let (max, min) = (s.reduce_max(v), s.reduce_min(v));
+        let max = s.reduce_max(v);
         if lanes.iter().any(|x| x.is_nan()) {
             assert!(lanes.iter().any(|x| x.raw() == max.raw()), "{max} of {lanes:?}");
-            assert!(lanes.iter().any(|x| x.raw() == min.raw()), "{min} of {lanes:?}");
         } else {
             assert_eq!(max, fold(lanes, Element::max), "{lanes:?}");
-            assert_eq!(min, fold(lanes, Element::min), "{lanes:?}");
         }
     }
 });

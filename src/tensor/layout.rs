@@ -195,7 +195,8 @@ impl<const N: usize> Layout<N> {
     /// Where the part that begins at `at` begins, and its layout. The caller keeps it inside.
     #[inline(always)]
     pub(crate) fn tile(&self, at: [usize; N], shape: [usize; N]) -> (isize, Self) {
-        let inside = (0..N).all(|axis| at[axis] + shape[axis] <= self.shape[axis]);
+        let inside =
+            (0..N).all(|axis| shape[axis] <= self.shape[axis] && at[axis] <= self.shape[axis] - shape[axis]);
         assert!(inside, "a tile lies inside its matrix");
         // Strides of an axis of one element may be anything, and are not used where there is an element.
         let offset = (0..N)

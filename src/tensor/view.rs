@@ -515,7 +515,8 @@ impl<'a, T> TensorViewMut<'a, T, 2> {
     /// A row-major matrix over the front of a slice, which has as many elements.
     #[inline(always)]
     pub(crate) fn matrix(data: &'a mut [T], shape: [usize; 2]) -> Self {
-        assert!(shape[0] * shape[1] <= data.len(), "a matrix lies inside its slice");
+        let inside = shape[0].checked_mul(shape[1]).is_some_and(|len| len <= data.len());
+        assert!(inside, "a matrix lies inside its slice");
         Self { ptr: data.as_mut_ptr(), layout: Layout::matrix(shape), borrow: PhantomData }
     }
 

@@ -213,7 +213,7 @@ macro_rules! public {
         #[doc = concat!("y = ", $title, ", element by element, for views of any rank and strides.")]
         ///
         /// # Errors
-        /// [`Error::Shape`] where the shapes differ.
+        /// [`Error::Shape`] where the shapes differ, [`Error::Isa`] where `TILEWISE_ISA` is wrong.
         ///
         /// ```
         /// use tilewise::{Tensor, vecmath};
@@ -233,7 +233,7 @@ macro_rules! public {
         #[doc = concat!("y = ", $title, ", element by element, for slices.")]
         ///
         /// # Errors
-        /// [`Error::Shape`] where the lengths differ.
+        /// [`Error::Shape`] where the lengths differ, [`Error::Isa`] where `TILEWISE_ISA` is wrong.
         ///
         /// ```
         /// let mut y = [0.0f32; 3];

@@ -54,10 +54,8 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
         abs(a) -> V;
         neg(a) -> V;
         copysign(a, sign) -> V;
-        round_ties_even(a) -> V;
         and(a, b) -> V;
         or(a, b) -> V;
-        xor(a, b) -> V;
         int_add(a, b) -> V;
         int_sub(a, b) -> V;
         lt(a, b) -> M;
@@ -157,9 +155,5 @@ impl<T: Copy, S: Simd<T>> Simd<T> for Pair<S> {
     #[inline(always)]
     fn reduce_max(self, a: Self::V) -> T {
         self.0.reduce_max(self.0.max(a[0], a[1]))
-    }
-    #[inline(always)]
-    fn reduce_min(self, a: Self::V) -> T {
-        self.0.reduce_min(self.0.min(a[0], a[1]))
     }
 }
