@@ -112,7 +112,7 @@ fn decode(c: &mut Criterion) {
         for pool in pools() {
             let bytes = (2 * kv_heads * keys * dim * size_of::<f32>()) as u64;
             let name = format!("decode H{heads} KV{kv_heads} L{keys} D{dim}");
-            bench(&mut group, &pool, &name, (Bound::Bytes, bytes), || {
+            bench(&mut group, &pool, &name, (Bound::Read, bytes), || {
                 let options = Attention::new().causal(Align::End);
                 options.forward_into(q.view(), k.view(), v.view(), y.view_mut()).expect("shapes fit");
             });

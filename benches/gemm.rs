@@ -172,7 +172,7 @@ fn vectors(c: &mut Criterion) {
     let mut group = c.benchmark_group("gemm vectors f32");
     let (m, x) = (random::<f32, 2>([4096, 4096]), random::<f32, 2>([4096, 1]));
     let mut y = Tensor::<f32, 2>::zeros([4096, 1]).expect("memory");
-    let bytes = (Bound::Bytes, 4 * 4096 * 4096);
+    let bytes = (Bound::Read, 4 * 4096 * 4096);
     let views: [(&str, TensorView<f32, 2>); 2] =
         [("matrix · vector", m.view()), ("transposed matrix · vector", m.view().transpose())];
     for (name, matrix) in views {

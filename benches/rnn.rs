@@ -83,7 +83,7 @@ fn steps(c: &mut Criterion, name: &str, cell: impl Recurrent) {
         let zeros = || Tensor::<f32, 2>::zeros([1, hidden]).expect("memory");
         let (mut h, mut c) = (zeros(), zeros());
         for pool in pools() {
-            let bytes = (Bound::Bytes, 4 * 2 * (rows * hidden) as u64);
+            let bytes = (Bound::Read, 4 * 2 * (rows * hidden) as u64);
             bench(&mut group, &pool, &format!("{name} step I H {hidden}"), bytes, || {
                 let mut state = StateMut::new(h.view_mut());
                 state.cell = (cell.gates() == 4).then(|| c.view_mut());

@@ -38,6 +38,8 @@ pub enum Bound {
     FlopsF32,
     /// Multiply-adds in `f64`.
     FlopsF64,
+    /// Bytes read.
+    Read,
     /// Bytes read and written.
     Bytes,
 }
@@ -92,7 +94,7 @@ pub fn bench(
     mut f: impl FnMut() + Send,
 ) {
     let threads = pool.current_num_threads();
-    group.throughput(if bound == Bound::Bytes {
+    group.throughput(if matches!(bound, Bound::Read | Bound::Bytes) {
         Throughput::Bytes(work)
     } else {
         Throughput::Elements(work)
@@ -136,6 +138,7 @@ pub fn table() {
         let (peak, unit) = match row.bound {
             Bound::FlopsF32 => (peak.flops_f32, "GFLOP/s"),
             Bound::FlopsF64 => (peak.flops_f64, "GFLOP/s"),
+            Bound::Read => (peak.read, "GB/s"),
             Bound::Bytes => (peak.copy, "GB/s"),
         };
         println!(

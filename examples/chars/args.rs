@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "target/chars.safetensors")]
     pub model: PathBuf,
 
-    /// Go on with the model in that file; its sizes are the file's, and the moments of AdamW begin anew
+    /// Go on with the model in that file, and with its AdamW; its sizes are the file's
     #[arg(long)]
     pub resume: bool,
 
@@ -89,7 +89,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = from_one(1024))]
     pub threads: Option<u32>,
 
-    /// Seed of the first weights, of dropout and of what is written
+    /// Seed of the first weights, of dropout (when going on, another dropout begins) and of what is written
     #[arg(long, value_name = "S", default_value_t = 42)]
     pub seed: u64,
 

@@ -39,7 +39,7 @@ fn chars(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     let text = Text::load(&args.text())?;
     let (mut model, mut optimizer) = match args.resume {
-        true => save::load(&args.model)?,
+        true => save::load(&args.model, args.seed)?,
         // The learning rate is that of each step.
         false => (Model::new(text.alphabet(), args.options(), args.seed)?, AdamW::new(0.0)),
     };

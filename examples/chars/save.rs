@@ -79,13 +79,13 @@ fn numbers(bytes: &[u8]) -> impl Iterator<Item = f32> {
     bytes.chunks_exact(4).map(|bytes| bytes.try_into().map_or(f32::NAN, f32::from_le_bytes))
 }
 
-/// The model, and the optimizer as it was after the last step.
-pub fn load(path: &Path) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
+/// The model, whose dropout begins with `seed`, and the optimizer as it was after the last step.
+pub fn load(path: &Path, seed: u64) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
     let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    parse(&bytes).map_err(|error| format!("{}: {error}", path.display()).into())
+    parse(&bytes, seed).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
-fn parse(bytes: &[u8]) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
+fn parse(bytes: &[u8], seed: u64) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
     let info = metadata.metadata().clone().unwrap_or_default();
     let get = |key: &str| info.get(key).ok_or_else(|| format!("it says nothing of {key}"));
@@ -117,7 +117,7 @@ fn parse(bytes: &[u8]) -> Result<(Model, AdamW<f32>), Box<dyn Error>> {
     if !fits || options.layers > tensors.len() || options.context > MOST_CONTEXT {
         return Err("its sizes are not those of its tensors".into());
     }
-    let mut model = Model::new(alphabet, options, 0)?;
+    let mut model = Model::new(alphabet, options, seed)?;
     model.epochs = losses("train_loss")?
         .into_iter()
         .zip(losses("test_loss")?)
@@ -226,7 +226,7 @@ mod tests {
             };
             (0..3).for_each(|_| step(&mut model, &mut optimizer));
             save(&model, &optimizer, &path).unwrap();
-            let (mut loaded, mut resumed) = load(&path).unwrap();
+            let (mut loaded, mut resumed) = load(&path, 7).unwrap();
             assert_eq!(entries(&loaded), entries(&model));
             // Nothing is dropped: further steps have the same bits.
             (0..3).for_each(|_| step(&mut model, &mut optimizer));
@@ -252,8 +252,8 @@ mod tests {
                 .unwrap(),
         ] {
             fs::write(&path, bytes).unwrap();
-            assert!(load(&path).is_err_and(|error| error.to_string().contains("file: ")));
+            assert!(load(&path, 7).is_err_and(|error| error.to_string().contains("file: ")));
         }
-        assert!(load(dir.path()).is_err() && check_writable(dir.path()).is_err());
+        assert!(load(dir.path(), 7).is_err() && check_writable(dir.path()).is_err());
     }
 }

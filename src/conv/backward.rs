@@ -8,7 +8,7 @@ use super::transpose::Scatter;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::machine;
+use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::spatial::{ImageRank, Sliding, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -99,6 +99,7 @@ impl<const S: usize> Convolution<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias: None, residual: None, activation: Activation::Identity };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
+        trace::<T>(op, isa, [("dz", dz.shape()), ("w", w.shape()), ("dx", dx.shape())]);
         T::scatter(&Scatter { op, isa, z: dz, w, groups, sliding, finish, algorithm }, dx)
     }
 
@@ -164,7 +165,9 @@ impl<const S: usize> Convolution<S> {
         if self.geometry.flipped {
             dw = dw.flip(2)?.flip(3)?.flip(4)?;
         }
-        T::weight_gradient(op, machine::isa()?, [x, dz], self.geometry.groups, &sliding, self.algorithm, dw)
+        let isa = machine::isa()?;
+        trace::<T>(op, isa, [("x", x.shape()), ("dz", dz.shape()), ("dw", dw.shape())]);
+        T::weight_gradient(op, isa, [x, dz], self.geometry.groups, &sliding, self.algorithm, dw)
     }
 
     /// db `[c_out]`, the sums of dZ `[batch, c_out, spatial…]` over all but the channels, in a fixed order.
@@ -196,7 +199,11 @@ impl<const S: usize> Convolution<S> {
         if db.shape() != [channels] {
             return Err(Error::shape("Convolution::backward_bias_into", "db", &db.shape(), &[channels]));
         }
-        bias(dz, db, parallel::tasks(dz.len(), 1 << 16))
+        let tasks = parallel::tasks(dz.len(), 1 << 16);
+        machine::trace(|| {
+            format!("Convolution::backward_bias dz {:?} {} {tasks} tasks", dz.shape(), T::NAME)
+        });
+        bias(dz, db, tasks)
     }
 
     /// All gradients of the affine part, from X, W and dZ.
@@ -221,6 +228,14 @@ impl<const S: usize> Convolution<S> {
         self.weight(op, x, dz, weight.view_mut())?;
         Ok(ConvolutionGradients { input, weight, bias })
     }
+}
+
+/// Says what a call does, where that is asked for.
+pub(super) fn trace<T: Element>(op: &'static str, isa: Isa, shapes: [(&'static str, [usize; 5]); 3]) {
+    machine::trace(|| {
+        let [a, b, c] = shapes.map(|(name, shape)| format!("{name} {shape:?}"));
+        format!("{op} {a} {b} {c} {} {isa}", T::NAME)
+    });
 }
 
 /// The sums of channels, `tasks` of them at a time.

@@ -180,7 +180,12 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
         let last = channels_last(x.shape(), x.strides());
         let room = machine::caches().l2 / 2 / size_of::<T>();
         let walk = Walk { op, links: &self.links, stages: &stages, x, residual, last, room };
-        walk.split(y, [0, 0], parallel::threads_for(work, GRAIN))
+        let tasks = parallel::threads_for(work, GRAIN);
+        machine::trace(|| {
+            let path = if last { "channels last" } else { "planes" };
+            format!("{op} x {:?} y {:?} {} {L} links {path} {tasks} tasks", x.shape(), y.shape(), T::NAME)
+        });
+        walk.split(y, [0, 0], tasks)
     }
 }
 
@@ -373,7 +378,9 @@ where
         sides[0] = padding;
         let geometry = Geometry { padding: Padding::Sides(sides), ..link.convolution.geometry };
         let convolution = Convolution { geometry, ..link.convolution };
-        convolution.run(self.op, x, Weight::Packed(link.weight), link.bias, residual, y)
+        let weight = Weight::Packed(link.weight);
+        let call = convolution.call(self.op, x, weight, link.bias, residual, y.shape())?;
+        T::correlate(&call, y.lift())
     }
 }
 

@@ -12,7 +12,7 @@ use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::tile;
-use crate::machine::Isa;
+use crate::machine::{self, Isa};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
@@ -50,7 +50,20 @@ pub(super) enum Path {
     Patches,
     /// Groups of one input channel, or of a few and as many output channels: channels are lanes.
     Depthwise,
+    /// Boxes of outputs, by patches in panels or in place, or by Winograd.
     Implicit,
+}
+
+impl Path {
+    fn name(self) -> &'static str {
+        match self {
+            Path::PointwiseRows => "pixels",
+            Path::PointwiseImages => "planes",
+            Path::Patches => "patches",
+            Path::Depthwise => "channels as lanes",
+            Path::Implicit => "boxes",
+        }
+    }
 }
 
 impl<T: Element> Call<'_, T> {
@@ -59,12 +72,8 @@ impl<T: Element> Call<'_, T> {
         if y.is_empty() {
             return Ok(());
         }
-        let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
-        let (w, vectors) = filter.map_or((self.w, None), |(view, same)| (Operand::View(view), Some(same)));
-        // What was packed keeps the algorithm that it was packed for.
-        let algorithm = if filter.is_some() { Algorithm::ImplicitGemm } else { self.algorithm };
-        let call = Call { w, algorithm, ..*self };
-        match (call.path(y.shape(), y.strides(), vectors.is_some()), w) {
+        let (call, vectors) = self.unpacked()?;
+        match (call.path(y.shape(), y.strides(), vectors.is_some()), call.w) {
             (Path::PointwiseRows, _) => call.pixels(y),
             (Path::PointwiseImages, _) => call.images(y),
             (Path::Patches, Operand::Packed(packed)) => {
@@ -74,6 +83,24 @@ impl<T: Element> Call<'_, T> {
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
             _ => call.implicit(y),
         }
+    }
+
+    /// Over the weights themselves where they are small groups' ones, which were packed beside them.
+    fn unpacked(&self) -> Result<(Self, Option<&[T]>)> {
+        let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
+        let Some((view, vectors)) = filter else { return Ok((*self, None)) };
+        // What was packed keeps the algorithm that it was packed for.
+        let call = Call { w: Operand::View(view), algorithm: Algorithm::ImplicitGemm, ..*self };
+        Ok((call, Some(vectors)))
+    }
+
+    /// Says what a call does, where that is asked for.
+    pub(super) fn trace(&self, w: [usize; 5], y: [usize; 5], strides: [isize; 5]) {
+        machine::trace(|| {
+            let path = self.unpacked().map(|(call, vectors)| call.path(y, strides, vectors.is_some()));
+            let (op, x, isa) = (self.op, self.x.shape(), self.isa);
+            format!("{op} x {x:?} w {w:?} y {y:?} {} {isa} path {}", T::NAME, path.map_or("none", Path::name))
+        });
     }
 
     /// Where its windows read.
@@ -211,3 +238,113 @@ const CHANNELS: usize = 32;
 const RUN: usize = 14;
 /// Outputs from which on turning the weights in the call pays.
 const POSITIONS: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conv::{Convolution, Weight};
+    use crate::tensor::Tensor;
+
+    /// Weights as they are, packed, and packed for channels last.
+    #[derive(Clone, Copy)]
+    enum Form {
+        View,
+        Packed,
+        PackedLast,
+    }
+
+    /// The path of a convolution from X to c_out channels, by square kernels.
+    fn path(
+        conv: Convolution<2>,
+        x: [usize; 4],
+        [c_out, kernel]: [usize; 2],
+        last: bool,
+        form: Form,
+    ) -> Path {
+        let [images, channels, height, width] = x;
+        let order = if last { [0, 3, 1, 2] } else { [0, 1, 2, 3] };
+        let stored = |[n, c, h, w]: [usize; 4]| if last { [n, h, w, c] } else { [n, c, h, w] };
+        let w = Tensor::<f32, 4>::zeros([c_out, channels / conv.group_count(), kernel, kernel]).unwrap();
+        let packed = match form {
+            Form::View => None,
+            Form::Packed => Some(conv.pack(w.view()).unwrap()),
+            Form::PackedLast => Some(conv.pack_channels_last(w.view()).unwrap()),
+        };
+        let weight = packed.as_ref().map_or(Weight::View(w.view()), Weight::Packed);
+        let x = Tensor::zeros(stored([images, channels, height, width])).unwrap();
+        let x = x.view().permute(order).unwrap();
+        let shape = conv.output_shape(x.shape(), w.shape()).unwrap();
+        let y = Tensor::<f32, 4>::zeros(stored(shape)).unwrap();
+        let y = y.view().permute(order).unwrap().lift();
+        let call = conv.call("test", x, weight, None, None, shape).unwrap();
+        let (call, vectors) = call.unpacked().unwrap();
+        call.path(y.shape(), y.strides(), vectors.is_some())
+    }
+
+    #[test]
+    fn single_taps_are_products() {
+        use Form::*;
+        let (conv, strided) = (Convolution::<2>::new(), Convolution::new().stride([2, 2]));
+        assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], true, View), Path::PointwiseRows);
+        assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], false, View), Path::PointwiseImages);
+        assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], false, Packed), Path::PointwiseImages);
+        assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], true, PackedLast), Path::PointwiseRows);
+        // Planes of 49 pixels, unless there is one only.
+        assert_eq!(path(conv, [8, 64, 7, 7], [256, 1], false, View), Path::Implicit);
+        assert_eq!(path(conv, [1, 64, 7, 7], [256, 1], false, View), Path::PointwiseImages);
+        assert_eq!(path(strided, [8, 64, 28, 28], [256, 1], false, View), Path::Implicit);
+        assert_eq!(path(strided, [8, 64, 56, 56], [256, 1], true, View), Path::Patches);
+        assert_eq!(path(strided, [8, 64, 56, 56], [256, 1], true, PackedLast), Path::Patches);
+    }
+
+    #[test]
+    fn windows_are_rows_where_channels_lie_last() {
+        use Form::*;
+        let conv = Convolution::<2>::new().stride([2, 2]).padding([1, 1]);
+        assert_eq!(path(conv, [1, 128, 56, 56], [128, 3], true, View), Path::Patches);
+        assert_eq!(path(conv, [1, 128, 56, 56], [128, 3], false, View), Path::Implicit);
+        assert_eq!(path(conv, [1, 128, 56, 56], [128, 3], true, PackedLast), Path::Patches);
+        assert_eq!(path(conv, [1, 3, 224, 224], [64, 7], true, View), Path::Patches);
+        // Few outputs, few output channels, another algorithm, and Winograd's.
+        assert_eq!(path(conv, [1, 128, 14, 14], [128, 3], true, View), Path::Implicit);
+        assert_eq!(path(conv, [1, 128, 56, 56], [16, 3], true, View), Path::Implicit);
+        let implicit = conv.algorithm(Algorithm::ImplicitGemm);
+        assert_eq!(path(implicit, [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
+        assert_eq!(path(conv.stride([1, 1]), [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
+    }
+
+    #[test]
+    fn small_groups_are_lanes() {
+        use Form::*;
+        let conv = |groups| Convolution::<2>::new().padding([1, 1]).groups(groups);
+        for last in [false, true] {
+            for form in [View, if last { PackedLast } else { Packed }] {
+                assert_eq!(path(conv(64), [1, 64, 14, 14], [64, 3], last, form), Path::Depthwise);
+                assert_eq!(path(conv(64), [1, 64, 14, 14], [128, 3], last, form), Path::Depthwise);
+                assert_eq!(path(conv(32), [1, 64, 14, 14], [64, 3], last, form), Path::Depthwise);
+                assert_eq!(path(conv(2), [1, 64, 14, 14], [64, 3], last, form), Path::Implicit);
+                assert_eq!(path(conv(32), [1, 64, 14, 14], [32, 3], last, form), Path::Implicit);
+            }
+        }
+        let implicit = conv(32).algorithm(Algorithm::ImplicitGemm);
+        assert_eq!(path(implicit, [1, 64, 14, 14], [64, 3], true, View), Path::Implicit);
+        assert_eq!(path(conv(64).stride([65, 1]), [1, 64, 99, 14], [128, 3], true, View), Path::Implicit);
+    }
+
+    #[test]
+    fn winograd_wants_channels_and_positions() {
+        let auto = |sizes, plain, positions| winograd(Algorithm::Auto, sizes, plain, positions);
+        assert_eq!(auto([64, 64, 1, 3, 3], true, Some(3136)), 2);
+        assert_eq!(auto([64, 64, 1, 3, 3], true, None), 2);
+        assert_eq!(auto([64, 64, 1, 3, 3], false, None), 0);
+        assert_eq!(auto([64, 64, 1, 5, 5], true, None), 0);
+        assert_eq!(auto([64, 64, 2, 3, 3], true, None), 0);
+        assert_eq!([191, 192].map(|n| auto([64, 64, 1, 3, 3], true, Some(n))), [0, 2]);
+        assert_eq!([383, 384].map(|n| auto([512, 512, 1, 3, 3], true, Some(n))), [0, 2]);
+        assert_eq!([[15, 64], [16, 23], [16, 24]].map(|[o, c]| auto([o, c, 1, 3, 3], true, None)), [0, 0, 2]);
+        let four = |sizes, plain| winograd(Algorithm::Winograd4, sizes, plain, Some(1));
+        assert_eq!([four([2, 2, 1, 3, 3], true), four([2, 2, 1, 3, 3], false)], [4, 0]);
+        assert_eq!(winograd(Algorithm::Winograd2, [2, 2, 1, 3, 3], true, Some(1)), 2);
+        assert_eq!(winograd(Algorithm::ImplicitGemm, [64, 64, 1, 3, 3], true, None), 0);
+    }
+}

@@ -20,10 +20,10 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
-use crate::parallel;
 use crate::spatial::{ImageRank, Sliding, Spatial, lift};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace;
+use crate::{machine, parallel};
 
 /// The order of the columns of a patch matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,8 +115,10 @@ impl<const S: usize> Im2col<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        let plan = self.plan("Im2col::im2col", x.shape())?;
+        let op = "Im2col::im2col";
+        let plan = self.plan(op, x.shape())?;
         let mut matrix = Tensor::zeros(plan.matrix)?;
+        trace::<T, N>(op, x.shape(), plan.matrix);
         plan.im2col(x.lift(), matrix.view_mut())?;
         Ok(matrix)
     }
@@ -136,6 +138,7 @@ impl<const S: usize> Im2col<S> {
         let op = "Im2col::im2col_into";
         let plan = self.plan(op, x.shape())?;
         plan.expect_matrix(op, matrix.shape())?;
+        trace::<T, N>(op, x.shape(), plan.matrix);
         plan.im2col(x.lift(), matrix)
     }
 
@@ -156,6 +159,7 @@ impl<const S: usize> Im2col<S> {
         let plan = self.plan(op, image)?;
         plan.expect_matrix(op, matrix.shape())?;
         let mut x = Tensor::zeros(image)?;
+        trace::<T, N>(op, image, plan.matrix);
         plan.col2im(matrix, x.view_mut().lift())?;
         Ok(x)
     }
@@ -175,6 +179,7 @@ impl<const S: usize> Im2col<S> {
         let op = "Im2col::col2im_into";
         let plan = self.plan(op, x.shape())?;
         plan.expect_matrix(op, matrix.shape())?;
+        trace::<T, N>(op, x.shape(), plan.matrix);
         plan.col2im(matrix, x.lift())
     }
 
@@ -192,6 +197,11 @@ impl<const S: usize> Im2col<S> {
         let plan = Plan::new(sliding, shape[0], shape[1], image, output).ok_or_else(overflow)?;
         Ok(Plan { order: self.order, ..plan })
     }
+}
+
+/// Says what a call does, where that is asked for.
+fn trace<T: Element, const N: usize>(op: &'static str, image: [usize; N], matrix: [usize; 2]) {
+    machine::trace(|| format!("{op} image {image:?} matrix {matrix:?} {}", T::NAME));
 }
 
 /// A call with all its sizes, three spatial axes each.

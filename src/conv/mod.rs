@@ -358,7 +358,22 @@ impl<const S: usize> Convolution<S> {
         residual: Option<TensorView<'_, T, N>>,
         y: TensorViewMut<'_, T, N>,
     ) -> Result<()> {
-        let (x, y, residual) = (x.lift(), y.lift(), residual.map(TensorView::lift));
+        let (call, y) = (self.call(op, x, w, bias, residual, y.shape())?, y.lift());
+        call.trace(w.shape(), y.shape(), y.strides());
+        T::correlate(&call, y)
+    }
+
+    /// A call of [`run`](Self::run), checked.
+    fn call<'a, T: Element, const N: usize>(
+        &self,
+        op: &'static str,
+        x: TensorView<'a, T, N>,
+        w: Weight<'a, T, N>,
+        bias: Option<TensorView<'a, T, 1>>,
+        residual: Option<TensorView<'a, T, N>>,
+        y: [usize; N],
+    ) -> Result<Call<'a, T>> {
+        let (x, residual) = (x.lift(), residual.map(TensorView::lift));
         let sizes = self.geometry.forward(op, x.shape(), w.shape(), bias.map(|bias| bias.len()))?;
         let isa = machine::isa()?;
         let groups = self.geometry.groups;
@@ -367,7 +382,7 @@ impl<const S: usize> Convolution<S> {
             packed.check(op, isa, &self.geometry, &sliding)?;
         }
         let expected = sizes.output;
-        for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
+        for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(geometry::lift(y)))] {
             geometry::expect(op, arg, S, found.unwrap_or(expected), expected)?;
         }
         let w = match w {
@@ -375,7 +390,7 @@ impl<const S: usize> Convolution<S> {
             Weight::Packed(packed) => Operand::Packed(packed),
         };
         let finish = Finish { bias, residual, activation: self.activation };
-        let call = Call {
+        Ok(Call {
             op,
             isa,
             x,
@@ -387,8 +402,7 @@ impl<const S: usize> Convolution<S> {
             start: sliding.padding.map(|[before, _]| -(before as isize)),
             finish,
             algorithm: self.algorithm,
-        };
-        T::correlate(&call, y)
+        })
     }
 
     /// Packs weights `[c_out, c_in / groups, kernel…]` for many calls with these groups.

@@ -15,6 +15,7 @@ use self::columns::Columns;
 use self::depthwise::Depthwise;
 use self::in_place::InPlace;
 use super::Algorithm;
+use super::backward::trace;
 use super::correlate::{Call, Operand};
 use super::emit::Finish;
 use super::geometry::{self, Geometry, Padding, flip, gcd};
@@ -388,6 +389,7 @@ impl<const S: usize> ConvolutionTranspose<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
+        trace::<T>(op, isa, [("x", x.shape()), ("w", w.shape()), ("y", y.shape())]);
         let scatter = Scatter { op, isa, z: x, w, groups, sliding, finish, algorithm };
         T::scatter(&scatter, y)
     }

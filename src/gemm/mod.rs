@@ -57,7 +57,7 @@
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
 //! | columns of B contiguous, a block of A takes no more than a sixteenth of L2 | blocked, as much of B packed at a time |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
-//! | C is larger than 32 MiB or than L3, and is written once and not read | as above, C written past the caches |
+//! | C is larger than 32 MiB or than L3, and is written once and not read, as with few steps of depth (a rank-k update of it, beta 0) | as above, C written past the caches |
 //! | [`gram`]: A · Aᵀ | halves: a product below the diagonal, copied above it; leaves of tiles on and below it; up to 256 rows of 4096 steps or more are the sum of such products of 2 to 8 parts of the depth |
 //! | a batch of products of less than 2²⁴ multiplications each | its entries are the tasks |
 //!

@@ -52,6 +52,20 @@ pub(super) fn tasks(outputs: usize, axes: &[Axis; 3]) -> usize {
     parallel::tasks(outputs.saturating_mul(window.min(64)), GRAIN)
 }
 
+/// Says what a call does, where that is asked for.
+pub(super) fn trace<T: Element>(
+    op: &'static str,
+    isa: Isa,
+    [from, to]: [[usize; 5]; 2],
+    last: bool,
+    tasks: usize,
+) {
+    machine::trace(|| {
+        let path = if last { "channels last" } else { "planes" };
+        format!("{op} {from:?} to {to:?} {} {isa} {path} {tasks} tasks", T::NAME)
+    });
+}
+
 impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
     /// Computes `y`, of the shape that the axes give.
     pub(super) fn run(mut self, mut y: TensorViewMut<'_, T, 5>) -> Result<()> {
@@ -79,11 +93,7 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
         }
         let tasks = tasks(y.len(), &self.axes);
         let last = channels_last(self.x.shape(), self.x.strides());
-        machine::trace(|| {
-            let (op, isa) = (self.op, self.isa);
-            let path = if last { "channels last" } else { "planes" };
-            format!("{op} {:?} to {:?} {} {isa} {path} {tasks} tasks", self.x.shape(), y.shape(), T::NAME)
-        });
+        trace::<T>(self.op, self.isa, [self.x.shape(), y.shape()], last, tasks);
         self.split(y, [0; 5], tasks)
     }
 

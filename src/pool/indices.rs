@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::NO_ELEMENT;
-use super::forward::{Along, Rows, along, block, channels_last, cut, gather, scatter, tasks};
+use super::forward::{Along, Rows, along, block, channels_last, cut, gather, scatter, tasks, trace};
 use super::geometry::{Axis, Slide, Taps};
 use super::reduce::Maximum;
 use crate::element::Element;
@@ -35,6 +35,8 @@ impl<T: Element> Call<'_, T> {
             return Ok(());
         }
         let tasks = tasks(y.len(), &self.axes);
+        let last = channels_last(self.x.shape(), self.x.strides());
+        trace::<T>(self.op, self.isa, [self.x.shape(), y.shape()], last, tasks);
         self.split(y, indices, [0; 5], tasks)
     }
 

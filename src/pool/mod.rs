@@ -352,7 +352,7 @@ impl<const S: usize> MaxPool<S> {
         let call = Call::new("MaxPool::backward", &self.windows, image_of(dy.shape(), image))?;
         self.check_backward(&call, dy, indices)?;
         let mut dx = Tensor::zeros(lower(call.image))?;
-        unpool::run(dy.lift(), indices.lift(), dx.view_mut().lift())?;
+        unpool::run(call.op, dy.lift(), indices.lift(), dx.view_mut().lift())?;
         Ok(dx)
     }
 
@@ -372,7 +372,7 @@ impl<const S: usize> MaxPool<S> {
         let dx = dx.lift();
         let call = Call::new("MaxPool::backward_into", &self.windows, dx.shape())?;
         self.check_backward(&call, dy, indices)?;
-        unpool::run(dy.lift(), indices.lift(), dx)
+        unpool::run(call.op, dy.lift(), indices.lift(), dx)
     }
 
     fn check_backward<T: Element, const N: usize>(

@@ -4,7 +4,7 @@
 //! it. With a stride s, elements of one residue mod s see the same taps: each residue is a sum of shifted rows.
 #![forbid(unsafe_code)]
 
-use super::forward::{Along, along, channels_last, cut, gather, scatter, tasks};
+use super::forward::{Along, along, channels_last, cut, gather, scatter, tasks, trace};
 use super::geometry::{Axis, Slide};
 use super::reduce::{Average, Norm};
 use crate::element::Element;
@@ -85,6 +85,7 @@ impl<T: Element, R: Share<T>> Call<'_, T, R> {
         }
         let tasks = tasks(self.dy.len().max(dx.len()), &self.axes);
         let last = channels_last(dx.shape(), dx.strides());
+        trace::<T>(self.op, self.isa, [self.dy.shape(), dx.shape()], last, tasks);
         self.split(dx, last, [0; 5], tasks)
     }
 

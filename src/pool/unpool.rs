@@ -4,8 +4,8 @@
 use super::forward::{channels_last, cut};
 use crate::element::Element;
 use crate::error::Result;
-use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
+use crate::{machine, parallel};
 
 /// Fewest elements that are worth a task.
 const GRAIN: usize = 1 << 14;
@@ -13,6 +13,7 @@ const GRAIN: usize = 1 << 14;
 /// dx = 0, and dx\[indices\] += dy. Shapes are checked, and indices are inside the image or
 /// [`NO_ELEMENT`](super::NO_ELEMENT).
 pub(super) fn run<T: Element>(
+    op: &'static str,
     dy: TensorView<'_, T, 5>,
     indices: TensorView<'_, u32, 5>,
     dx: TensorViewMut<'_, T, 5>,
@@ -21,6 +22,7 @@ pub(super) fn run<T: Element>(
         return Ok(());
     }
     let tasks = parallel::tasks(dx.len().max(dy.len()), GRAIN);
+    machine::trace(|| format!("{op} {:?} to {:?} {} {tasks} tasks", dy.shape(), dx.shape(), T::NAME));
     split(dy, indices, dx, tasks)
 }
 

@@ -43,6 +43,11 @@ pub(super) fn into<T: Element>(
         scale_all(gradients, beta);
         return Ok(());
     }
+    machine::trace(|| {
+        let Sizes { time, batch, weights } = sizes;
+        let WeightSizes { inputs, hidden, .. } = weights;
+        format!("{op} {spec:?} T {time} B {batch} I {inputs} H {hidden} {} {isa}", T::NAME)
+    });
     let call = Call { op, spec, isa, sizes, carried: false };
     Backward { call, sequence, weights, outputs, beta }.run(tape, gradients)
 }
