@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use tilewise::activation::{self, Activation};
 use tilewise::attention::Attention;
 use tilewise::conv::{Chain, Convolution, ConvolutionTranspose, Im2col, Link};
+use tilewise::loss::{CrossEntropy, MeanSquared};
 use tilewise::machine::{self, Isa};
 use tilewise::norm::LayerNormalization;
 use tilewise::pool::{AveragePool, MaxPool};
@@ -83,6 +84,8 @@ fn calls() -> Result<()> {
     activation::forward(Activation::Gelu, rows, out.view_mut())?;
     vecmath::exp(rows, out.view_mut())?;
     gemm::gram(1.0, rows, 0.0, Tensor::zeros([64, 64])?.view_mut())?;
+    MeanSquared::new().forward(rows, rows)?;
+    CrossEntropy::new().forward(rows, rows)?;
     let steps = images.reshape([8, 8, 8])?;
     let (u, v) = (Tensor::<f32, 3>::full([1, 24, 8], 0.1)?, Tensor::<f32, 3>::full([1, 24, 8], 0.1)?);
     let (cell, weights, mut tape) = (Gru::new(), Weights::new(u.view(), v.view()), Tape::new());
@@ -176,6 +179,8 @@ fn verbose_prints_a_line_for_each_call() {
         "activation::forward",
         "exp",
         "gemm",
+        "MeanSquared::forward",
+        "CrossEntropy::forward",
         "rnn::forward_taped",
         "rnn::backward",
     ];

@@ -3,8 +3,8 @@
 use super::{Reduction, STAGE, sum};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::parallel;
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
+use crate::{machine, parallel};
 
 /// Softmax cross-entropy of logits `[batch, classes]`: plain data.
 ///
@@ -125,10 +125,10 @@ impl CrossEntropy {
         logits: TensorView<'_, T, 2>,
         target: impl Into<Target<'a, T>>,
     ) -> Result<Tensor<T, 1>> {
-        let target = target.into();
-        let weight = self.check("CrossEntropy::row_losses", logits, &target)?;
+        let (op, target) = ("CrossEntropy::row_losses", target.into());
+        let weight = self.check(op, logits, &target)?;
         let mut losses = Tensor::zeros([logits.shape()[0]])?;
-        self.run(logits, target, weight, Outputs { d_logits: None, losses: Some(losses.view_mut()) })?;
+        self.run(op, logits, target, weight, Outputs { d_logits: None, losses: Some(losses.view_mut()) })?;
         Ok(losses)
     }
 
@@ -142,9 +142,9 @@ impl CrossEntropy {
         logits: TensorView<'_, T, 2>,
         target: impl Into<Target<'a, T>>,
     ) -> Result<T> {
-        let target = target.into();
-        let rows = self.check("CrossEntropy::forward", logits, &target)?;
-        self.run(logits, target, rows, Outputs { d_logits: None, losses: None })
+        let (op, target) = ("CrossEntropy::forward", target.into());
+        let rows = self.check(op, logits, &target)?;
+        self.run(op, logits, target, rows, Outputs { d_logits: None, losses: None })
     }
 
     /// The loss and its gradient for the logits.
@@ -156,11 +156,11 @@ impl CrossEntropy {
         logits: TensorView<'_, T, 2>,
         target: impl Into<Target<'a, T>>,
     ) -> Result<(T, Tensor<T, 2>)> {
-        let target = target.into();
-        let rows = self.check("CrossEntropy::forward_backward", logits, &target)?;
+        let (op, target) = ("CrossEntropy::forward_backward", target.into());
+        let rows = self.check(op, logits, &target)?;
         let mut d_logits = Tensor::zeros(logits.shape())?;
         let outputs = Outputs { d_logits: Some(d_logits.view_mut()), losses: None };
-        let loss = self.run(logits, target, rows, outputs)?;
+        let loss = self.run(op, logits, target, rows, outputs)?;
         Ok((loss, d_logits))
     }
 
@@ -179,7 +179,7 @@ impl CrossEntropy {
         if d_logits.shape() != logits.shape() {
             return Err(Error::shape(op, "d_logits", &d_logits.shape(), &logits.shape()));
         }
-        self.run(logits, target, rows, Outputs { d_logits: Some(d_logits), losses: None })
+        self.run(op, logits, target, rows, Outputs { d_logits: Some(d_logits), losses: None })
     }
 
     /// The number of rows that count, or their weight.
@@ -233,6 +233,7 @@ impl CrossEntropy {
 
     fn run<T: Element>(
         &self,
+        op: &'static str,
         logits: TensorView<'_, T, 2>,
         target: Target<'_, T>,
         rows: f64,
@@ -252,6 +253,7 @@ impl CrossEntropy {
             parallel: parallel::tasks(logits.len(), LEAF) > 1,
             log_probabilities: self.log_probabilities,
         };
+        machine::trace(|| format!("{op} {:?} {}", logits.shape(), T::NAME));
         let sum = pass.tree(logits, target, outputs)?;
         Ok(self.reduction.apply(sum, rows))
     }

@@ -3,8 +3,8 @@
 use super::{Reduction, STAGE, sum};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::parallel;
 use crate::tensor::{Iter, Tensor, TensorView, TensorViewMut};
+use crate::{machine, parallel};
 
 /// (y − t)² of each element: plain data.
 ///
@@ -105,7 +105,7 @@ macro_rules! loss {
                 target: TensorView<'_, T, N>,
             ) -> Result<T> {
                 check($forward, y, target)?;
-                run(&$pointwise, self.reduction, y, target, None)
+                run($forward, &$pointwise, self.reduction, y, target, None)
             }
 
             /// The loss and its gradient for the first argument.
@@ -119,7 +119,7 @@ macro_rules! loss {
             ) -> Result<(T, Tensor<T, N>)> {
                 check($both, y, target)?;
                 let mut gradient = Tensor::zeros(y.shape())?;
-                let loss = run(&$pointwise, self.reduction, y, target, Some(gradient.view_mut()))?;
+                let loss = run($both, &$pointwise, self.reduction, y, target, Some(gradient.view_mut()))?;
                 Ok((loss, gradient))
             }
 
@@ -138,7 +138,7 @@ macro_rules! loss {
                 if gradient.shape() != y.shape() {
                     return Err(Error::shape($into, "gradient", &gradient.shape(), &y.shape()));
                 }
-                run(&$pointwise, self.reduction, y, target, Some(gradient))
+                run($into, &$pointwise, self.reduction, y, target, Some(gradient))
             }
         }
     };
@@ -174,6 +174,7 @@ fn check<T: Element, const N: usize>(
 const LEAF: usize = 1 << 14;
 
 fn run<T: Element, const N: usize>(
+    op: &'static str,
     loss: &impl Pointwise,
     reduction: Reduction,
     y: TensorView<'_, T, N>,
@@ -182,6 +183,7 @@ fn run<T: Element, const N: usize>(
 ) -> Result<T> {
     let count = y.len();
     let parallel = parallel::tasks(count, LEAF) > 1;
+    machine::trace(|| format!("{op} {:?} {}", y.shape(), T::NAME));
     let factor = T::from_f64(reduction.factor(count as f64));
     let sum = tree(loss, factor, parallel, y, target, gradient)?;
     Ok(reduction.apply(sum, count as f64))
