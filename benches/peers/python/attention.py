@@ -15,7 +15,7 @@ import os
 import re
 import statistics
 
-from rounds import CRATES, Crate, openvino_options, timing, use_threads
+from rounds import CRATES, Crate, openvino_request, timing, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
@@ -301,12 +301,10 @@ class OpenVino:
         arrays = [problem.q, problem.k, problem.v]
         parameters = [opset13.parameter(array.shape, np.float32) for array in arrays]
         y = opset13.scaled_dot_product_attention(*parameters, causal=problem.causal)
-        options = openvino_options(arguments.threads)
-        model = self.openvino.Model([y], parameters)
-        request = self.openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        request = openvino_request(self.openvino.Model([y], parameters), arguments.threads)
         for i, array in enumerate(arrays):
             request.set_input_tensor(i, self.openvino.Tensor(array, shared_memory=True))
-        return (lambda keep=problem: request.infer()), lambda _: [request.get_output_tensor(0).data]
+        return (lambda keep=problem: request.infer(share_outputs=True)), lambda _: [request.get_output_tensor(0).data]
 
 
 class RustLibrary:

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 
-from rounds import ROOT, Process, median_call, openvino_options
+from rounds import ROOT, Process, median_call, openvino_request
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -74,11 +74,8 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, path):
-        import openvino
-
-        core, options = openvino.Core(), openvino_options(arguments.threads)
         self.names = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+        self.request = openvino_request(path, arguments.threads)
 
     def time(self, batch, length):
         values = inputs(self.names, batch, length)

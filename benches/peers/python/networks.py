@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_options, use_threads
+from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_request, use_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -238,11 +238,7 @@ class OpenVino:
     name = "openvino"
 
     def __init__(self, problem):
-        import openvino
-
-        core, options = openvino.Core(), openvino_options(arguments.threads)
-        model = core.read_model(problem.onnx(), b"")
-        self.request = core.compile_model(model, "CPU", options).create_infer_request()
+        self.request = openvino_request(problem.onnx(), arguments.threads)
         self.values = [problem.images]
         problem.check(self.name, self.request.infer(self.values)[0])
 

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_options, use_threads
+from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_request, use_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -230,9 +230,7 @@ class OpenVino:
     def __init__(self, problem, kind):
         import openvino
 
-        core, options = openvino.Core(), openvino_options(arguments.threads)
-        model = core.read_model(problem.onnx(kind == "step"), b"")
-        self.request = core.compile_model(model, "CPU", options).create_infer_request()
+        self.request = openvino_request(problem.onnx(kind == "step"), arguments.threads)
         names = ["x", *(["h", "c"][: 2 if problem.cell == "lstm" else 1] if kind == "step" else [])]
         first = np.zeros_like(problem.y[:1])
         arrays = [problem.x[:1].copy() if kind == "step" else problem.x, first.copy(), first.copy()]
@@ -244,7 +242,7 @@ class OpenVino:
         problem.check(self.name, (out.reshape(-1), (problem.y[:1] if kind == "step" else problem.y).reshape(-1)))
 
     def time(self):
-        return median_call(self.request.infer, arguments.seconds)
+        return median_call(lambda: self.request.infer(share_outputs=True), arguments.seconds)
 
 
 def main():
