@@ -15,7 +15,7 @@ import os
 import re
 import statistics
 
-from rounds import CRATES, Crate, openvino_request, timing, use_threads
+from rounds import CRATES, Crate, highest, openvino_request, peak_line, timing, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
@@ -333,11 +333,6 @@ class Tilewise:
         for function in ("attention", "attention_step", "rows"):
             getattr(self.library, f"tilewise_s{function}").restype = ctypes.c_bool
 
-    def peaks(self):
-        found = (ctypes.c_double * 3)()
-        self.library.tilewise_peaks(ctypes.c_size_t(arguments.threads), found)
-        return list(found)
-
     def prepare(self, problem):
         addresses = lambda arrays: [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         result = lambda like: aligned(np.full(like.shape, np.nan), like.dtype)
@@ -416,7 +411,8 @@ def main():
         peers += [RustLibrary("candle"), RustLibrary("candle", flash=True), RustLibrary("burn")]
     peers = [peer for peer in peers if arguments.peers.search(peer.name)]
     columns = [peer.name for peer in peers]
-    peaks, found = own.peaks(), []
+    read = lambda: peaks(own.library, arguments.threads)
+    reached, found = read(), []
     for make, options in problems():
         problem = make(*options)
         if not arguments.filter.search(problem.name):
@@ -424,9 +420,9 @@ def main():
         times, wrong = compare(problem, [own, *peers])
         for name, why in wrong.items():
             print(f"{problem.name}: {name}: {why}", file=sys.stderr)
-        peaks = [max(pair) for pair in zip(peaks, own.peaks())] if len(found) % 8 == 7 else peaks
+        reached = highest([reached, read()]) if len(found) % 8 == 7 else reached
         found.append((problem.name, problem.unit, problem.work, problem.peak, times))
-    print(f"{arguments.threads} thread(s): {peaks[0]:.1f} GFLOP/s in registers, {peaks[1]:.1f} GB/s read, {peaks[2]:.1f} GB/s copied\n")
+    print(f"{peak_line(arguments.threads, reached)}\n")
     print("| workload | tilewise | of peak | best peer | ratio |", *(f"{name} |" for name in columns))
     print("| --- | ---: | ---: | --- | ---: |" + " ---: |" * len(columns))
     for name, unit, work, peak, times in found:
@@ -436,7 +432,7 @@ def main():
         best = max((rate[peer], peer) for peer in columns if peer in rate)
         ratio = rate["tilewise"] / best[0]
         shown = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
-        share = 100 * rate["tilewise"] / peak(peaks)
+        share = 100 * rate["tilewise"] / peak(reached)
         cells = (f"{rate[peer]:.1f} |" if peer in rate else "|" for peer in columns)
         print(f"| {name} | {rate['tilewise']:.1f} {unit} | {share:.0f} % | {best[1]} {best[0]:.1f} | {shown} |", *cells)
 
@@ -454,6 +450,7 @@ import sys
 import numpy as np
 
 from peers import aligned, interleave, sampler
+from tilewise import peaks
 
 order = random.Random(1)
 main()

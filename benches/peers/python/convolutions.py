@@ -1,11 +1,12 @@
-"""Times convolutions of PyTorch and ONNX Runtime beside those of Tilewise, all in this process, and of Rust libraries in
-others, and prints a table.
+"""Times convolutions and pooling of PyTorch, ONNX Runtime and OpenVINO beside those of Tilewise, all in this process, and of
+Rust libraries in others, and prints a table.
 
     convolutions.py LIBRARY [--crates PROGRAM] [--threads N] [--filter REGEX] [--peers REGEX] [--batch 1,8] [--rounds N]
 
 LIBRARY is Tilewise's C interface, as built by `cargo build --release` in `benches/peers`. The rules are those of the
 matrix products. `forward` has weights as they are, `inference` those that may be packed before the clock starts,
-`input` and `weight` are the gradients. Peers in NHWC begin and end in NHWC, and so does Tilewise for them.
+`input` and `weight` are the gradients. Peers in NHWC begin and end in NHWC, and so does Tilewise for them. `pooling` counts
+the bytes of what is read and written once. The share of the peak is that of Tilewise by default.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import pathlib
 import re
 import statistics
 
-from rounds import CRATES, Crate, timing, use_threads
+from rounds import CRATES, Crate, attempt, highest, openvino_request, peak_line, timing, use_threads
 
 parser = argparse.ArgumentParser()
 parser.add_argument("library")
@@ -29,67 +30,55 @@ parser.add_argument("--batch", default="1,8")
 parser.add_argument("--rounds", type=int, default=9)
 
 KINDS = ["forward", "inference", "input", "weight"]
+POOLS = [
+    dict(name="max3x3s2_64_112", operation="max_pool", channels=64, size=112, kernel=3, stride=2),
+    dict(name="average3x3s2_64_112", operation="average_pool", channels=64, size=112, kernel=3, stride=2),
+    dict(name="global_2048_7", operation="global_average_pool", channels=2048, size=7, kernel=7, stride=1, padding=0),
+]
 
 
 class Sizes(ctypes.Structure):
     """`Sizes` of `src/abi_conv.rs`."""
 
-    names = ["batch", "c_in", "c_out", "groups", "size", "kernel", "stride", "algorithm"]
+    names = ["axes", "batch", "c_in", "c_out", "groups", "size", "kernel", "stride", "algorithm"]
     _fields_ = [(name, ctypes.c_size_t) for name in names] + [("last", ctypes.c_bool)]
 
 
-class Convolution:
-    """A layer, a batch and what is computed of it. All tensors are NCHW here."""
+class Layer:
+    """A layer, a batch and what is computed of it. All tensors are NCHW here, or NCL where there is one axis."""
+
+    axes = 2
 
     def __init__(self, layer, batch, kind):
-        self.__dict__.update(layer)
+        self.__dict__.update(dict(padding=layer["kernel"] // 2) | layer)
         self.batch, self.kind, self.name = batch, kind, f"{kind} {layer['name']} b{batch}"
-        self.padding = self.kernel // 2
         self.out = (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+        self.taps = self.kernel**self.axes
         numbers = np.random.default_rng(0x71133153)
-        dtype = np.dtype(np.float32)
-        draw = lambda *shape: aligned(numbers.uniform(-1, 1, shape), dtype)
-        self.x = draw(batch, self.c_in, self.size, self.size)
-        self.w = draw(self.c_out, self.c_in // self.groups, self.kernel, self.kernel)
-        self.dy = draw(batch, self.c_out, self.out, self.out)
-
-    @property
-    def flops(self):
-        taps = self.kernel**2 * self.c_in // self.groups
-        return 2 * self.batch * self.c_out * self.out**2 * taps
-
-    @property
-    def terms(self):
-        taps = self.kernel**2
-        return {
-            "forward": taps * self.c_in // self.groups,
-            "inference": taps * self.c_in // self.groups,
-            "input": taps * self.c_out // self.groups,
-            "weight": self.batch * self.out**2,
-        }[self.kind]
-
-    @property
-    def shape(self):
-        return {"input": self.x, "weight": self.w}.get(self.kind, self.dy).shape
+        self.draw = lambda *shape: aligned(numbers.uniform(-1, 1, shape), np.dtype(np.float32))
+        self.x = self.draw(batch, self.c_in, *[self.size] * self.axes)
 
     def expected(self):
         """In f64, by PyTorch."""
         import torch
 
-        x, w, dy = (torch.from_numpy(array.astype(np.float64)) for array in (self.x, self.w, self.dy))
-        return torch_call(torch, self, x, w, dy)().numpy()
+        stored = (torch.from_numpy(array.astype(np.float64)) for array in self.operands)
+        return self.torch(torch, *stored)().numpy()
 
-    def onnx(self):
+    def windows(self):
+        """As attributes of ONNX."""
+        axes = self.axes
+        return dict(kernel_shape=[self.kernel] * axes, strides=[self.stride] * axes, pads=[self.padding] * 2 * axes)
+
+    def model(self, operator, weights=(), **attributes):
         """As ONNX, serialised."""
         from onnx import TensorProto, helper, numpy_helper
 
-        attributes = dict(
-            group=self.groups, strides=[self.stride] * 2, pads=[self.padding] * 4, kernel_shape=[self.kernel] * 2
-        )
-        node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+        node = helper.make_node(operator, ["x", *(name for name, _ in weights)], ["y"], **attributes)
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.x.shape)
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-        graph = helper.make_graph([node], "convolution", [x], [y], [numpy_helper.from_array(self.w, "w")])
+        constants = [numpy_helper.from_array(array, name) for name, array in weights]
+        graph = helper.make_graph([node], "layer", [x], [y], constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
     def error(self, found, expected, factor):
@@ -99,17 +88,92 @@ class Convolution:
         return None if error <= bound else f"it is off by {error:.2g}, more than {bound:.2g}"
 
 
-def torch_call(torch, problem, x, w, dy):
-    options = dict(stride=problem.stride, padding=problem.padding, groups=problem.groups)
-    if problem.kind == "input":
-        return lambda: torch.nn.grad.conv2d_input(x.shape, w, dy, **options)
-    if problem.kind == "weight":
-        return lambda: torch.nn.grad.conv2d_weight(x, w.shape, dy, **options)
-    return lambda: torch.nn.functional.conv2d(x, w, **options)
+class Convolution(Layer):
+    def __init__(self, layer, batch, kind):
+        super().__init__(layer, batch, kind)
+        self.w = self.draw(self.c_out, self.c_in // self.groups, *[self.kernel] * self.axes)
+        self.dy = self.draw(batch, self.c_out, *[self.out] * self.axes)
+        self.operands = [self.x, self.w, self.dy]
+
+    @property
+    def work(self):
+        return 2 * self.dy.size * self.taps * self.c_in // self.groups
+
+    def peak(self, peaks):
+        return peaks[0]
+
+    @property
+    def terms(self):
+        return {
+            "forward": self.taps * self.c_in // self.groups,
+            "inference": self.taps * self.c_in // self.groups,
+            "input": self.taps * self.c_out // self.groups,
+            "weight": self.batch * self.out**self.axes,
+        }[self.kind]
+
+    @property
+    def shape(self):
+        return {"input": self.x, "weight": self.w}.get(self.kind, self.dy).shape
+
+    def torch(self, torch, x, w, dy):
+        # A sequence may come as an image of one row.
+        axes = x.dim() - 2
+        rows = axes - self.axes
+        padding, stride = [0] * rows + [self.padding] * self.axes, [1] * rows + [self.stride] * self.axes
+        options = dict(stride=stride, padding=padding, groups=self.groups)
+        if self.kind == "input":
+            return lambda: getattr(torch.nn.grad, f"conv{axes}d_input")(x.shape, w, dy, **options)
+        if self.kind == "weight":
+            return lambda: getattr(torch.nn.grad, f"conv{axes}d_weight")(x, w.shape, dy, **options)
+        return lambda: getattr(torch.nn.functional, f"conv{axes}d")(x, w, **options)
+
+    def onnx(self):
+        """Where the weights may be a constant."""
+        if self.kind == "inference":
+            return self.model("Conv", [("w", self.w)], group=self.groups, **self.windows())
+        return None
+
+
+class Pool(Layer):
+    """Its work is the bytes read and written. Padding counts in a mean."""
+
+    def __init__(self, layer, batch):
+        channels = dict.fromkeys(["c_in", "c_out", "groups"], layer["channels"])
+        super().__init__(layer | channels, batch, "pooling")
+        self.shape, self.operands = (batch, self.channels, self.out, self.out), [self.x]
+        # A maximum is exact.
+        self.terms = 0 if self.operation == "max_pool" else self.taps
+
+    @property
+    def work(self):
+        return 4 * (self.x.size + math.prod(self.shape))
+
+    def peak(self, peaks):
+        return peaks[2]
+
+    def torch(self, torch, x):
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        y = torch.full(self.shape, math.nan, dtype=x.dtype).to(memory_format=layout)
+        windows = [self.kernel] * 2, [self.stride] * 2, [self.padding] * 2
+        if self.operation == "max_pool":
+            # Whoever wants no indices has them computed too.
+            indices = torch.zeros_like(y, dtype=torch.int64)
+            return lambda: torch.ops.aten.max_pool2d_with_indices.out(x, *windows, out=y, indices=indices)[0]
+        if self.operation == "average_pool":
+            return lambda: torch.ops.aten.avg_pool2d.out(x, *windows, out=y)
+        return lambda: torch.mean(x, (2, 3), keepdim=True, out=y)
+
+    def onnx(self):
+        if self.operation == "max_pool":
+            return self.model("MaxPool", **self.windows())
+        if self.operation == "average_pool":
+            return self.model("AveragePool", count_include_pad=1, **self.windows())
+        return self.model("GlobalAveragePool")
 
 
 class PyTorch:
-    """The result is allocated in the call: its interface has nothing better."""
+    """The result is allocated in the call, but for pooling: its interface has nothing better."""
 
     def __init__(self, last):
         import torch
@@ -120,11 +184,12 @@ class PyTorch:
         torch.set_grad_enabled(False)
 
     def prepare(self, problem):
-        stored = (self.torch.from_numpy(array) for array in (problem.x, problem.w, problem.dy))
+        stored = [self.torch.from_numpy(array) for array in problem.operands]
         if self.last:
-            stored = (tensor.to(memory_format=self.torch.channels_last) for tensor in stored)
-        call = torch_call(self.torch, problem, *stored)
-        return call, lambda result: result.numpy()
+            # It has no such layout of sequences, but of images of one row.
+            stored = [tensor.unsqueeze(2) if tensor.dim() == 3 else tensor for tensor in stored]
+            stored = [tensor.to(memory_format=self.torch.channels_last) for tensor in stored]
+        return problem.torch(self.torch, *stored), lambda result: result.numpy().reshape(problem.shape)
 
 
 class OnnxRuntime:
@@ -138,73 +203,96 @@ class OnnxRuntime:
         self.runtime = onnxruntime
 
     def prepare(self, problem):
-        if problem.kind != "inference":
+        model = problem.onnx()
+        if model is None:
             return None
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = arguments.threads, 1
-        session = self.runtime.InferenceSession(problem.onnx(), options, providers=["CPUExecutionProvider"])
+        session = self.runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         result, binding = aligned(np.full(problem.shape, np.nan), np.dtype(np.float32)), session.io_binding()
         for bind, name, array in [(binding.bind_input, "x", problem.x), (binding.bind_output, "y", result)]:
             bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return lambda keep=(problem, result): session.run_with_iobinding(binding), lambda _: result
 
 
+class OpenVino:
+    """Of models, as ONNX Runtime. Its results lie in tensors of the request."""
+
+    name = "openvino"
+
+    def __init__(self):
+        import openvino
+
+        self.tensor = openvino.Tensor
+
+    def prepare(self, problem):
+        model = problem.onnx()
+        if model is None:
+            return None
+        request = openvino_request(model, arguments.threads)
+        request.set_input_tensor(self.tensor(problem.x, shared_memory=True))
+        return (lambda keep=problem: request.infer(share_outputs=True)), lambda _: request.get_output_tensor().data
+
+
 class RustLibrary:
-    """rten and tract run models, with constant weights; the others have weights as they are."""
+    """rten and tract run models, with constant weights; the others have weights as they are, and images."""
 
     def __init__(self, name):
         self.name, self.models = name, name in ("rten", "tract")
 
     def prepare(self, problem):
-        if problem.kind not in (["inference"] if self.models else ["forward", "inference"]):
-            return None
         if self.models:
-            crate = Crate(self.name, "model", "forward", problem.x.shape, [problem.x], problem.onnx())
-        else:
-            sizes = [getattr(problem, name) for name in Sizes.names[:-1]]
+            model = problem.onnx()
+            if model is None:
+                return None
+            crate = Crate(self.name, "model", "forward", problem.x.shape, [problem.x], model)
+        elif problem.kind in ("forward", "inference") and problem.axes == 2:
+            sizes = [getattr(problem, name) for name in Sizes.names[1:-1]]
             crate = Crate(self.name, "convolution", "forward", sizes, [problem.x, problem.w])
+        else:
+            return None
         return crate, lambda _: crate.results([problem.shape])[0]
 
 
 class Tilewise:
     def __init__(self, path, algorithm, last):
         self.library = ctypes.CDLL(path)
-        for function in ("", "_packed", "_input", "_weight"):
-            getattr(self.library, f"tilewise_sconv2d{function}").restype = ctypes.c_bool
-        self.library.tilewise_sconv2d_pack.restype = ctypes.c_void_p
-        self.library.tilewise_sconv2d_free.restype = None
+        for function in ("conv", "conv_packed", "conv_input", "conv_weight", *(pool["operation"] for pool in POOLS)):
+            getattr(self.library, f"tilewise_s{function}").restype = ctypes.c_bool
+        self.library.tilewise_sconv_pack.restype = ctypes.c_void_p
+        self.library.tilewise_sconv_free.restype = None
         self.algorithm, self.last = algorithm, last
         self.name = "tilewise" + {0: "", 1: " implicit", 4: " winograd4"}[algorithm] + (" NHWC" if last else "")
 
     def prepare(self, problem):
-        tiles = problem.kernel == 3 and problem.stride == 1 and problem.groups == 1 and problem.kind != "weight"
+        tiles = (problem.axes, problem.kernel, problem.stride, problem.groups) == (2, 3, 1, 1) and problem.kind != "weight"
         if self.algorithm and not tiles:
             return None
         values = [getattr(problem, name) for name in Sizes.names[:-1]]
         sizes = ctypes.byref(Sizes(*values, self.algorithm, self.last))
-        image = lambda array: aligned(array.transpose(0, 2, 3, 1), array.dtype) if self.last else array
-        x, dy = image(problem.x), image(problem.dy)
+        image = lambda array: aligned(np.moveaxis(array, 1, -1), array.dtype) if self.last else array
         result = np.full(problem.shape, np.nan, np.float32)
         last = self.last and problem.kind != "weight"
-        stored = aligned(result.transpose(0, 2, 3, 1) if last else result, result.dtype)
+        stored = aligned(np.moveaxis(result, 1, -1) if last else result, result.dtype)
         function, operands = {
-            "forward": ("", (x, problem.w)),
-            "inference": ("_packed", (x, None)),
-            "input": ("_input", (dy, problem.w)),
-            "weight": ("_weight", (x, dy)),
-        }[problem.kind]
+            "forward": lambda: ("conv", (image(problem.x), problem.w)),
+            "inference": lambda: ("conv_packed", (image(problem.x), None)),
+            "input": lambda: ("conv_input", (image(problem.dy), problem.w)),
+            "weight": lambda: ("conv_weight", (image(problem.x), image(problem.dy))),
+            "pooling": lambda: (problem.operation, (image(problem.x),)),
+        }[problem.kind]()
         pointers = [None if array is None else ctypes.c_void_p(array.ctypes.data) for array in (*operands, stored)]
         packed = None
         if problem.kind == "inference":
             packed = Packed(self.library, sizes, problem.w)
             pointers[1] = packed.pointer
-        function = getattr(self.library, f"tilewise_sconv2d{function}")
+        function = getattr(self.library, f"tilewise_s{function}")
 
-        def run(keep=(problem, x, dy, stored, packed)):
+        def run(keep=(problem, operands, stored, packed)):
             if not function(sizes, *pointers):
-                raise RuntimeError("Tilewise refused a convolution")
+                raise RuntimeError(f"Tilewise refused {problem.name}")
 
-        return run, lambda _: stored.transpose(0, 3, 1, 2) if last else stored
+        return run, lambda _: np.moveaxis(stored, -1, 1) if last else stored
 
 
 class Packed:
@@ -212,12 +300,12 @@ class Packed:
 
     def __init__(self, library, sizes, w):
         self.library = library
-        self.pointer = ctypes.c_void_p(library.tilewise_sconv2d_pack(sizes, ctypes.c_void_p(w.ctypes.data)))
+        self.pointer = ctypes.c_void_p(library.tilewise_sconv_pack(sizes, ctypes.c_void_p(w.ctypes.data)))
         if not self.pointer:
             raise MemoryError
 
     def __del__(self):
-        self.library.tilewise_sconv2d_free(self.pointer)
+        self.library.tilewise_sconv_free(self.pointer)
 
 
 def compare(problem, peers):
@@ -233,7 +321,7 @@ def compare(problem, peers):
             run, result = prepared
             why = problem.error(result(run()), expected, factor)
         except Exception as error:
-            why = f"left out: {error}"
+            why = f"left out: {error}".splitlines()[0][:160]
         if why is not None:
             wrong[peer.name] = why
             continue
@@ -242,44 +330,48 @@ def compare(problem, peers):
     return {peer.name: statistics.median(samples) for peer, _, samples in contestants}, wrong
 
 
-def main():
+def problems():
     layers = json.loads((pathlib.Path(__file__).parent.parent / "convolutions.json").read_text())
+    batches = [int(batch) for batch in arguments.batch.split(",")]
+    for kind in KINDS:
+        yield from (Convolution(layer, batch, kind) for layer in layers for batch in batches)
+    yield from (Pool(layer, batch) for layer in POOLS for batch in batches)
+
+
+def main():
     own = [Tilewise(arguments.library, algorithm, last) for algorithm, last in [(0, False), (0, True), (1, False), (4, False), (4, True)]]
     peers = [PyTorch(False), PyTorch(True)]
-    try:
-        peers.append(OnnxRuntime())
-    except ImportError as error:
-        print(f"onnxruntime is left out: {error}", file=sys.stderr)
+    attempt(OnnxRuntime, peers)
+    attempt(OpenVino, peers)
     if arguments.crates:
         peers += map(RustLibrary, ["candle", "burn", "rten", "tract"])
     peers = [peer for peer in peers if arguments.peers.search(peer.name)]
     columns = [peer.name for peer in own + peers]
-    print(f"{arguments.threads} thread(s), GFLOP/s of the direct algorithm\n")
-    print("| workload | best peer | ratio | best of Tilewise |", *(f"{name} |" for name in columns))
-    print("| --- | --- | ---: | ---: |" + " ---: |" * len(columns))
-    ratios = {kind: [] for kind in KINDS}
-    for kind in KINDS:
-        for layer in layers:
-            for batch in map(int, arguments.batch.split(",")):
-                problem = Convolution(layer, batch, kind)
-                if not arguments.filter.search(problem.name):
-                    continue
-                times, wrong = compare(problem, own + peers)
-                rate = lambda name: f"{problem.flops / times[name] / 1e9:.1f}" if name in times else wrong.get(name, "")
-                best = min(((times[peer.name], peer.name) for peer in peers if peer.name in times), default=None)
-                if best is None:
-                    continue
-                # By default, in the better of the two layouts, as the peers.
-                default = min(times[name] for name in ("tilewise", "tilewise NHWC") if name in times)
-                most = min(times[peer.name] for peer in own if peer.name in times)
-                ratio = best[0] / default
-                ratios[kind].append(ratio)
-                shown = f"{ratio:.3f}" if ratio >= 1 else f"**{ratio:.3f}**"
-                print(f"| {problem.name} | {best[1]} | {shown} | {best[0] / most:.3f} |", *(f"{rate(name)} |" for name in columns), flush=True)
+    reached = highest(peaks(own[0].library, arguments.threads) for _ in range(3))
+    print(peak_line(arguments.threads, reached))
+    print(f"{arguments.threads} thread(s), GFLOP/s of the direct algorithm, pooling GB/s\n")
+    print("| workload | best peer | ratio | best of Tilewise |", *(f"{name} |" for name in columns), "of peak |")
+    print("| --- | --- | ---: | ---: |" + " ---: |" * (len(columns) + 1))
+    ratios = {}
+    for problem in problems():
+        if not arguments.filter.search(problem.name):
+            continue
+        times, wrong = compare(problem, own + peers)
+        rate = lambda name: f"{problem.work / times[name] / 1e9:.1f}" if name in times else wrong.get(name, "")
+        best = min(((times[peer.name], peer.name) for peer in peers if peer.name in times), default=None)
+        if best is None:
+            continue
+        # By default, in the better of the two layouts, as the peers.
+        default = min(times[name] for name in ("tilewise", "tilewise NHWC") if name in times)
+        most = min(times[peer.name] for peer in own if peer.name in times)
+        ratio, share = best[0] / default, problem.work / default / 1e9 / problem.peak(reached)
+        ratios.setdefault(problem.kind, []).append(ratio)
+        shown = f"{ratio:.3f}" if ratio >= 1 else f"**{ratio:.3f}**"
+        cells = [f"{rate(name)} |" for name in columns]
+        print(f"| {problem.name} | {best[1]} | {shown} | {best[0] / most:.3f} |", *cells, f"{100 * share:.0f} % |", flush=True)
     for kind, found in ratios.items():
-        if found:
-            mean = math.exp(statistics.fmean(map(math.log, found)))
-            print(f"\n{kind}: geometric mean of best peer's time / Tilewise's {mean:.3f}, worst {min(found):.3f}")
+        mean = math.exp(statistics.fmean(map(math.log, found)))
+        print(f"\n{kind}: geometric mean of best peer's time / Tilewise's {mean:.3f}, worst {min(found):.3f}")
 
 
 arguments = parser.parse_args()
@@ -290,11 +382,11 @@ SAMPLE, PAUSE, WARM_UP = timing(arguments.threads)
 Crate.program, Crate.seconds = arguments.crates, SAMPLE
 
 import random
-import sys
 
 import numpy as np
 
 from peers import aligned, interleave, sampler
+from tilewise import peaks
 
 order = random.Random(1)
 main()

@@ -43,6 +43,16 @@ def openvino_request(model, threads):
     return core.compile_model(model, "CPU", options).create_infer_request()
 
 
+def highest(readings):
+    """Of what the machine does at most: its speed drifts."""
+    return [max(figures) for figures in zip(*readings)]
+
+
+def peak_line(threads, peaks):
+    flops, read, copied = peaks
+    return f"{threads} thread(s): {flops:.1f} GFLOP/s in registers, {read:.1f} GB/s read, {copied:.1f} GB/s copied"
+
+
 def median_call(run, least):
     """Seconds of the median call within `least` seconds, after a warm one."""
     run()

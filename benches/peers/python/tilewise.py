@@ -1,11 +1,18 @@
 """Tilewise through the C interface of `src/abi.rs`."""
 
 import ctypes
-from ctypes import c_bool, c_size_t, c_void_p
+from ctypes import c_bool, c_double, c_size_t, c_void_p
 
 
 def pointer(array):
     return c_void_p(array.ctypes.data)
+
+
+def peaks(library, threads):
+    """What the machine does at most on so many threads: GFLOP/s in registers, GB/s read and copied."""
+    found = (c_double * 3)()
+    library.tilewise_peaks(c_size_t(threads), found)
+    return list(found)
 
 
 class Tilewise:
