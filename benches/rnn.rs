@@ -5,7 +5,8 @@
 //!
 //! `benches/peers/python/recurrent.py` runs this program beside other libraries: with `--measure CELL`, it answers each line
 //! `SIZE KIND SECONDS` with the time of a call (kind 0 is forward, 1 forward and backward, 2 a step of a stream), and with
-//! `--export CELL SIZE FILE` it writes what goes in and what comes out, all `f32`.
+//! `--export CELL SIZE FILE` it writes what goes in and what comes out, all `f32`. `--peaks` prints what the machine does at
+//! most on as many threads: GFLOP/s in registers, GB/s read and copied.
 
 #[path = "../examples/support/measure.rs"]
 mod measure;
@@ -16,6 +17,7 @@ use std::error::Error;
 
 use criterion::Criterion;
 use rayon::ThreadPoolBuilder;
+use support::peak::{Memory, Peak};
 use support::{Bound, bench, pools, random};
 use tilewise::rnn::{Elman, Gru, Lstm, OutputMut, Recurrent, StateMut, Tape, Weights};
 use tilewise::{Tensor, TensorView};
@@ -212,6 +214,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
         }
         ["--export", name, size, file] => with_cell!(name, |cell| export(cell, size.parse()?, file))??,
+        ["--peaks"] => {
+            let (isa, threads) = (tilewise::machine::isa()?.to_string(), rayon::current_num_threads());
+            let peak = Peak::measure(&isa, threads, &mut Memory::new());
+            println!("{} {} {}", peak.flops_f32, peak.read, peak.copy);
+        }
         _ => {
             let mut criterion = support::criterion();
             sequences(&mut criterion, "Elman", Elman::new());

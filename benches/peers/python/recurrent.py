@@ -7,7 +7,8 @@ backward, and a step of a stream at batch 1.
 Tilewise's bench `rnn` writes its random weights, what goes in and what it makes of that; every library gets the same, and
 its outputs and gradients are compared before anything is timed. Forward runs over constant weights, forward and backward
 over weights that change, and gives the gradients for x, both weights and both biases. A step carries its states. Rounds go
-in turn; the table has the median of each one's rounds. A GRU resets after the product, as PyTorch's.
+in turn; the table has the median of each one's rounds. A GRU resets after the product, as PyTorch's. Each line ends with
+Tilewise's share of the multiply-adds that the machine does in registers, of a step that of the bytes it reads from memory.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import subprocess
 import tempfile
 import time
 
-from rounds import CRATES, Crate, Process, attempt, built, median_call, openvino_request, use_threads
+from rounds import CRATES, Crate, Process, attempt, built, highest, median_call, openvino_request, peak_line, use_threads
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--threads", type=int, default=1)
@@ -124,6 +125,12 @@ def crates(cell, kind):
         return []
     names = ["candle", "burn", "rten", "tract"] if kind == "forward" else ["candle", "burn"]
     return [name for name in names if cell != "elman" or name == "tract"]
+
+
+def read_peaks(program):
+    """Of the machine, as in `rounds.py`."""
+    found = subprocess.run([*program, "--peaks"], capture_output=True, text=True, check=True)
+    return [float(figure) for figure in found.stdout.split()]
 
 
 class Tilewise(Process):
@@ -247,6 +254,8 @@ class OpenVino:
 
 def main():
     program = [arguments.program or built("rnn")]
+    peaks = highest(read_peaks(program) for _ in range(3))
+    print(peak_line(arguments.threads, peaks))
     print(f"{arguments.threads} thread(s); GFLOP/s, of a step microseconds; ratio: time of the best peer / Tilewise's\n")
     ratios = {kind: [] for kind in KINDS}
     for kind in arguments.kinds.split(","):
@@ -274,10 +283,15 @@ def main():
                 medians = {name: statistics.median(values) for name, values in times.items()}
                 flops = 2 * steps * batch * GATES[cell] * hidden * (inputs + hidden) * (3 if kind == "training" else 1)
                 show = lambda seconds: 1e6 * seconds if kind == "step" else 1e-9 * flops / seconds
+                # A step reads the weights once.
+                bytes = 4 * GATES[cell] * hidden * (inputs + hidden)
+                share = bytes / peaks[1] if kind == "step" else flops / peaks[0]
+                share *= 1e-9 / medians[own.name]
                 ratio = min(medians[peer.name] for peer in peers[1:]) / medians[own.name]
                 ratios[kind].append(ratio)
                 cells = ", ".join(f"{name} {show(seconds):.1f}" for name, seconds in medians.items())
-                print(f"{cell} {kind} T {steps} B {batch} I {inputs} H {hidden}: ratio {ratio:.2f}; {cells}", flush=True)
+                line = f"{cell} {kind} T {steps} B {batch} I {inputs} H {hidden}: ratio {ratio:.2f}; {cells}"
+                print(f"{line}; {100 * share:.0f} % of peak", flush=True)
             own.close()
     for kind, values in ratios.items():
         if values:
