@@ -1,5 +1,8 @@
 //! Bugs that were found, each kept by name.
 
+#[path = "regressions/empty.rs"]
+mod empty;
+
 use std::ptr::NonNull;
 
 use tilewise::conv::Convolution;

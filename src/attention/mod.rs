@@ -422,7 +422,11 @@ fn run_backward<T: Element>(
     mut gradients: AttentionGradientsMut<'_, T>,
 ) -> Result<()> {
     let plan = call.plan;
-    if plan.is_empty() || plan.keys == 0 {
+    let all = [&gradients.query, &gradients.key, &gradients.value, &gradients.bias];
+    if all.into_iter().flatten().all(|gradient| gradient.is_empty()) {
+        return Ok(()); // the other sizes may be anything
+    }
+    if call.dy.is_empty() || plan.keys == 0 {
         let all = [&mut gradients.query, &mut gradients.key, &mut gradients.value, &mut gradients.bias];
         all.into_iter().flatten().for_each(|gradient| gradient.fill(T::ZERO));
         return Ok(());
@@ -441,10 +445,16 @@ fn run<T: Element>(
     plan: &Plan<'_, T>,
     [q, k, v]: [TensorView<'_, T, 4>; 3],
     y: TensorViewMut<'_, T, 4>,
-    normalizer: Option<TensorViewMut<'_, T, 3>>,
+    mut normalizer: Option<TensorViewMut<'_, T, 3>>,
 ) -> Result<()> {
-    if plan.is_empty() {
-        return Ok(());
+    if y.is_empty() {
+        let Some(normalizer) = normalizer.as_mut().filter(|normalizer| !normalizer.is_empty()) else {
+            return Ok(()); // the other sizes may be anything
+        };
+        if plan.dim == 0 && plan.adds_nothing() {
+            plan.count(normalizer);
+            return Ok(());
+        }
     }
     let outputs = Outputs { y, normalizer };
     let (path, tasks) = if decode::takes(plan, k, v) {

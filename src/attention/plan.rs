@@ -7,7 +7,7 @@ use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::gemm::{Tile, balanced, blocks, tile};
 use crate::machine::{self, Isa};
-use crate::tensor::TensorView;
+use crate::tensor::{TensorView, TensorViewMut};
 
 /// Panels of queries that are taken through the keys together, so that a block of keys and values is read from L2 for
 /// all of them.
@@ -90,9 +90,24 @@ impl<'e, T: Element> Plan<'e, T> {
         })
     }
 
-    /// True where there is no query.
-    pub fn is_empty(&self) -> bool {
-        self.batch == 0 || self.heads == 0 || self.queries == 0
+    /// True where scores are products alone, seen or hidden by positions.
+    pub fn adds_nothing(&self) -> bool {
+        self.bias.is_none() && self.mask.is_none() && self.options.slopes.is_none()
+    }
+
+    /// The normalisers where nothing is added and all products are 0, as those of keys without elements are: of these there
+    /// may be more than anything can walk.
+    pub fn count(&self, normalizer: &mut TensorViewMut<'_, T, 3>) {
+        for entry in 0..self.batch {
+            for head in 0..self.heads {
+                for query in 0..self.queries {
+                    let sum = T::from_usize(self.range(entry, query).len());
+                    if let Some(to) = normalizer.get_mut([entry, head, query]) {
+                        *to = if self.options.linear { T::ZERO } else { sum.ln() };
+                    }
+                }
+            }
+        }
     }
 
     /// The factor of q·k.
