@@ -1,9 +1,10 @@
 //! Planes: the positions of one channel of one sample lie next to each other.
 
 use super::moments::Moments;
-use super::row::{self, BLOCK, UNROLL, for_vectors, leading, total};
+use super::row::{self, BLOCK, leading, total};
 use crate::element::Element;
 use crate::simd::Simd;
+use crate::vecmath::{UNROLL, for_vectors};
 
 /// Adds the moments of a run.
 #[inline(always)]

@@ -6,40 +6,13 @@
 use super::moments::not_negative;
 use crate::element::Element;
 use crate::simd::Simd;
+use crate::vecmath::{UNROLL, for_vectors};
 
 /// Elements summed by vectors before the sum joins a total in `f64`: a block stays in L1.
 pub(super) const BLOCK: usize = 4096;
 
-/// Accumulators: with pairs of vectors, enough for the latency of an addition.
-pub(super) const UNROLL: usize = 2;
-
 /// The most lanes that a pair of vectors has.
 const WIDEST: usize = 32;
-
-/// `body` for each group of [`UNROLL`] vectors, then for each vector left, then `partial` for what is less than one.
-macro_rules! for_vectors {
-    ($n:expr, |$at:ident, $i:ident| $body:block, |$rest:ident| $partial:block) => {{
-        let n: usize = $n;
-        let mut start = 0;
-        while n - start >= UNROLL * S::LANES {
-            for $i in 0..UNROLL {
-                let $at = start + $i * S::LANES..start + ($i + 1) * S::LANES;
-                $body
-            }
-            start += UNROLL * S::LANES;
-        }
-        while n - start >= S::LANES {
-            let ($at, $i) = (start..start + S::LANES, 0);
-            $body
-            start += S::LANES;
-        }
-        if start < n {
-            let $rest = start..n;
-            $partial
-        }
-    }};
-}
-pub(super) use for_vectors;
 
 /// The sum of the vectors, then of their lanes.
 #[inline(always)]

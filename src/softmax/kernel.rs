@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::machine::Isa;
 use crate::simd::Simd;
 use crate::tensor::{TensorView, TensorViewMut};
+use crate::vecmath::{UNROLL, for_vectors};
 
 /// A kernel over `K` sources and one output, all of one shape.
 pub trait Kernel<const K: usize>: Copy + Send + Sync {
@@ -50,38 +51,10 @@ pub struct Backward {
     pub logarithm: bool,
 }
 
-/// Accumulators: with pairs of vectors, enough for the latency of an addition.
-const UNROLL: usize = 2;
-
 /// The sum of the vectors, then of their lanes.
 #[inline(always)]
 fn total<T: Element, S: Simd<T>>(s: S, sums: [S::V; UNROLL]) -> T {
     s.reduce_add(s.add(sums[0], sums[1]))
-}
-
-/// `body` for each group of [`UNROLL`] vectors, then for each vector left, then for the part of one: the
-/// position's range, the accumulator's number and whether the vector is whole.
-macro_rules! for_vectors {
-    ($n:expr, |$at:ident, $i:ident| $body:block, |$rest:ident| $partial:block) => {{
-        let n: usize = $n;
-        let mut start = 0;
-        while n - start >= UNROLL * S::LANES {
-            for $i in 0..UNROLL {
-                let $at = start + $i * S::LANES..start + ($i + 1) * S::LANES;
-                $body
-            }
-            start += UNROLL * S::LANES;
-        }
-        while n - start >= S::LANES {
-            let ($at, $i) = (start..start + S::LANES, 0);
-            $body
-            start += S::LANES;
-        }
-        if start < n {
-            let $rest = start..n;
-            $partial
-        }
-    }};
 }
 
 /// The largest element of a row; NaN are passed over.

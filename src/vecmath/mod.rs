@@ -186,6 +186,36 @@ macro_rules! map_vectors {
 }
 pub(crate) use map_vectors;
 
+/// Accumulators of a sum: with pairs of vectors, enough for the latency of an addition.
+pub(crate) const UNROLL: usize = 2;
+
+/// `body` for each group of [`UNROLL`] vectors of a run of `n`, then for each vector left, with the vector's range and the
+/// accumulator's number; then `partial` for the range of what is less than one. The type parameter `S` must be the token's.
+macro_rules! for_vectors {
+    ($n:expr, |$at:ident, $i:ident| $body:block, |$rest:ident| $partial:block) => {{
+        use crate::vecmath::UNROLL;
+        let n: usize = $n;
+        let mut start = 0;
+        while n - start >= UNROLL * S::LANES {
+            for $i in 0..UNROLL {
+                let $at = start + $i * S::LANES..start + ($i + 1) * S::LANES;
+                $body
+            }
+            start += UNROLL * S::LANES;
+        }
+        while n - start >= S::LANES {
+            let ($at, $i) = (start..start + S::LANES, 0);
+            $body
+            start += S::LANES;
+        }
+        if start < n {
+            let $rest = start..n;
+            $partial
+        }
+    }};
+}
+pub(crate) use for_vectors;
+
 /// What a run costs more than copying it, for the number of tasks.
 const COST: usize = 4;
 
