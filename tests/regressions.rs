@@ -303,3 +303,33 @@ fn far_taps_take_no_memory() {
     let dw_centre = dw.view().slice(2, 1..2, 1).unwrap().slice(3, 1..2, 1).unwrap();
     assert_eq!(dw_centre.to_tensor().unwrap(), plain.backward_weight(x.view(), y.view(), [1, 1]).unwrap());
 }
+
+/// In the lanes behind a row's end x̂ was (0 − mean)/σ, which may be infinite, times a gradient of 0.
+#[test]
+fn lanes_behind_a_row_add_nothing_to_its_gradient() {
+    use tilewise::{Element, norm::LayerNormalization};
+    fn check<T: Element>(exponent: i32) {
+        // All equal, so that x̂ is 0; a power of 2, so that sums are exact.
+        let large = T::from_f64(2f64.powi(exponent));
+        for n in (1..=40).chain([63, 64]) {
+            let x = Tensor::full([2, n], large).unwrap();
+            let dy = Tensor::from_fn([2, n], |[row, i]| T::from_f64(((7 * i + row) % 5) as f64)).unwrap();
+            let dx = LayerNormalization::new().backward_input(x.view(), None, dy.view()).unwrap();
+            for (dx, dy) in dx.as_slice().chunks(n).zip(dy.as_slice().chunks(n)) {
+                let mean = dy.iter().map(|g| g.to_f64()).sum::<f64>() / n as f64;
+                for (dx, dy) in dx.iter().zip(dy) {
+                    let expected = (dy.to_f64() - mean) / 1e-5f64.sqrt();
+                    let error = (dx.to_f64() - expected).abs();
+                    assert!(error <= 4e3 * T::EPSILON.to_f64(), "{n}: {dx} {expected}");
+                }
+            }
+        }
+    }
+    for &isa in machine::supported() {
+        machine::with_isa(isa, || {
+            check::<f32>(121);
+            check::<f64>(1017);
+        })
+        .unwrap();
+    }
+}

@@ -222,20 +222,24 @@ fn gather<T: Element, S: Simd<T>, const CENTRED: bool>(
         let mut sums = [s.splat(T::ZERO); UNROLL];
         let mut products = [s.splat(T::ZERO); UNROLL];
         macro_rules! gather {
-            ($load:ident, $at:ident, $i:expr) => {{
+            ($load:ident, $at:ident, $i:expr, $hat:expr) => {{
                 let mut g = s.$load(&dy[$at.clone()]);
                 if let Some(scale) = scale {
                     g = s.mul(g, s.$load(&scale[$at.clone()]));
                 }
-                // Past the end g is 0.
-                let hat = standardize::<T, S, CENTRED>(s, hat, s.$load(&x[$at]));
+                let hat = standardize::<T, S, CENTRED>(s, $hat, s.$load(&x[$at]));
                 if CENTRED {
                     sums[$i] = s.add(sums[$i], g);
                 }
                 products[$i] = s.mul_add(g, hat, products[$i]);
             }};
         }
-        for_vectors!(x.len(), |at, i| { gather!(load, at, i) }, |at| { gather!(load_partial, at, 0) });
+        for_vectors!(x.len(), |at, i| { gather!(load, at, i, hat) }, |at| {
+            // Past the end g is 0, and x̂ must be finite: without a shift it is.
+            let [shift, scale, rest] = hat;
+            let shift = if CENTRED { leading(s, shift, at.len()) } else { shift };
+            gather!(load_partial, at, 0, [shift, scale, rest])
+        });
         if CENTRED {
             sum += total(s, sums);
         }
