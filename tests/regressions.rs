@@ -333,3 +333,44 @@ fn lanes_behind_a_row_add_nothing_to_its_gradient() {
         .unwrap();
     }
 }
+
+/// x, on which dx does not depend where the statistics are constants, was multiplied by 0.
+#[test]
+fn gradients_by_constant_statistics_do_not_look_at_x() {
+    use tilewise::norm::{BatchNormalization, NormGradientsMut};
+    let shape = [2, 3, 5, 7];
+    let x = Tensor::from_fn(shape, |[b, c, h, w]| [f32::NAN, f32::INFINITY, 1.0][(b + c + h + w) % 3]);
+    let dy = Tensor::from_fn(shape, |[b, c, h, w]| (b + 2 * c + 3 * h + 5 * w) as f32 - 9.0).unwrap();
+    let (x, mean) = (x.unwrap(), Tensor::from_slice(&[0.5, f32::INFINITY, -1.0], [3]).unwrap());
+    let (variance, scale) = (Tensor::full([3], 0.25).unwrap(), Tensor::from_fn([3], |[c]| c as f32 + 1.0));
+    let scale = scale.unwrap();
+    let last = [3 * 35, 1, 3 * 7, 3];
+    for &isa in machine::supported() {
+        for beta in [0.0, 0.5] {
+            for strides in [[3 * 35, 35, 7, 1], last] {
+                let held = if beta == 0.0 { f32::NAN } else { 8.0 };
+                let mut dx = vec![held; 210];
+                let to = tilewise::TensorViewMut::as_strided(&mut dx, shape, strides).unwrap();
+                let mut dshift = Tensor::full([3], held).unwrap();
+                let gradients =
+                    NormGradientsMut { input: Some(to), scale: None, shift: Some(dshift.view_mut()) };
+                let (mean, variance, scale) = (mean.view(), variance.view(), Some(scale.view()));
+                let batch_norm = BatchNormalization::new().epsilon(0.0);
+                let run = || {
+                    let (x, dy) = (x.view(), dy.view());
+                    batch_norm.backward_inference_into(x, mean, variance, scale, dy, beta, gradients)
+                };
+                machine::with_isa(isa, run).unwrap().unwrap();
+                let dx = TensorView::as_strided(&dx, shape, strides).unwrap();
+                let more = if beta == 0.0 { 0.0 } else { beta * held };
+                let expected =
+                    Tensor::from_fn(shape, |at| dy.get(at).unwrap() * 2.0 * (at[1] as f32 + 1.0) + more);
+                assert_eq!(dx, expected.unwrap().view(), "{isa} {beta} {strides:?}");
+                let sums = Tensor::from_fn([3], |[c]| {
+                    dy.view().select::<3>(1, c).unwrap().iter().sum::<f32>() + more
+                });
+                assert_eq!(dshift, sums.unwrap(), "{isa} {beta} {strides:?}");
+            }
+        }
+    }
+}

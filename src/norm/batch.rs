@@ -291,7 +291,7 @@ impl BatchNormalization {
         let channels = self.channels(op);
         let [_, size] = channels.check_backward(x, scale, dy, &gradients)?;
         super::expect_vector(op, "mean", mean, size)?;
-        channels.backward(x, [scale, mean], None, dy, beta, gradients)
+        channels.backward(x, [scale, mean], dy, beta, gradients)
     }
 
     /// As [`backward_into`](Self::backward_into), of [`forward_inference`](Self::forward_inference): the statistics are
@@ -313,7 +313,7 @@ impl BatchNormalization {
         let channels = self.channels("BatchNormalization::backward_inference_into");
         check_constants(channels, x, [mean, variance], scale, None)?;
         channels.check_backward(x, scale, dy, &gradients)?;
-        channels.backward(x, [scale, None], Some([mean, variance]), dy, beta, gradients)
+        channels.backward_constant(x, [mean, variance], scale, dy, beta, gradients)
     }
 }
 

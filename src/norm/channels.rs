@@ -306,15 +306,16 @@ pub(super) struct Coefficients<'a, T> {
     pub channels: usize,
 }
 
-/// y = (x − shift)·slope + constant; with `gradient`, dy and beta, y = dy·factor + that + beta·y.
+/// y = (x − shift)·slope + constant + beta·y; with dy, dy·factor is added.
 pub(super) fn apply<T: Element>(
     isa: Isa,
     coefficients: Coefficients<'_, T>,
     x: View<'_, T>,
-    gradient: Option<(View<'_, T>, T)>,
+    gradient: Option<View<'_, T>>,
+    beta: T,
     y: ViewMut<'_, T>,
 ) -> Result<()> {
-    let (dy, beta) = gradient.unwrap_or((x, T::ZERO));
+    let dy = gradient.unwrap_or(x);
     let merge = coefficients.arrays[0].len() == coefficients.channels;
     let way = arrangement([*y.layout(), *x.layout(), *dy.layout()], merge);
     let y = y.permute(way.order)?.reshape(way.shape)?;
@@ -395,8 +396,10 @@ impl<T: Element> ApplyPart<'_, '_, T> {
                     let y = y.view_mut().select::<4>(0, b)?.select::<3>(1, d)?.select::<2>(1, h)?.transpose();
                     if call.gradient {
                         pixel::apply_gradient(s, arrays, [x, pixels(dy, [b, d, h])?], call.beta, y);
+                    } else if call.beta == T::ZERO {
+                        pixel::apply::<T, S, false>(s, [shift, slope, constant], x, call.beta, y);
                     } else {
-                        pixel::apply(s, [shift, slope, constant], x, y);
+                        pixel::apply::<T, S, true>(s, [shift, slope, constant], x, call.beta, y);
                     }
                 }
             }
@@ -449,6 +452,10 @@ impl<T: Element> Apply<'_, T> {
             return plane::apply_gradient(s, coefficients, [x, dy], self.beta, y);
         }
         let [shift, slope, constant, _] = coefficients;
-        plane::apply(s, [shift, slope, constant], x, y);
+        if self.beta == T::ZERO {
+            plane::apply::<T, S, false>(s, [shift, slope, constant], x, self.beta, y);
+        } else {
+            plane::apply::<T, S, true>(s, [shift, slope, constant], x, self.beta, y);
+        }
     }
 }

@@ -129,7 +129,7 @@ macro_rules! calls {
                 let channels = self.channels(concat!(stringify!($name), "::backward"), x);
                 owned(channels, x, |gradients| {
                     channels.check_backward(x, scale, dy, &gradients)?;
-                    channels.backward(x, [scale, None], None, dy, T::ZERO, gradients)
+                    channels.backward(x, [scale, None], dy, T::ZERO, gradients)
                 })
             }
 
@@ -148,7 +148,7 @@ macro_rules! calls {
             ) -> Result<()> {
                 let channels = self.channels(concat!(stringify!($name), "::backward_into"), x);
                 channels.check_backward(x, scale, dy, &gradients)?;
-                channels.backward(x, [scale, None], None, dy, beta, gradients)
+                channels.backward(x, [scale, None], dy, beta, gradients)
             }
         }
     };

@@ -142,12 +142,13 @@ fn sums_of<T: Element, S: Simd<T>>(
     }
 }
 
-/// y = (x − shift)·slope + constant, one of each a channel.
+/// y = (x − shift)·slope + constant, one of each a channel, and where it is `HELD`, + beta·y.
 #[inline(always)]
-pub(super) fn apply<T: Element, S: Simd<T>>(
+pub(super) fn apply<T: Element, S: Simd<T>, const HELD: bool>(
     s: S,
     [shift, slope, constant]: [&[T]; 3],
     x: TensorView<'_, T, 2>,
+    beta: T,
     mut y: TensorViewMut<'_, T, 2>,
 ) {
     let [rows, columns] = x.shape();
@@ -156,7 +157,10 @@ pub(super) fn apply<T: Element, S: Simd<T>>(
         let (Some(x), Some(y)) = (x.row(row), y.row_mut(row)) else { return };
         for_columns!(s, columns, |first, count| {
             let d = s.sub(load(s, x, first, count), load(s, shift, first, count));
-            let v = s.mul_add(d, load(s, slope, first, count), load(s, constant, first, count));
+            let mut v = s.mul_add(d, load(s, slope, first, count), load(s, constant, first, count));
+            if HELD {
+                v = s.mul_add(s.splat(beta), load(s, y, first, count), v);
+            }
             store(s, v, y, first, count);
         });
     }

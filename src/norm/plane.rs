@@ -48,22 +48,29 @@ pub(super) fn sums<T: Element, S: Simd<T>>(s: S, shift: T, x: &[T], dy: &[T], ou
     }
 }
 
-/// y = (x − shift)·slope + constant.
+/// y = (x − shift)·slope + constant, and where it is `HELD`, + beta·y.
 #[inline(always)]
-pub(super) fn apply<T: Element, S: Simd<T>>(s: S, [shift, slope, constant]: [T; 3], x: &[T], y: &mut [T]) {
+pub(super) fn apply<T: Element, S: Simd<T>, const HELD: bool>(
+    s: S,
+    [shift, slope, constant]: [T; 3],
+    x: &[T],
+    beta: T,
+    y: &mut [T],
+) {
     let x = &x[..y.len()];
-    let (shift, slope, constant) = (s.splat(shift), s.splat(slope), s.splat(constant));
-    for_vectors!(
-        y.len(),
-        |at, _i| {
-            let d = s.sub(s.load(&x[at.clone()]), shift);
-            s.store(s.mul_add(d, slope, constant), &mut y[at]);
-        },
-        |at| {
-            let d = s.sub(s.load_partial(&x[at.clone()]), shift);
-            s.store_partial(s.mul_add(d, slope, constant), &mut y[at]);
-        }
-    );
+    let (shift, slope, constant, held) = (s.splat(shift), s.splat(slope), s.splat(constant), s.splat(beta));
+    macro_rules! write {
+        ($load:ident, $store:ident, $at:expr) => {{
+            let mut v = s.mul_add(s.sub(s.$load(&x[$at]), shift), slope, constant);
+            if HELD {
+                v = s.mul_add(held, s.$load(&y[$at]), v);
+            }
+            s.$store(v, &mut y[$at]);
+        }};
+    }
+    for_vectors!(y.len(), |at, _i| { write!(load, store, at.clone()) }, |at| {
+        write!(load_partial, store_partial, at.clone())
+    });
 }
 
 /// dx = dy·factor + (x − shift)·slope + constant + beta·dx.

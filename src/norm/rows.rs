@@ -375,18 +375,19 @@ impl Rows {
     ) -> Result<()> {
         let shape = operands.x.shape();
         let [_, n] = merged(shape);
-        let scale = Flat::new(self.op, scale)?;
-        let call = self.call(n, scale.get(), None)?;
-        machine::trace(|| format!("{} {shape:?} {} {}", self.op, T::NAME, call.isa));
+        let isa = machine::isa()?;
+        machine::trace(|| format!("{} {shape:?} {} {isa}", self.op, T::NAME));
         let mut sums = None;
         if parameters.iter().any(Option::is_some) {
             let mut buffer = scratch::<T>(self.op, 2 * n)?;
             buffer.fill(T::ZERO);
             sums = Some(buffer);
-        } else if operands.dx.is_none() {
+        } else if operands.dx.as_ref().is_none_or(|dx| dx.is_empty()) {
             return Ok(());
         }
         if !operands.x.is_empty() {
+            let scale = Flat::new(self.op, scale)?;
+            let call = self.call(n, scale.get(), None)?;
             let strides = operands.dx.as_ref().map_or(operands.x.strides(), |dx| dx.strides());
             let order = order(shape, strides);
             let dx = match operands.dx {

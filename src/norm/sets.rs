@@ -116,7 +116,7 @@ impl Channels {
             }
         });
         let coefficients = Coefficients { arrays: [shifts, slopes, constants, shifts], channels };
-        channels::apply(isa, coefficients, x, None, y)
+        channels::apply(isa, coefficients, x, None, T::ZERO, y)
     }
 
     /// With constants for statistics. The shapes fit.
@@ -144,7 +144,7 @@ impl Channels {
             constants[channel] = T::from_f64(value(shift, channel, 0.0));
         }
         let coefficients = Coefficients { arrays: [shifts, slopes, constants, shifts], channels };
-        channels::apply(isa, coefficients, x, None, y)
+        channels::apply(isa, coefficients, x, None, T::ZERO, y)
     }
 
     /// Shapes of what [`backward`](Self::backward) takes.
@@ -167,12 +167,10 @@ impl Channels {
     }
 
     /// The shapes fit. `mean` is about that of each channel over the batch, where it is known: it saves a pass.
-    /// `constants` took the place of the statistics.
     pub(super) fn backward<T: Element, const N: usize>(
         self,
         x: TensorView<'_, T, N>,
         [scale, mean]: [Option<TensorView<'_, T, 1>>; 2],
-        constants: Option<Constants<'_, T>>,
         dy: TensorView<'_, T, N>,
         beta: T,
         gradients: NormGradientsMut<'_, T, N>,
@@ -182,84 +180,132 @@ impl Channels {
         machine::trace(|| format!("{op} {:?} {} {isa}", x.shape(), T::NAME));
         let [batch, channels, ..] = x.shape();
         let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
+        if x.is_empty() || (input.is_none() && dscale.is_none() && dshift.is_none()) {
+            add_parameters([dscale, dshift], None, beta);
+            return Ok(());
+        }
+        let together = self.sets == Sets::Batch;
+        let size = if together { channels } else { batch * channels };
         let mut parameters = scratch::<f64>(op, channels.saturating_mul(2))?;
         parameters.fill(0.0);
-        if !x.is_empty() {
-            let together = self.sets == Sets::Batch;
-            let size = if together { channels } else { batch * channels };
-            let mut arrays = scratch::<T>(op, size.saturating_mul(4))?;
-            let (shifts, rest) = arrays.split_at_mut(size);
-            let (slopes, rest) = rest.split_at_mut(size);
-            let (offsets, factors) = rest.split_at_mut(size);
-            match mean.or(constants.map(|[mean, _]| mean)) {
-                Some(mean) => TensorViewMut::from_slice(shifts, [channels])?.assign(mean)?,
-                None => {
-                    let measured = channels::measure(op, isa, x, None, together)?;
-                    self.for_each_set(measured.samples, channels, |set| {
-                        let mut moments = Moments::default();
-                        for entry in set.entries() {
-                            moments.join(Moments::get(&measured.sums[MOMENTS * entry..]));
-                        }
-                        for entry in set.entries().take(if together { 1 } else { usize::MAX }) {
-                            shifts[entry] = T::from_f64(moments.mean);
-                        }
-                    });
-                }
-            }
-            let measured = channels::measure(op, isa, x, Some((dy, shifts)), together)?;
-            self.for_each_set(measured.samples, channels, |set| {
-                let sums = |entry: usize| &measured.sums[SUMS * entry..SUMS * (entry + 1)];
-                // All entries of a set have one shift.
-                let shift = shifts[set.first].to_f64();
-                let mut moments = Moments::default();
-                for entry in set.entries() {
-                    let sums = sums(entry);
-                    moments.join(Moments::about(shift, measured.positions, [sums[0], sums[1]]));
-                }
-                let (mut mean, mut variance) = (moments.mean, moments.variance());
-                if let Some([constant, spread]) = constants {
-                    mean = value(Some(constant), set.first, 0.0);
-                    variance = value(Some(spread), set.first, 1.0);
-                }
-                let factor = 1.0 / (variance + self.epsilon).sqrt();
-                // x̂ = (d − distance)·factor.
-                let distance = mean - shift;
-                let (mut sum, mut product) = (0.0, 0.0);
-                for entry in set.entries() {
-                    let sums = sums(entry);
-                    let (channel, hat) = (entry % channels, factor * (sums[3] - distance * sums[2]));
-                    parameters[channel] += hat;
-                    parameters[channels + channel] += sums[2];
-                    sum += sums[2] * value(scale, channel, 1.0);
-                    product += hat * value(scale, channel, 1.0);
-                }
-                if constants.is_some() {
-                    (sum, product) = (0.0, 0.0);
-                }
-                let (sum, product) = (sum / moments.count, product / moments.count);
-                for entry in set.entries().take(if together { 1 } else { usize::MAX }) {
-                    factors[entry] = T::from_f64(factor * value(scale, entry % channels, 1.0));
-                    slopes[entry] = T::from_f64(-factor * factor * product);
-                    offsets[entry] = T::from_f64(factor * (factor * product * distance - sum));
-                }
-            });
-            if let Some(dx) = input {
-                let coefficients = Coefficients { arrays: [shifts, slopes, offsets, factors], channels };
-                channels::apply(isa, coefficients, x, Some((dy, beta)), dx.lift())?;
+        let mut arrays = scratch::<T>(op, size.saturating_mul(4))?;
+        let (shifts, rest) = arrays.split_at_mut(size);
+        let (slopes, rest) = rest.split_at_mut(size);
+        let (offsets, factors) = rest.split_at_mut(size);
+        match mean {
+            Some(mean) => TensorViewMut::from_slice(shifts, [channels])?.assign(mean)?,
+            None => {
+                let measured = channels::measure(op, isa, x, None, together)?;
+                self.for_each_set(measured.samples, channels, |set| {
+                    let mut moments = Moments::default();
+                    for entry in set.entries() {
+                        moments.join(Moments::get(&measured.sums[MOMENTS * entry..]));
+                    }
+                    for entry in set.entries().take(if together { 1 } else { usize::MAX }) {
+                        shifts[entry] = T::from_f64(moments.mean);
+                    }
+                });
             }
         }
-        for (parameter, sums) in
-            [dscale, dshift].into_iter().zip([&parameters[..channels], &parameters[channels..]])
-        {
-            let Some(mut parameter) = parameter else { continue };
-            for (at, &sum) in sums.iter().enumerate() {
-                if let Some(out) = parameter.get_mut([at]) {
-                    *out =
-                        T::from_f64(if beta == T::ZERO { sum } else { sum + beta.to_f64() * out.to_f64() });
-                }
+        let measured = channels::measure(op, isa, x, Some((dy, shifts)), together)?;
+        self.for_each_set(measured.samples, channels, |set| {
+            let sums = |entry: usize| &measured.sums[SUMS * entry..SUMS * (entry + 1)];
+            // All entries of a set have one shift.
+            let shift = shifts[set.first].to_f64();
+            let mut moments = Moments::default();
+            for entry in set.entries() {
+                let sums = sums(entry);
+                moments.join(Moments::about(shift, measured.positions, [sums[0], sums[1]]));
             }
+            let factor = 1.0 / (moments.variance() + self.epsilon).sqrt();
+            // x̂ = (d − distance)·factor.
+            let distance = moments.mean - shift;
+            let (mut sum, mut product) = (0.0, 0.0);
+            for entry in set.entries() {
+                let sums = sums(entry);
+                let (channel, hat) = (entry % channels, factor * (sums[3] - distance * sums[2]));
+                parameters[channel] += hat;
+                parameters[channels + channel] += sums[2];
+                sum += sums[2] * value(scale, channel, 1.0);
+                product += hat * value(scale, channel, 1.0);
+            }
+            let (sum, product) = (sum / moments.count, product / moments.count);
+            for entry in set.entries().take(if together { 1 } else { usize::MAX }) {
+                factors[entry] = T::from_f64(factor * value(scale, entry % channels, 1.0));
+                slopes[entry] = T::from_f64(-factor * factor * product);
+                offsets[entry] = T::from_f64(factor * (factor * product * distance - sum));
+            }
+        });
+        if let Some(dx) = input {
+            let coefficients = Coefficients { arrays: [shifts, slopes, offsets, factors], channels };
+            channels::apply(isa, coefficients, x, Some(dy), beta, dx.lift())?;
         }
+        add_parameters([dscale, dshift], Some(&parameters), beta);
         Ok(())
+    }
+
+    /// With constants for statistics, on which x has no influence: dx is dy, scaled. The shapes fit.
+    pub(super) fn backward_constant<T: Element, const N: usize>(
+        self,
+        x: TensorView<'_, T, N>,
+        [mean, variance]: Constants<'_, T>,
+        scale: Option<TensorView<'_, T, 1>>,
+        dy: TensorView<'_, T, N>,
+        beta: T,
+        gradients: NormGradientsMut<'_, T, N>,
+    ) -> Result<()> {
+        let isa = machine::isa()?;
+        let (op, x, dy) = (self.op, x.lift(), dy.lift());
+        machine::trace(|| format!("{op} {:?} {} {isa}", x.shape(), T::NAME));
+        let [_, channels, ..] = x.shape();
+        let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
+        if x.is_empty() || (input.is_none() && dscale.is_none() && dshift.is_none()) {
+            add_parameters([dscale, dshift], None, beta);
+            return Ok(());
+        }
+        let factor = |channel| 1.0 / (value(Some(variance), channel, 1.0) + self.epsilon).sqrt();
+        let mut arrays = scratch::<T>(op, channels.saturating_mul(2))?;
+        let (zeros, numbers) = arrays.split_at_mut(channels);
+        if let Some(dx) = input {
+            zeros.fill(T::ZERO);
+            for (channel, number) in numbers.iter_mut().enumerate() {
+                *number = T::from_f64(factor(channel) * value(scale, channel, 1.0));
+            }
+            let coefficients = Coefficients { arrays: [zeros, numbers, zeros, zeros], channels };
+            channels::apply(isa, coefficients, dy, None, beta, dx.lift())?;
+        }
+        if dscale.is_none() && dshift.is_none() {
+            return Ok(());
+        }
+        let mut parameters = scratch::<f64>(op, channels.saturating_mul(2))?;
+        parameters.fill(0.0);
+        TensorViewMut::from_slice(numbers, [channels])?.assign(mean)?;
+        let measured = channels::measure(op, isa, x, Some((dy, numbers)), true)?;
+        for (entry, sums) in measured.sums.chunks_exact(SUMS).enumerate() {
+            let channel = entry % channels;
+            parameters[channel] += factor(channel) * sums[3];
+            parameters[channels + channel] += sums[2];
+        }
+        add_parameters([dscale, dshift], Some(&parameters), beta);
+        Ok(())
+    }
+}
+
+/// Writes dscale and dshift from the sums of both; without them, these are 0.
+fn add_parameters<T: Element>(
+    parameters: [Option<TensorViewMut<'_, T, 1>>; 2],
+    sums: Option<&[f64]>,
+    beta: T,
+) {
+    for (number, parameter) in parameters.into_iter().enumerate() {
+        let Some(mut parameter) = parameter else { continue };
+        let [channels] = parameter.shape();
+        for at in 0..channels {
+            let sum = sums.map_or(0.0, |sums| sums[number * channels + at]);
+            if let Some(out) = parameter.get_mut([at]) {
+                *out = T::from_f64(if beta == T::ZERO { sum } else { sum + beta.to_f64() * out.to_f64() });
+            }
+        }
     }
 }
 

@@ -48,3 +48,29 @@ fn attention_over_nothing_ends() {
     plain.bias(bias).backward_into(q, kv, kv, q, normalizer, q, gradients).unwrap();
     assert_eq!(dbias.as_slice(), [0.0]);
 }
+
+/// Memory was asked for by sizes of empty operands, or they were multiplied.
+#[test]
+fn calls_that_write_nothing_need_no_memory() {
+    use tilewise::norm::{
+        BatchNormalization, GroupNormalization, LayerNormalization, NormGradientsMut, RmsGradientsMut,
+        RmsNormalization,
+    };
+    let x = nothing([0, DEEP]);
+    let none = || TensorViewMut::from_slice(&mut [], [0, DEEP]).ok();
+    let wanted = || NormGradientsMut { input: none(), scale: None, shift: None };
+    let one = [1.0f32];
+    let scale = TensorView::from_slice(&one, [1]).unwrap().broadcast([DEEP]).unwrap();
+    let batch_norm = BatchNormalization::new();
+    batch_norm.backward_into(x, None, Some(scale), x, 0.0, wanted()).unwrap();
+    batch_norm.backward_inference_into(x, scale, scale, None, x, 0.0, wanted()).unwrap();
+    GroupNormalization::new(4).backward_into(x, Some(scale), x, 0.0, wanted()).unwrap();
+    LayerNormalization::new().backward_into(x, Some(scale), x, 0.0, wanted()).unwrap();
+    let gradients = RmsGradientsMut { input: none(), scale: None };
+    RmsNormalization::new().backward_into(x, Some(scale), x, 0.0, gradients).unwrap();
+    // Nor do those that nothing is wanted of.
+    let all = TensorView::from_slice(&one, [1, 1]).unwrap().broadcast([1, DEEP]).unwrap();
+    let unwanted = || NormGradientsMut { input: None, scale: None, shift: None };
+    batch_norm.backward_into(all, None, None, all, 0.0, unwanted()).unwrap();
+    LayerNormalization::new().backward_into(all, Some(scale), all, 0.0, unwanted()).unwrap();
+}
