@@ -43,6 +43,9 @@ pub(super) fn into<T: Element>(
         scale_all(gradients, beta);
         return Ok(());
     }
+    if sizes.time == 0 {
+        return without_steps(outputs, beta, gradients);
+    }
     machine::trace(|| {
         let Sizes { time, batch, weights } = sizes;
         let WeightSizes { inputs, hidden, .. } = weights;
@@ -124,6 +127,26 @@ fn scale_all<T: Element>(gradients: GradientsMut<'_, T>, beta: T) {
     let WeightGradientsMut { input, recurrent, bias, recurrent_bias, peephole, projection } = weights;
     [x, hidden, cell, input, recurrent, projection].into_iter().for_each(|view| scale(view, beta));
     [bias, recurrent_bias, peephole].into_iter().for_each(|view| scale(view, beta));
+}
+
+/// The first states are the last ones, and nothing depends on the weights.
+fn without_steps<T: Element>(
+    outputs: OutputGradients<'_, T>,
+    beta: T,
+    mut gradients: GradientsMut<'_, T>,
+) -> Result<()> {
+    for (from, to) in [(outputs.hidden, gradients.hidden.take()), (outputs.cell, gradients.cell.take())] {
+        let Some(mut to) = to else { continue };
+        let Some(from) = from else {
+            scale(Some(to), beta);
+            continue;
+        };
+        for direction in 0..from.shape()[0] {
+            accumulate(from.select(0, direction)?, beta, to.view_mut().select(0, direction)?);
+        }
+    }
+    scale_all(gradients, beta);
+    Ok(())
 }
 
 struct Backward<'b, T> {

@@ -129,7 +129,11 @@ impl Call {
     ) -> Result<()> {
         let Self { op, spec, isa, sizes, .. } = self;
         let OutputMut { y, hidden, cell } = output;
-        if !sizes.nothing() {
+        if sizes.time == 0 {
+            // Nothing of y, whatever its other sizes are, and the states stay as they are.
+            put(sequence.hidden, hidden)?;
+            put(sequence.cell, cell)?;
+        } else if !sizes.nothing() {
             self.directions(sequence, weights, Some(y), hidden, cell, tape.as_deref_mut())?;
         }
         if let Some(tape) = tape {
@@ -267,6 +271,18 @@ impl Call {
                 Ok((parts, scratch))
             }
         }
+    }
+}
+
+/// First states that are the last ones, too: 0 where there are none.
+fn put<T: Element>(first: Option<TensorView<'_, T, 3>>, last: Option<TensorViewMut<'_, T, 3>>) -> Result<()> {
+    match (first, last) {
+        (Some(first), Some(mut last)) => last.assign(first),
+        (None, Some(mut last)) => {
+            last.fill(T::ZERO);
+            Ok(())
+        }
+        (_, None) => Ok(()),
     }
 }
 

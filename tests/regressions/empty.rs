@@ -74,3 +74,48 @@ fn calls_that_write_nothing_need_no_memory() {
     batch_norm.backward_into(all, None, None, all, 0.0, unwanted()).unwrap();
     LayerNormalization::new().backward_into(all, Some(scale), all, 0.0, unwanted()).unwrap();
 }
+
+/// The batch of a sequence without steps was walked, multiplied, and had memory for its states.
+#[test]
+fn sequences_without_steps_keep_their_states() {
+    use tilewise::rnn::{
+        Direction, Gru, Lstm, OutputGradients, OutputMut, Recurrent, Sequence, Tape, Weights,
+    };
+    fn check(cell: impl Recurrent, batch: usize) {
+        let rows = cell.gates();
+        let w = Tensor::<f32, 3>::full([1, rows, 1], 0.5).unwrap();
+        let weights = Weights::new(w.view(), w.view());
+        let y = || TensorViewMut::from_slice(&mut [], [0, batch, 1]).unwrap();
+        let x = nothing([0, batch, 1]);
+        cell.forward_into(x, weights, OutputMut::new(y())).unwrap();
+        let mut tape = Tape::new();
+        cell.forward_taped_into(x, weights, &mut tape, OutputMut::new(y())).unwrap();
+        let mut dw = Tensor::full([1, rows, 1], 3.0f32).unwrap();
+        let mut gradients = tilewise::rnn::GradientsMut::default();
+        gradients.weights.input = Some(dw.view_mut());
+        cell.backward_into(x, weights, &tape, y_gradient(batch), 0.5, gradients).unwrap();
+        assert!(dw.iter().all(|&dw| dw == 1.5));
+    }
+    fn y_gradient(batch: usize) -> OutputGradients<'static, f32> {
+        nothing([0, batch, 1]).into()
+    }
+    for batch in [1 << 40, 1 << 62] {
+        check(Gru::new(), batch);
+        check(Lstm::new(), batch);
+        check(Gru::new().direction(Direction::Reverse), batch);
+    }
+    // The last states are the first ones, and so are their gradients.
+    let lstm = Lstm::new();
+    let w = Tensor::<f32, 3>::full([1, 4, 1], 0.5).unwrap();
+    let weights = Weights::new(w.view(), w.view());
+    let states = Tensor::from_slice(&[2.0f32, 3.0], [1, 2, 1]).unwrap();
+    let x = nothing([0, 2, 1]);
+    let sequence = Sequence::new(x).hidden(states.view()).cell(states.view());
+    let mut tape = Tape::new();
+    let out = lstm.forward_taped(sequence, weights, &mut tape).unwrap();
+    assert!(out.hidden == states && out.cell.unwrap() == states);
+    let outputs = OutputGradients { hidden: Some(states.view()), ..nothing([0, 2, 1]).into() };
+    let gradients = lstm.backward(sequence, weights, &tape, outputs).unwrap();
+    assert!(gradients.hidden == states && gradients.cell.unwrap().iter().all(|&dc| dc == 0.0));
+    assert!(lstm.forward(x, weights).unwrap().hidden.iter().all(|&h| h == 0.0));
+}
