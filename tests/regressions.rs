@@ -2,6 +2,8 @@
 
 #[path = "regressions/empty.rs"]
 mod empty;
+#[path = "regressions/layers.rs"]
+mod layers;
 
 use std::ptr::NonNull;
 

@@ -5,7 +5,7 @@ use super::feed_forward::rows;
 use super::{Init, Layer, Parameter, Parameters, Rotary, not_called};
 use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCache};
 use crate::element::Element;
-use crate::error::{Dims, Error, Result};
+use crate::error::{Dims, Error, Result, expect};
 use crate::linear::{Dense, DenseGradientsMut};
 use crate::random::{self, Rng};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
@@ -238,8 +238,8 @@ impl<T: Element> MultiHeadAttention<T> {
     }
 
     fn check(&self, op: &'static str, arg: &'static str, shape: [usize; 3]) -> Result<()> {
-        let expected = [shape[0], shape[1], self.in_weight.shape()[1]];
-        if shape == expected { Ok(()) } else { Err(Error::shape(op, arg, &shape, &expected)) }
+        let [_, width] = self.in_weight.view::<2>()?.shape();
+        expect(op, arg, &shape, &[shape[0], shape[1], width])
     }
 
     /// Checks both inputs, and projects them.

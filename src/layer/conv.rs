@@ -171,7 +171,7 @@ impl<T: Element, const N: usize> Affine<T, N> {
         self.bias.as_ref().map(Parameter::view).transpose()
     }
 
-    /// The kept input and the weight; an error unless `forward` was called and dY has the shape of what it gave.
+    /// The kept input and the weight; an error unless `forward` was called, and dY and the bias fit what it gives with them.
     fn checked(
         &self,
         op: &'static str,
@@ -179,7 +179,11 @@ impl<T: Element, const N: usize> Affine<T, N> {
         output: impl FnOnce([usize; N], [usize; N]) -> Result<[usize; N]>,
     ) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
         let (x, weight) = (self.input.get(op)?, self.weight.view::<N>()?);
-        expect(op, "dy", &dy, &output(x.shape(), weight.shape())?)?;
+        let output = output(x.shape(), weight.shape())?;
+        expect(op, "dy", &dy, &output)?;
+        if let Some(bias) = self.bias_view()? {
+            expect(op, "bias", &bias.shape(), &output[1..2])?;
+        }
         Ok((x, weight))
     }
 
@@ -313,12 +317,19 @@ where
         }
     }
 
-    /// dZ from dY, in its place: 0 where the output was rectified to 0.
-    fn rectify(&self, op: &'static str, dy: &mut [T]) -> Result<()> {
+    /// What was kept of the output, of dY's shape; `None` where it is not rectified.
+    fn silent(&self, op: &'static str, dy: [usize; N]) -> Result<Option<&[bool]>> {
         if !self.conv.is_rectified() {
-            return Ok(());
+            return Ok(None);
         }
-        let silent = self.silent.as_ref().ok_or_else(|| not_called(op))?.as_slice();
+        let silent = self.silent.as_ref().ok_or_else(|| not_called(op))?;
+        // The weight may have other outputs by now.
+        expect(op, "dy", &dy, &silent.shape())?;
+        Ok(Some(silent.as_slice()))
+    }
+
+    /// dZ from dY, in its place: 0 where the output was rectified to 0.
+    fn rectify(silent: &[bool], dy: &mut [T]) -> Result<()> {
         let isa = machine::isa()?;
         parallel::for_each_chunk_mut(dy, RUN, parallel::tasks(silent.len(), GRAIN), &|at, dy| {
             T::rectify(isa, Rectify { silent: &silent[at * RUN..], dy });
@@ -334,12 +345,10 @@ where
         gradients: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
     ) -> Result<R> {
         let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
-        if !self.conv.is_rectified() {
-            return gradients(x, weight, dy);
-        }
+        let Some(silent) = self.silent(op, dy.shape())? else { return gradients(x, weight, dy) };
         let mut dz = workspace::scratch(op, dy.len())?;
         TensorViewMut::from_slice(&mut dz[..], dy.shape())?.assign(dy)?;
-        self.rectify(op, &mut dz)?;
+        Self::rectify(silent, &mut dz)?;
         gradients(x, weight, TensorView::from_slice(&dz, dy.shape())?)
     }
 }
@@ -399,7 +408,9 @@ where
         // First what can fail for lack of memory.
         let [spare, _] = &mut self.spare;
         let (mut dx, mut dw) = (spare.tensor(x.shape())?, Tensor::zeros(weight.shape())?);
-        self.rectify(op, dy.as_mut_slice())?;
+        if let Some(silent) = self.silent(op, dy.shape())? {
+            Self::rectify(silent, dy.as_mut_slice())?;
+        }
         let db = self.conv.backward_bias(dy.view())?;
         self.conv.backward_input_into(dy.view(), weight, dx.view_mut())?;
         self.conv.backward_weight_into(x, dy.view(), dw.view_mut())?;

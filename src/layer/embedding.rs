@@ -3,7 +3,7 @@
 use super::describe::debug;
 use super::{Init, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::random::Rng;
 use crate::tensor::{Tensor, TensorView};
 use crate::workspace;
@@ -68,10 +68,7 @@ impl<T: Element> Embedding<T> {
     pub fn infer(&self, numbers: &[usize]) -> Result<Tensor<T, 2>> {
         let table: TensorView<'_, T, 2> = self.weight.view()?;
         let [things, dimensions] = table.shape();
-        if let Some(&number) = numbers.iter().find(|&&number| number >= things) {
-            let expected = "less than the number of rows";
-            return Err(Error::argument("Embedding::forward", "numbers", number, expected));
-        }
+        check("Embedding::forward", numbers, things)?;
         let mut y = Tensor::zeros([numbers.len(), dimensions])?;
         if dimensions > 0 {
             for (to, &number) in y.as_mut_slice().chunks_exact_mut(dimensions).zip(numbers) {
@@ -85,14 +82,15 @@ impl<T: Element> Embedding<T> {
     /// order. There is no gradient for numbers.
     ///
     /// # Errors
-    /// [`Error::Argument`] where `forward` was not called, [`Error::Shape`] where dy does not have the output's shape.
+    /// [`Error::Argument`] where `forward` was not called or the table has lost a row since, [`Error::Shape`] where dy does
+    /// not have the output's shape.
     pub fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<()> {
         let op = "Embedding::backward";
         let Some(numbers) = &self.numbers else { return Err(not_called(op)) };
-        let dimensions = self.weight.shape()[1];
-        if dy.shape() != [numbers.len(), dimensions] {
-            return Err(Error::shape(op, "dy", &dy.shape(), &[numbers.len(), dimensions]));
-        }
+        // The table may be another one by now.
+        let [things, dimensions] = self.weight.view::<2>()?.shape();
+        check(op, numbers, things)?;
+        expect(op, "dy", &dy.shape(), &[numbers.len(), dimensions])?;
         let gradient = self.weight.gradient_mut();
         for (row, &number) in numbers.iter().enumerate() {
             let to = &mut gradient[number * dimensions..][..dimensions];
@@ -104,6 +102,13 @@ impl<T: Element> Embedding<T> {
             }
         }
         Ok(())
+    }
+}
+
+fn check(op: &'static str, numbers: &[usize], things: usize) -> Result<()> {
+    match numbers.iter().find(|&&number| number >= things) {
+        Some(number) => Err(Error::argument(op, "numbers", number, "less than the number of rows")),
+        None => Ok(()),
     }
 }
 

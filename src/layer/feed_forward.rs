@@ -4,7 +4,7 @@ use super::describe::debug;
 use super::{Dropout, Init, Layer, Linear, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::random::Rng;
 use crate::tensor::{Tensor, TensorView};
 
@@ -108,6 +108,7 @@ impl<T: Element> FeedForward<T> {
         let mut inner = Tensor::zeros(sums.shape())?;
         activation::forward(self.activation, sums.view(), inner.view_mut())?;
         if let Some(gates) = gates {
+            expect("FeedForward::forward", "x times the weight of gate", &gates.shape(), &sums.shape())?;
             inner.as_mut_slice().iter_mut().zip(gates.as_slice()).for_each(|(x, &gate)| *x *= gate);
         }
         Ok(inner)
