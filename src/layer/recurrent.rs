@@ -1,15 +1,17 @@
 //! Recurrent layers, one above the other.
 
+mod weighted;
+
 use std::fmt::{self, Debug, Formatter};
 
+use self::weighted::Weighted;
 use super::describe::describe;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::random::Rng;
 use crate::rnn::{
-    self, GradientsMut, OutputGradients, PackedWeights, Sequence, StateMut, Tape, WeightGradientsMut,
-    WeightTensors, Weights,
+    self, GradientsMut, OutputGradients, PackedWeights, Sequence, StateMut, Tape, WeightTensors, Weights,
 };
 use crate::tensor::{Tensor, TensorView};
 use crate::workspace;
@@ -43,7 +45,7 @@ pub struct Recurrent<C, T> {
     layers: Vec<Weighted<T>>,
     dropout: Option<(f64, Rng)>,
     /// What the last `forward` kept; none where it found no memory.
-    saved: Option<Vec<Saved<T>>>,
+    saved: Option<Kept<T>>,
     /// The memory of tapes between calls.
     tapes: Vec<Tape<T>>,
 }
@@ -70,16 +72,13 @@ pub struct RecurrentSizes {
     pub directions: usize,
 }
 
-struct Weighted<T> {
-    input: Parameter<T>,
-    recurrent: Parameter<T>,
-    bias: Option<Parameter<T>>,
-    recurrent_bias: Option<Parameter<T>>,
-    peephole: Option<Parameter<T>>,
-    projection: Option<Parameter<T>>,
+/// What `forward` keeps for backward.
+struct Kept<T> {
+    layers: Vec<Saved<T>>,
+    output: [usize; 3],
 }
 
-/// What a layer keeps for backward.
+/// That of a layer.
 struct Saved<T> {
     x: Tensor<T, 3>,
     /// What x had been multiplied by.
@@ -87,85 +86,6 @@ struct Saved<T> {
     hidden: Option<Tensor<T, 3>>,
     cell: Option<Tensor<T, 3>>,
     lengths: Option<Vec<usize>>,
-    output: [usize; 3],
-}
-
-impl<T: Element> Weighted<T> {
-    fn new(tensors: WeightTensors<T>) -> Result<Self> {
-        let vector = |tensor: Option<Tensor<T, 2>>| tensor.map(Parameter::new).transpose();
-        Ok(Self {
-            input: Parameter::new(tensors.input)?,
-            recurrent: Parameter::new(tensors.recurrent)?,
-            bias: vector(tensors.bias)?,
-            recurrent_bias: vector(tensors.recurrent_bias)?,
-            peephole: vector(tensors.peephole)?,
-            projection: tensors.projection.map(Parameter::new).transpose()?,
-        })
-    }
-
-    fn view(&self) -> Result<Weights<'_, T>> {
-        Ok(Weights {
-            input: self.input.view()?,
-            recurrent: self.recurrent.view()?,
-            bias: self.bias.as_ref().map(Parameter::view).transpose()?,
-            recurrent_bias: self.recurrent_bias.as_ref().map(Parameter::view).transpose()?,
-            peephole: self.peephole.as_ref().map(Parameter::view).transpose()?,
-            projection: self.projection.as_ref().map(Parameter::view).transpose()?,
-        })
-    }
-
-    /// Values, and gradients to be written.
-    fn views(&mut self) -> Result<(Weights<'_, T>, WeightGradientsMut<'_, T>)> {
-        macro_rules! maybe {
-            ($part:ident) => {
-                self.$part.as_mut().map(Parameter::views).transpose()?.unzip()
-            };
-        }
-        let ((input, d_input), (recurrent, d_recurrent)) = (self.input.views()?, self.recurrent.views()?);
-        let ((bias, d_bias), (recurrent_bias, d_recurrent_bias)) = (maybe!(bias), maybe!(recurrent_bias));
-        let ((peephole, d_peephole), (projection, d_projection)) = (maybe!(peephole), maybe!(projection));
-        Ok((
-            Weights { input, recurrent, bias, recurrent_bias, peephole, projection },
-            WeightGradientsMut {
-                input: Some(d_input),
-                recurrent: Some(d_recurrent),
-                bias: d_bias,
-                recurrent_bias: d_recurrent_bias,
-                peephole: d_peephole,
-                projection: d_projection,
-            },
-        ))
-    }
-
-    fn visit(&self, layer: usize, f: &mut dyn FnMut(&str, &Parameter<T>)) {
-        f(&format!("{layer}.input"), &self.input);
-        f(&format!("{layer}.recurrent"), &self.recurrent);
-        for (name, parameter) in [
-            ("bias", &self.bias),
-            ("recurrent_bias", &self.recurrent_bias),
-            ("peephole", &self.peephole),
-            ("projection", &self.projection),
-        ] {
-            if let Some(parameter) = parameter {
-                f(&format!("{layer}.{name}"), parameter);
-            }
-        }
-    }
-
-    fn visit_mut(&mut self, layer: usize, f: &mut dyn FnMut(&str, &mut Parameter<T>)) {
-        f(&format!("{layer}.input"), &mut self.input);
-        f(&format!("{layer}.recurrent"), &mut self.recurrent);
-        for (name, parameter) in [
-            ("bias", &mut self.bias),
-            ("recurrent_bias", &mut self.recurrent_bias),
-            ("peephole", &mut self.peephole),
-            ("projection", &mut self.projection),
-        ] {
-            if let Some(parameter) = parameter {
-                f(&format!("{layer}.{name}"), parameter);
-            }
-        }
-    }
 }
 
 impl<C: rnn::Recurrent + Default, T: Element> Recurrent<C, T> {
@@ -296,24 +216,71 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     /// # Errors
     /// [`Error::Alloc`] where there is no memory.
     pub fn zero_state(&self, batch: usize) -> Result<State<T>> {
-        let (mut state, lstm) = (State { hidden: Vec::new(), cell: Vec::new() }, self.cell.gates() == 4);
+        let mut state = State { hidden: Vec::new(), cell: Vec::new() };
         for layer in &self.layers {
-            let weights = layer.view()?;
-            let ([directions, rows, _], [_, _, columns]) = (weights.input.shape(), weights.recurrent.shape());
-            state.hidden.push(Tensor::zeros([directions, batch, columns])?);
-            if lstm {
-                state.cell.push(Tensor::zeros([directions, batch, rows / 4])?);
+            let [h, c] = layer.states(batch)?;
+            state.hidden.push(Tensor::zeros(h)?);
+            if self.is_lstm() {
+                state.cell.push(Tensor::zeros(c)?);
             }
         }
         Ok(state)
+    }
+
+    fn is_lstm(&self) -> bool {
+        self.cell.gates() == 4
+    }
+
+    /// An error unless there is an h for each layer, and with an LSTM a c for each or none.
+    fn check_count(&self, op: &'static str, args: [&'static str; 2], state: &State<T>) -> Result<()> {
+        let count = self.layers.len();
+        expect(op, args[0], &[state.hidden.len()], &[count])?;
+        if state.cell.is_empty() {
+            return Ok(());
+        }
+        expect(op, args[1], &[state.cell.len()], &[if self.is_lstm() { count } else { 0 }])
+    }
+
+    /// [`check_count`](Self::check_count), and the shapes.
+    fn check_state(
+        &self,
+        op: &'static str,
+        args: [&'static str; 2],
+        state: Option<&State<T>>,
+        batch: usize,
+    ) -> Result<()> {
+        let Some(state) = state else { return Ok(()) };
+        self.check_count(op, args, state)?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let [h, c] = layer.states(batch)?;
+            expect(op, args[0], &state.hidden[number].shape(), &h)?;
+            state.cell.get(number).map_or(Ok(()), |cell| expect(op, args[1], &cell.shape(), &c))?;
+        }
+        Ok(())
     }
 
     /// All outputs and the last states, from first states and with lengths where they are given, keeping what
     /// [`backward`](Layer::backward) needs. Carrying the last states on to the next piece of a sequence, and nothing
     /// back, is truncated back-propagation through time.
     ///
+    /// Where memory runs out halfway, nothing is kept: [`backward`](Layer::backward) is then refused until a call has
+    /// succeeded.
+    ///
     /// # Errors
-    /// As [`forward`](rnn::Recurrent::forward) of the cell.
+    /// As [`forward`](rnn::Recurrent::forward) of the cell, and [`Error::Shape`] unless there are states for each layer.
+    ///
+    /// ```
+    /// use tilewise::layer::{Gru, Layer};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut gru = Gru::<f64>::new(3, 4, &mut Rng::seed(1))?;
+    /// let x = Tensor::from_fn([6, 2, 3], |[t, b, i]| (t + b * i) as f64 / 8.0)?;
+    /// let whole = gru.infer(x.view())?;
+    /// let (first, second) = x.view().split_at(0, 4)?;
+    /// let (_, state) = gru.forward_from(first, None, None)?;
+    /// let (rest, _) = gru.forward_from(second, Some(&state), None)?;
+    /// assert!(rest.view().all_close(whole.view().slice(0, 4.., 1)?, 1e-12, 1e-12));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn forward_from(
         &mut self,
         x: TensorView<'_, T, 3>,
@@ -322,6 +289,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     ) -> Result<(Tensor<T, 3>, State<T>)> {
         const OP: &str = "rnn::forward_taped";
         // What was kept stays where a call is refused.
+        self.check_state("Recurrent::forward", STATE, state, x.shape()[1])?;
         let (mut shape, zero) = (x.shape(), [T::ZERO]);
         for (number, layer) in self.layers.iter().enumerate() {
             let x = TensorView::as_strided(&zero, shape, [0; 3])?;
@@ -354,7 +322,6 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
                 hidden: keep(sequence.hidden)?,
                 cell: keep(sequence.cell)?,
                 lengths: lengths.map(copy).transpose()?,
-                output: out.y.shape(),
                 x,
             });
             last.hidden.push(out.hidden);
@@ -362,7 +329,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
             below = Some(out.y);
         }
         let y = below.map_or_else(|| x.to_tensor(), Ok)?;
-        self.saved = Some(saved);
+        self.saved = Some(Kept { layers: saved, output: y.shape() });
         Ok((y, last))
     }
 
@@ -376,6 +343,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         state: Option<&State<T>>,
         lengths: Option<&[usize]>,
     ) -> Result<(Tensor<T, 3>, State<T>)> {
+        self.check_state("Recurrent::infer", STATE, state, x.shape()[1])?;
         let mut last = State { hidden: Vec::new(), cell: Vec::new() };
         let mut below: Option<Tensor<T, 3>> = None;
         for (number, layer) in self.layers.iter().enumerate() {
@@ -393,6 +361,20 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     ///
     /// # Errors
     /// As [`step`](rnn::Recurrent::step) of the cell; the state may then be changed in part.
+    ///
+    /// ```
+    /// use tilewise::layer::{Layer, Lstm};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let lstm = Lstm::<f64>::new(3, 4, &mut Rng::seed(1))?;
+    /// let x = Tensor::from_fn([6, 2, 3], |[t, b, i]| (t + b * i) as f64 / 8.0)?;
+    /// let (packed, mut state) = (lstm.pack()?, lstm.zero_state(2)?);
+    /// let mut y = Tensor::zeros([2, 4])?;
+    /// for t in 0..6 {
+    ///     y = lstm.step(&packed, x.view().select(0, t)?, &mut state)?;
+    /// }
+    /// assert!(y.view().all_close(lstm.infer(x.view())?.view().select(0, 5)?, 1e-12, 1e-12));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn step(
         &self,
         packed: &[PackedWeights<T>],
@@ -400,12 +382,8 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         state: &mut State<T>,
     ) -> Result<Tensor<T, 2>> {
         const OP: &str = "Recurrent::step";
-        if packed.len() != self.layers.len() {
-            return Err(Error::shape(OP, "packed", &[packed.len()], &[self.layers.len()]));
-        }
-        if state.hidden.len() != packed.len() {
-            return Err(Error::shape(OP, "state.hidden", &[state.hidden.len()], &[packed.len()]));
-        }
+        expect(OP, "packed", &[packed.len()], &[self.layers.len()])?;
+        self.check_count(OP, STATE, state)?;
         let mut cells = state.cell.iter_mut();
         let mut below: Option<Tensor<T, 2>> = None;
         for (hidden, packed) in state.hidden.iter_mut().zip(packed) {
@@ -421,23 +399,37 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     /// first states.
     ///
     /// # Errors
-    /// As [`backward`](Layer::backward).
+    /// As [`backward`](Layer::backward), and [`Error::Shape`] unless there are gradients for the h of each layer, and for the
+    /// c of each or of none.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, layer::Rnn, random::Rng};
+    /// let mut rnn = Rnn::<f64>::new(3, 4, &mut Rng::seed(1))?;
+    /// let x = Tensor::full([6, 2, 3], 0.5)?;
+    /// let (y, last) = rnn.forward_from(x.view(), None, None)?;
+    /// // A loss of half the squares of the last state alone.
+    /// let (dx, first) = rnn.backward_from(Tensor::zeros(y.shape())?.view(), Some(&last))?;
+    /// assert_eq!((dx.shape(), first.hidden[0].shape()), ([6, 2, 3], [1, 2, 4]));
+    /// assert!(first.hidden[0].iter().all(|&dh| dh != 0.0));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn backward_from(
         &mut self,
         dy: TensorView<'_, T, 3>,
         d_last: Option<&State<T>>,
     ) -> Result<(Tensor<T, 3>, State<T>)> {
         const OP: &str = "Recurrent::backward";
-        let Some(saved) = &self.saved else { return Err(not_called(OP)) };
-        let expected = saved.last().map_or(dy.shape(), |top| top.output);
-        if dy.shape() != expected {
-            return Err(Error::shape(OP, "dy", &dy.shape(), &expected));
-        }
+        let Some(Kept { layers: saved, output }) = &self.saved else { return Err(not_called(OP)) };
+        expect(OP, "dy", &dy.shape(), output)?;
+        // Layers below are reached when those above have added to their gradients.
+        self.check_state(OP, ["d_last.hidden", "d_last.cell"], d_last, dy.shape()[1])?;
+        let lstm = self.is_lstm();
         let mut first = State { hidden: Vec::new(), cell: Vec::new() };
         let mut above: Option<Tensor<T, 3>> = None;
         for (number, saved) in saved.iter().enumerate().rev() {
+            let Saved { x, mask, hidden, cell, lengths } = saved;
+            let [h, c] = self.layers[number].states(x.shape()[1])?;
             let (weights, gradients) = self.layers[number].views()?;
-            let Saved { x, mask, hidden, cell, lengths, .. } = saved;
             let sequence = Sequence {
                 x: x.view(),
                 hidden: hidden.as_ref().map(Tensor::view),
@@ -451,11 +443,8 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
             };
             // The gradients for x and the states are new, and those of the weights are added to.
             let mut dx = Tensor::zeros(x.shape())?;
-            let [_, batch, _] = x.shape();
-            let ([directions, rows, _], [_, _, columns]) = (weights.input.shape(), weights.recurrent.shape());
-            let mut d_hidden = Tensor::zeros([directions, batch, columns])?;
-            let lstm = self.cell.gates() == 4;
-            let mut d_cell = lstm.then(|| Tensor::zeros([directions, batch, rows / 4])).transpose()?;
+            let mut d_hidden = Tensor::zeros(h)?;
+            let mut d_cell = lstm.then(|| Tensor::zeros(c)).transpose()?;
             let to = GradientsMut {
                 x: Some(dx.view_mut()),
                 hidden: Some(d_hidden.view_mut()),
@@ -475,6 +464,9 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         Ok((above.map_or_else(|| dy.to_tensor(), Ok)?, first))
     }
 }
+
+/// The parts of a first state, as errors name them.
+const STATE: [&str; 2] = ["state.hidden", "state.cell"];
 
 /// What a layer of a stack reads.
 fn sequence<'a, T: Element>(
@@ -517,7 +509,7 @@ impl<C: rnn::Recurrent, T: Element> Parameters<T> for Recurrent<C, T> {
 }
 
 impl<C: rnn::Recurrent, T: Element> Layer<T, 3, 3> for Recurrent<C, T> {
-    /// From states of 0, over all steps.
+    /// From states of 0, over all steps; as [`forward_from`](Recurrent::forward_from).
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         Ok(self.forward_from(x, None, None)?.0)
     }

@@ -63,3 +63,48 @@ fn layers_refuse_parameters_that_were_exchanged() {
     put(&mut layer, "gate.bias", [3]);
     assert!(matches!(layer.infer(zeros([1, 2, 4]).view()), Err(Error::Shape { .. })));
 }
+
+/// A gradient for the last state of a layer below was found wrong when those above had added to their gradients; states of too
+/// few or too many layers were taken, and by no layers gradients of any shape.
+#[test]
+fn stacks_check_states_before_anything_is_written() {
+    use tilewise::layer::{Gru, Layer, Lstm, Parameters, RecurrentSizes, State};
+    use tilewise::rnn;
+    let sizes = |layers| RecurrentSizes { inputs: 2, hidden: 3, layers, directions: 1 };
+    let stack = |layers| Gru::<f64>::stacked(rnn::Gru::new(), sizes(layers), &mut Rng::seed(1)).unwrap();
+    let x = Tensor::full([4, 2, 2], 0.5).unwrap();
+    let mut layers = stack(2);
+    let y = layers.forward(x.view()).unwrap();
+    let mut last = layers.zero_state(2).unwrap();
+    let right = std::mem::replace(&mut last.hidden[0], Tensor::zeros([1, 2, 4]).unwrap());
+    let refused = |layers: &mut Gru<f64>, last: &State<f64>| {
+        assert!(matches!(layers.backward_from(y.view(), Some(last)), Err(Error::Shape { .. })));
+        layers.visit(&mut |_, parameter| assert!(parameter.gradient().iter().all(|&d| d == 0.0)));
+    };
+    refused(&mut layers, &last);
+    last.hidden[0] = right;
+    last.cell.push(Tensor::zeros([1, 2, 3]).unwrap());
+    refused(&mut layers, &last);
+    last.cell.clear();
+    assert!(layers.backward_from(y.view(), Some(&last)).is_ok());
+    layers.zero_gradients();
+    refused(&mut layers, &stack(1).zero_state(2).unwrap());
+    refused(&mut layers, &stack(3).zero_state(2).unwrap());
+
+    for other in [1, 3] {
+        let state = stack(other).zero_state(2).unwrap();
+        assert!(matches!(layers.forward_from(x.view(), Some(&state), None), Err(Error::Shape { .. })));
+        assert!(matches!(layers.infer_from(x.view(), Some(&state), None), Err(Error::Shape { .. })));
+    }
+    let lstm = Lstm::<f64>::stacked(rnn::Lstm::new(), sizes(2), &mut Rng::seed(1)).unwrap();
+    let mut state = lstm.zero_state(2).unwrap();
+    state.cell.push(Tensor::zeros([1, 2, 3]).unwrap());
+    let (packed, step) = (lstm.pack().unwrap(), x.view().select(0, 0).unwrap());
+    assert!(matches!(lstm.step(&packed, step, &mut state), Err(Error::Shape { .. })));
+    assert!(matches!(lstm.infer_from(x.view(), Some(&state), None), Err(Error::Shape { .. })));
+
+    let mut identity = stack(0);
+    assert_eq!(identity.forward(x.view()).unwrap(), x);
+    assert!(matches!(identity.backward(y.view()), Err(Error::Shape { .. })));
+    assert_eq!(identity.backward(x.view()).unwrap(), x);
+}
