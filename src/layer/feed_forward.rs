@@ -142,7 +142,11 @@ impl<T: Element> Parameters<T> for FeedForward<T> {
 }
 
 impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
+    /// An input of another width changes nothing. Where a part fails, for lack of memory, those before it have kept the new
+    /// input: [`backward`](Layer::backward) is then refused until `forward` has succeeded.
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        let ([batch, length, _], [width, _]) = (x.shape(), self.up.weight().view::<2>()?.shape());
+        expect("FeedForward::forward", "x", &x.shape(), &[batch, length, width])?;
         let x2 = rows(x)?;
         // From here on the parts may keep what belongs to this call: without the sums there is no way back.
         self.sums = Saved::NONE;

@@ -108,3 +108,16 @@ fn stacks_check_states_before_anything_is_written() {
     assert!(matches!(identity.backward(y.view()), Err(Error::Shape { .. })));
     assert_eq!(identity.backward(x.view()).unwrap(), x);
 }
+
+#[test]
+fn a_feed_forward_layer_keeps_what_it_kept_when_a_width_is_refused() {
+    use tilewise::activation::Activation;
+    use tilewise::layer::{FeedForward, Layer};
+    let mut rng = Rng::seed(1);
+    let mut layer = FeedForward::<f64>::gated(4, 6, Activation::Silu, &mut rng).unwrap();
+    let y = layer.forward(Tensor::full([1, 2, 4], 0.5).unwrap().view()).unwrap();
+    let expected = layer.backward(y.view()).unwrap();
+    let error = layer.forward(Tensor::full([1, 2, 5], 0.5).unwrap().view()).unwrap_err().to_string();
+    assert_eq!(error, "FeedForward::forward: x has shape [1, 2, 5], expected [1, 2, 4]");
+    assert_eq!(layer.backward(y.view()).unwrap(), expected);
+}
