@@ -93,6 +93,16 @@ impl<T: Element> KvCache<T> {
         Ok(())
     }
 
+    /// What `f` gives; where that is an error, what it appended is forgotten.
+    pub(crate) fn attempt<R>(&mut self, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let before = self.len;
+        let result = f(self);
+        if result.is_err() {
+            self.len = before;
+        }
+        result
+    }
+
     /// The keys, `[batch, kv_heads, len, dim]`.
     ///
     /// # Errors

@@ -360,7 +360,7 @@ impl<T: Element> MultiHeadAttention<T> {
     ///
     /// # Errors
     /// [`Error::Shape`] where shapes do not fit, [`Error::Argument`] where the cache has no room or the rotary encoding no
-    /// position; nothing is appended then.
+    /// position, [`Error::Alloc`] where there is no memory; the cache then holds what it held.
     pub fn decode(&self, x: TensorView<'_, T, 3>, cache: &mut KvCache<T>) -> Result<Tensor<T, 3>> {
         let (op, shape) = ("MultiHeadAttention::decode", x.shape());
         self.check(op, "x", shape)?;
@@ -374,9 +374,11 @@ impl<T: Element> MultiHeadAttention<T> {
             rotary.apply(k, cache.len())?;
         }
         let [q, k, v] = parts.split(&projected, None)?;
-        cache.append(k, v)?;
-        let attended = Attention::new().causal(Align::End).forward(q, cache.keys()?, cache.values()?)?;
-        self.output(&attended, shape)
+        cache.attempt(|cache| {
+            cache.append(k, v)?;
+            let attended = Attention::new().causal(Align::End).forward(q, cache.keys()?, cache.values()?)?;
+            self.output(&attended, shape)
+        })
     }
 
     /// Gradients for `x` and, after [`forward_cross`](Self::forward_cross), for the context, from that for the output.

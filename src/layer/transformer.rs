@@ -120,9 +120,10 @@ impl<T: Element> TransformerBlock<T> {
     /// # Errors
     /// As [`MultiHeadAttention::decode`].
     pub fn decode(&self, x: TensorView<'_, T, 3>, cache: &mut KvCache<T>) -> Result<Tensor<T, 3>> {
-        let attend = |x: TensorView<'_, T, 3>| self.attention.decode(x, cache);
-        let x = self.part(0, x, attend)?;
-        self.part(1, x.view(), |x| self.feed_forward.infer(x))
+        cache.attempt(|cache| {
+            let x = self.part(0, x, |x| self.attention.decode(x, cache))?;
+            self.part(1, x.view(), |x| self.feed_forward.infer(x))
+        })
     }
 
     /// The weights of attention for `x`, as [`MultiHeadAttention::weights`] has them.

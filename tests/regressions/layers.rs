@@ -121,3 +121,33 @@ fn a_feed_forward_layer_keeps_what_it_kept_when_a_width_is_refused() {
     assert_eq!(error, "FeedForward::forward: x has shape [1, 2, 5], expected [1, 2, 4]");
     assert_eq!(layer.backward(y.view()).unwrap(), expected);
 }
+
+/// What came after the keys and values were appended could fail, and they stayed.
+#[test]
+fn a_step_that_fails_is_not_in_the_cache() {
+    use tilewise::activation::Activation;
+    use tilewise::layer::{FeedForward, Layer, LayerNorm, MultiHeadAttention, NormOrder, TransformerBlock};
+    use tilewise::layer::{Parameter, Parameters};
+    let mut rng = Rng::seed(1);
+    let step = Tensor::<f32, 3>::full([1, 1, 8], 0.5).unwrap();
+    let mut attention = MultiHeadAttention::<f32>::new(8, 2, &mut rng).unwrap();
+    let mut cache = attention.cache(1, 4).unwrap();
+    attention.decode(step.view(), &mut cache).unwrap();
+    attention.visit_mut(&mut |name, parameter| {
+        if name == "out_proj.bias" {
+            *parameter = Parameter::new(Tensor::<f32, 1>::zeros([7]).unwrap()).unwrap();
+        }
+    });
+    assert!(attention.decode(step.view(), &mut cache).is_err());
+    assert_eq!(cache.len(), 1);
+
+    let norms = || -> [Box<dyn Layer<f32, 3, 3> + Send + Sync>; 2] {
+        [8, 4].map(|width| Box::new(LayerNorm::new(width).unwrap()) as _)
+    };
+    let attention = MultiHeadAttention::<f32>::new(8, 2, &mut rng).unwrap();
+    let narrow = FeedForward::<f32>::new(4, 6, Activation::Relu, &mut rng).unwrap();
+    let block = TransformerBlock::from_parts(attention, narrow, norms(), NormOrder::Pre);
+    let mut cache = block.cache(1, 4).unwrap();
+    assert!(block.decode(step.view(), &mut cache).is_err());
+    assert!(cache.is_empty());
+}
