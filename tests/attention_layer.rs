@@ -316,6 +316,26 @@ fn dropout_takes_weights_in_training_alone() {
 }
 
 #[test]
+fn weights_are_those_that_attention_has() {
+    let n = 9;
+    // The rows of V, and the output's projection, are unit matrices.
+    let unit = Tensor::from_fn([n, n], |[i, j]| if i == j { 1.0 } else { 0.0 }).unwrap();
+    let x = unit.view().reshape([1, n, n]).unwrap();
+    let some = wave([n, n], 0.7);
+    for causal in [false, true] {
+        let projections = [some.view(), some.view().transpose(), unit.view()];
+        let unit = unit.view().to_tensor().unwrap();
+        let mut layer = MultiHeadAttention::from_projections([1, 1], projections, unit).unwrap();
+        if causal {
+            layer = layer.causal(Align::Start);
+        }
+        let weights = layer.weights(x).unwrap().reshape([1, n, n]).unwrap();
+        assert!(weights.view().all_close(layer.infer(x).unwrap().view(), 1e-12, 1e-12));
+        assert_eq!(weights.as_slice()[1] == 0.0, causal);
+    }
+}
+
+#[test]
 fn gradients_under_dropout_are_central_differences() {
     let x = wave([2, 4, 8], 0.1);
     let r = wave([2, 4, 8], 0.9);

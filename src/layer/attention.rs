@@ -3,7 +3,7 @@
 use super::describe::debug;
 use super::feed_forward::rows;
 use super::{Init, Layer, Parameter, Parameters, Rotary, not_called};
-use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCache};
+use crate::attention::{Align, Attended, Attention, AttentionGradientsMut, KvCache, Stage};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result, expect};
 use crate::linear::{Dense, DenseGradientsMut};
@@ -129,15 +129,12 @@ impl<T: Element> MultiHeadAttention<T> {
             return Err(Error::argument(op, "rows of in_weight", rows, "a multiple of heads + 2 · kv_heads"));
         }
         let head_dim = rows / all;
-        let check = |arg, found: &[usize], expected: &[usize]| {
-            if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
-        };
-        check("out_weight", &out_weight.shape(), &[width, heads * head_dim])?;
+        expect(op, "out_weight", &out_weight.shape(), &[width, heads * head_dim])?;
         if let Some(bias) = &in_bias {
-            check("in_bias", &bias.shape(), &[rows])?;
+            expect(op, "in_bias", &bias.shape(), &[rows])?;
         }
         if let Some(bias) = &out_bias {
-            check("out_bias", &bias.shape(), &[width])?;
+            expect(op, "out_bias", &bias.shape(), &[width])?;
         }
         Ok(Self {
             heads,
@@ -168,9 +165,7 @@ impl<T: Element> MultiHeadAttention<T> {
         let [q_rows, width] = query.shape();
         let kv_rows = key.shape()[0];
         for (arg, view) in [("key", key), ("value", value)] {
-            if view.shape() != [kv_rows, width] {
-                return Err(Error::shape(op, arg, &view.shape(), &[kv_rows, width]));
-            }
+            expect(op, arg, &view.shape(), &[kv_rows, width])?;
         }
         let mut all = Tensor::zeros([q_rows.saturating_add(kv_rows.saturating_mul(2)), width])?;
         for (first, view) in [(0, query), (q_rows, key), (q_rows + kv_rows, value)] {
@@ -345,14 +340,9 @@ impl<T: Element> MultiHeadAttention<T> {
     /// # Errors
     /// As [`Layer::forward`].
     pub fn weights(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 4>> {
-        let [batch, length, _] = x.shape();
         let inputs = self.inputs("MultiHeadAttention::weights", x, None)?;
         let [q, k, _] = self.heads(&inputs)?;
-        // Weights times the unit matrix are the weights.
-        let unit =
-            Tensor::from_fn([1, 1, length, length], |[.., i, j]| if i == j { T::ONE } else { T::ZERO })?;
-        let unit = unit.view().broadcast([batch, self.kv_heads, length, length])?;
-        self.options(None).forward(q, k, unit)
+        self.options(None).scores(q, k, Stage::Weights)
     }
 
     /// The next positions `[batch, n, width]`, which follow those in the cache and are appended to it; each attends to all

@@ -81,16 +81,11 @@ impl<T: Element> FeedForward<T> {
         down: Linear<T>,
     ) -> Result<Self> {
         let [width, hidden]: [usize; 2] = up.weight().view()?.shape();
-        let check = |arg, layer: &Linear<T>, expected: [usize; 2]| {
-            let found = layer.weight().shape();
-            if found == expected {
-                Ok(())
-            } else {
-                Err(Error::shape("FeedForward::from_parts", arg, found, &expected))
-            }
-        };
-        gate.as_ref().map_or(Ok(()), |gate| check("weight of gate", gate, [width, hidden]))?;
-        check("weight of down", &down, [hidden, width])?;
+        let op = "FeedForward::from_parts";
+        if let Some(gate) = &gate {
+            expect(op, "weight of gate", gate.weight().shape(), &[width, hidden])?;
+        }
+        expect(op, "weight of down", down.weight().shape(), &[hidden, width])?;
         let (sums, gates) = (Saved::NONE, Saved::NONE);
         Ok(Self { up, gate, down, activation, dropout: None, sums, gates, shape: [0; 3] })
     }

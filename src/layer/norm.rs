@@ -3,7 +3,7 @@
 use super::describe::debug;
 use super::{Layer, Parameter, Parameters, Saved};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::norm::{
     BatchNormalization, BatchStatistics, GroupNormalization, InstanceNormalization, LayerNormalization,
     NormGradientsMut, RmsGradientsMut, RmsNormalization, check_momentum,
@@ -79,10 +79,7 @@ fn check_dy<T, const N: usize>(
     x: TensorView<'_, T, N>,
     dy: TensorView<'_, T, N>,
 ) -> Result<()> {
-    if dy.shape() == x.shape() {
-        return Ok(());
-    }
-    Err(Error::shape(op, "dy", &dy.shape(), &x.shape()))
+    expect(op, "dy", &dy.shape(), &x.shape())
 }
 
 macro_rules! accessors {

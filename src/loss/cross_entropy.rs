@@ -243,13 +243,12 @@ impl CrossEntropy {
             return Ok(self.reduction.apply(0.0, rows));
         }
         let [_, classes] = logits.shape();
-        let smooth = if classes == 0 { 0.0 } else { self.label_smoothing / classes as f64 };
         let pass = Pass {
             ignore: self.ignore_index,
             keep: 1.0 - self.label_smoothing,
-            smooth,
+            smooth: self.label_smoothing / classes as f64,
             factor: self.reduction.factor(rows),
-            leaf: (LEAF / classes.max(1)).max(1),
+            leaf: (LEAF / classes).max(1),
             parallel: parallel::tasks(logits.len(), LEAF) > 1,
             log_probabilities: self.log_probabilities,
         };

@@ -1,9 +1,9 @@
 //! The dual form.
 
 use super::sweep::TrainDual;
-use super::{Outcome, Perceptron, Rule, check_labels, check_shape};
+use super::{Outcome, Perceptron, Rule, check_labels};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Result, expect};
 use crate::gemm;
 use crate::machine;
 use crate::tensor::{Tensor, TensorView};
@@ -104,7 +104,7 @@ impl<T: Element> DualPerceptron<T> {
     pub fn to_primal(&self, x: TensorView<'_, T, 2>) -> Result<Perceptron<T>> {
         let [_, features] = x.shape();
         let samples = self.alpha.len();
-        check_shape("DualPerceptron::to_primal", "x", &x.shape(), &[samples, features])?;
+        expect("DualPerceptron::to_primal", "x", &x.shape(), &[samples, features])?;
         let mut signed = self.alpha.view().to_tensor()?.reshape([1, samples])?;
         let factors = signed.as_mut_slice().iter_mut().zip(&self.labels);
         factors.filter(|&(_, &label)| label < 0).for_each(|(factor, _)| *factor = -*factor);

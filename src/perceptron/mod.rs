@@ -32,7 +32,7 @@ pub use primal::Perceptron;
 pub(crate) use sweep::Sweeps;
 
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 /// How perceptrons learn: plain data.
@@ -100,12 +100,8 @@ fn sign<T: Element>(score: T) -> i8 {
     if score >= T::ZERO { 1 } else { -1 }
 }
 
-fn check_shape(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
-}
-
 fn check_labels(op: &'static str, labels: &[i8], samples: usize) -> Result<()> {
-    check_shape(op, "labels", &[labels.len()], &[samples])?;
+    expect(op, "labels", &[labels.len()], &[samples])?;
     let wrong = labels.iter().enumerate().find(|&(_, &label)| label != 1 && label != -1);
     wrong.map_or(Ok(()), |(row, label)| {
         Err(Error::argument(op, "labels", format!("{label} in row {row}"), "1 or -1"))

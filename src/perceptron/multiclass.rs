@@ -1,9 +1,9 @@
 //! Many classes: one perceptron for each, against the rest.
 
 use super::sweep::{Labels, Learner, Train};
-use super::{Outcome, Rule, check_shape, with_rows};
+use super::{Outcome, Rule, with_rows};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::linear::Dense;
 use crate::machine::{self, Isa};
 use crate::parallel;
@@ -65,8 +65,8 @@ impl<T: Element> OneVsRest<T> {
     ) -> Result<Vec<Outcome>> {
         let op = "OneVsRest::fit";
         let ([samples, _], [count, features]) = (x.shape(), self.weights.shape());
-        check_shape(op, "x", &x.shape(), &[samples, features])?;
-        check_shape(op, "classes", &[classes.len()], &[samples])?;
+        expect(op, "x", &x.shape(), &[samples, features])?;
+        expect(op, "classes", &[classes.len()], &[samples])?;
         if let Some((row, class)) = classes.iter().enumerate().find(|&(_, &class)| class >= count) {
             let value = format!("class {class} in row {row}");
             return Err(Error::argument(op, "classes", value, "a class of the model"));
@@ -102,7 +102,7 @@ impl<T: Element> OneVsRest<T> {
 
     fn scores_for(&self, op: &'static str, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
         let [samples, _] = x.shape();
-        check_shape(op, "x", &x.shape(), &[samples, self.weights.shape()[1]])?;
+        expect(op, "x", &x.shape(), &[samples, self.weights.shape()[1]])?;
         Dense::new().forward(x, self.weights.view().transpose(), Some(self.bias.view()))
     }
 

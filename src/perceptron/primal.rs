@@ -1,9 +1,9 @@
 //! The primal form.
 
 use super::sweep::{Labels, Learner, Scores, Train};
-use super::{Outcome, Rule, check_labels, check_shape, sign, with_rows};
+use super::{Outcome, Rule, check_labels, sign, with_rows};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Result, expect};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::tensor::{Tensor, TensorView};
@@ -75,7 +75,7 @@ impl<T: Element> Perceptron<T> {
     ) -> Result<Outcome> {
         let op = "Perceptron::fit";
         let [samples, _] = x.shape();
-        check_shape(op, "x", &x.shape(), &[samples, self.weights.len()])?;
+        expect(op, "x", &x.shape(), &[samples, self.weights.len()])?;
         check_labels(op, labels, samples)?;
         rule.check(op)?;
         let isa = machine::isa()?;
@@ -104,7 +104,7 @@ impl<T: Element> Perceptron<T> {
 
     fn scores_for(&self, op: &'static str, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 1>> {
         let [samples, _] = x.shape();
-        check_shape(op, "x", &x.shape(), &[samples, self.weights.len()])?;
+        expect(op, "x", &x.shape(), &[samples, self.weights.len()])?;
         let isa = machine::isa()?;
         let mut scores = Tensor::zeros([samples])?;
         let mut copy = None;
@@ -154,7 +154,7 @@ impl<T: Element> Perceptron<T> {
     /// ```
     pub fn distance(&self, point: TensorView<'_, T, 1>) -> Result<T> {
         let op = "Perceptron::distance";
-        check_shape(op, "point", &point.shape(), &self.weights.shape())?;
+        expect(op, "point", &point.shape(), &self.weights.shape())?;
         let score = self.scores_for(op, point.insert_axis(0)?)?.get([0]).copied().unwrap_or(T::NAN);
         Ok(score / self.norm())
     }
