@@ -1,7 +1,8 @@
 //! Random numbers for initial weights and for the order of samples: xoshiro256++, seeded by SplitMix64.
 //!
 //! One seed gives one sequence, on every machine and for any number of threads; a changed sequence would be a
-//! breaking change. Not for secrets.
+//! breaking change. Only the last bits of [`Rng::normal`] are the platform's, whose logarithm, sine and cosine it takes. Not
+//! for secrets.
 //!
 //! Sources: David Blackman and Sebastiano Vigna, "Scrambled linear pseudorandom number generators", ACM TOMS
 //! 47 (2021), with the public-domain `xoshiro256plusplus.c`; Guy Steele, Doug Lea and Christine Flood, "Fast
@@ -73,7 +74,8 @@ impl Rng {
         T::from_f64(low + (high - low) * self.unit())
     }
 
-    /// Normal with this mean and standard deviation, by the transform of Box and Muller.
+    /// Normal with this mean and standard deviation, by the transform of Box and Muller. Its last bits may differ from
+    /// platform to platform.
     pub fn normal<T: Element>(&mut self, mean: T, deviation: T) -> T {
         let standard = self.spare.take().unwrap_or_else(|| {
             // 1 − u is in 0 < x ≤ 1, whose logarithm is finite.

@@ -29,7 +29,8 @@
 //!
 //! Results are within a few ulp also in the tails, where the textbook's form of a formula overflows or cancels
 //! (a tail that falls like e^(−x²/2) as near as x itself is known: (4 + 2x²)·ε). At ±∞ they are the limits:
-//! GELU, SiLU, swish, mish and hard swish of −∞ are ±0. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too;
+//! GELU, SiLU, swish, mish and hard swish of −∞ are ±0; but with a parameter that multiplies x and is 0, as a slope may be,
+//! they are 0·∞, NaN. NaN gives NaN, for [`Relu`](Activation::Relu) and `Clip` too;
 //! their derivative at NaN is 1.
 //!
 //! Sources: Clevert et al. 2015 (ELU), Hendrycks and Gimpel 2016 (GELU and its tanh form), Elfwing et al. 2017
@@ -110,7 +111,7 @@ pub enum Activation {
     Silu,
     /// x·σ(βx).
     Swish {
-        /// The steepness: 0 gives x/2, ∞ max(x, 0).
+        /// The steepness, finite: 0 gives x/2, and what is large nearly max(x, 0).
         beta: f64,
     },
     /// x·tanh ln(1 + eˣ).

@@ -56,6 +56,17 @@ impl<T: Element> KvCache<T> {
     ///
     /// # Errors
     /// [`Error::Argument`] where it holds fewer.
+    ///
+    /// ```
+    /// use tilewise::{Tensor, attention::KvCache};
+    /// let mut cache = KvCache::<f32>::new([1, 1], 8, [4, 4])?;
+    /// let steps = Tensor::full([1, 1, 3, 4], 0.5)?;
+    /// cache.append(steps.view(), steps.view())?;
+    /// cache.truncate(1)?; // what was only tried
+    /// assert_eq!(cache.keys()?.shape(), [1, 1, 1, 4]);
+    /// assert!(cache.truncate(2).is_err());
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         if len > self.len {
             return Err(Error::argument(

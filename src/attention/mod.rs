@@ -37,7 +37,7 @@
 //!
 //! | call | path |
 //! | --- | --- |
-//! | forward, at most 8 queries for each head of keys, rows of keys and values contiguous and whole vectors | decode: pieces of keys in parallel, each key and value read once |
+//! | forward, at most 8 queries for each head of keys, rows of keys and values contiguous and whole vectors, neither `linear` nor `dropout` | decode: pieces of keys in parallel, each key and value read once |
 //! | forward otherwise | panels of queries over blocks of keys, the softmax corrected from block to block |
 //! | backward | blocks of keys over blocks of queries, scores computed again; panel by panel where positions hide part of a block |
 //!

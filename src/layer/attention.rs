@@ -156,6 +156,18 @@ impl<T: Element> MultiHeadAttention<T> {
     ///
     /// # Errors
     /// As [`from_parts`](Self::from_parts).
+    ///
+    /// ```
+    /// use tilewise::layer::{Layer, MultiHeadAttention};
+    /// use tilewise::{Tensor, TensorView};
+    /// let unit = [1.0, 0.0, 0.0, 1.0];
+    /// let unit = TensorView::from_slice(&unit, [2, 2])?;
+    /// let layer = MultiHeadAttention::<f64>::from_projections([1, 1], [unit; 3], unit.to_tensor()?)?;
+    /// // Each position finds two that are like itself.
+    /// let x = Tensor::full([1, 2, 2], 3.0)?;
+    /// assert_eq!(layer.infer(x.view())?, x);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn from_projections(
         heads: [usize; 2],
         [query, key, value]: [TensorView<'_, T, 2>; 3],
@@ -314,6 +326,17 @@ impl<T: Element> MultiHeadAttention<T> {
     ///
     /// # Errors
     /// As [`Layer::forward`].
+    ///
+    /// ```
+    /// use tilewise::{Tensor, layer::MultiHeadAttention, random::Rng};
+    /// let mut layer = MultiHeadAttention::<f64>::new(8, 2, &mut Rng::seed(1))?;
+    /// let (x, context) = (Tensor::full([1, 3, 8], 0.5)?, Tensor::full([1, 5, 8], 0.25)?);
+    /// let y = layer.forward_cross(x.view(), context.view())?;
+    /// assert_eq!(y, layer.infer_cross(x.view(), context.view())?);
+    /// let (dx, dcontext) = layer.backward_cross(y.view())?;
+    /// assert_eq!((dx.shape(), dcontext.map(|d| d.shape())), ([1, 3, 8], Some([1, 5, 8])));
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn forward_cross(
         &mut self,
         x: TensorView<'_, T, 3>,
@@ -339,6 +362,14 @@ impl<T: Element> MultiHeadAttention<T> {
     ///
     /// # Errors
     /// As [`Layer::forward`].
+    ///
+    /// ```
+    /// use tilewise::{Tensor, attention::Align, layer::MultiHeadAttention, random::Rng};
+    /// let layer = MultiHeadAttention::<f64>::new(4, 1, &mut Rng::seed(1))?.causal(Align::Start);
+    /// let weights = layer.weights(Tensor::full([1, 2, 4], 0.5)?.view())?;
+    /// assert_eq!(weights.as_slice(), [1.0, 0.0, 0.5, 0.5]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn weights(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 4>> {
         let inputs = self.inputs("MultiHeadAttention::weights", x, None)?;
         let [q, k, _] = self.heads(&inputs)?;
@@ -375,6 +406,16 @@ impl<T: Element> MultiHeadAttention<T> {
     ///
     /// # Errors
     /// As [`Layer::backward`].
+    ///
+    /// ```
+    /// use tilewise::layer::{Layer, MultiHeadAttention};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut layer = MultiHeadAttention::<f64>::new(8, 2, &mut Rng::seed(1))?;
+    /// let y = layer.forward(Tensor::full([1, 3, 8], 0.5)?.view())?;
+    /// let (dx, none) = layer.backward_cross(y.view())?;
+    /// assert!(dx == layer.backward(y.view())? && none.is_none());
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     pub fn backward_cross(
         &mut self,
         dy: TensorView<'_, T, 3>,

@@ -299,6 +299,22 @@ impl BatchNormalization {
     ///
     /// # Errors
     /// As [`backward_into`](Self::backward_into).
+    ///
+    /// ```
+    /// use tilewise::norm::{BatchNormalization, NormGradientsMut};
+    /// use tilewise::{Tensor, TensorView};
+    /// let x = TensorView::from_slice(&[1.0, 3.0], [2, 1])?;
+    /// let dy = TensorView::from_slice(&[0.5, 0.25], [2, 1])?;
+    /// let (mean, variance) = (Tensor::full([1], 2.0)?, Tensor::full([1], 4.0)?);
+    /// let (mut dx, mut dscale) = (Tensor::zeros([2, 1])?, Tensor::zeros([1])?);
+    /// let gradients =
+    ///     NormGradientsMut { input: Some(dx.view_mut()), scale: Some(dscale.view_mut()), shift: None };
+    /// let batch_norm = BatchNormalization::new().epsilon(0.0);
+    /// batch_norm.backward_inference_into(x, mean.view(), variance.view(), None, dy, 0.0, gradients)?;
+    /// assert_eq!(dx.as_slice(), [0.25, 0.125]); // dy over the deviation, which is 2
+    /// assert_eq!(dscale.as_slice(), [-0.125]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
     #[allow(clippy::too_many_arguments, reason = "what went in, what is known and what is wanted")]
     pub fn backward_inference_into<T: Element, const N: usize>(
         self,

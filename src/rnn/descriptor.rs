@@ -421,7 +421,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
     /// [`forward`](Self::forward) into the caller's memory, whose old contents are not read.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); nothing is written then.
+    /// As [`forward`](Self::forward). Nothing is written then, unless memory ran out in the middle.
     fn forward_into<'s, 'w, T: Element>(
         &self,
         sequence: impl Into<Sequence<'s, T>>,
@@ -530,7 +530,7 @@ pub trait Recurrent: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'st
     /// The gradients asked for, each added to `beta` times what its output held: beta 0 overwrites, 1 accumulates.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); nothing is written then.
+    /// As [`backward`](Self::backward). Nothing is written then, unless memory ran out in the middle.
     #[allow(clippy::too_many_arguments, reason = "all that went in and came out")]
     fn backward_into<'s, 'g, T: Element>(
         &self,
