@@ -404,10 +404,10 @@ FUNCTIONS = dict(
 )
 
 
-def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=None, reverse=False, coupled=False,
+def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=None, reverse=False, both=False, coupled=False,
             activations=None, alphas=(), betas=(), activation_clip=None, before=True):
-    """One layer, step by step, of what PyTorch does not have; reverse reads each sequence from its end. α and β are taken
-    by the activations that have one, in order."""
+    """One layer, step by step, of what PyTorch does not have; reverse reads each sequence from its end, both reads it both ways,
+    with activations of the way back after the others. α and β are taken by the activations that have one, in order."""
     time, batch, gates = 5, 3, dict(lstm=4, gru=3, elman=1)[kind]
     left = [iter(alphas), iter(betas)]
 
@@ -418,40 +418,57 @@ def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=N
         return lambda x: FUNCTIONS[which](within(x), a, b)
 
     usual = dict(lstm=["Sigmoid", "Tanh", "Tanh"], gru=["Sigmoid", "Tanh"], elman=["Tanh"])[kind]
-    functions = [function(which) for which in activations or usual]
+    functions = [function(which) for which in activations or usual * (1 + both)]
     if kind == "lstm" and not activations:
-        functions[2] = torch.tanh  # only what enters a gate is clipped
-    x, h0 = leaf(random(time, batch, inputs)), leaf(random(batch, hidden))
-    u, w = leaf(random(gates * hidden, inputs)), leaf(random(gates * hidden, hidden))
-    b, b2 = leaf(random(gates * hidden)), leaf(random(gates * hidden))
-    c0 = leaf(random(batch, hidden)) if kind == "lstm" else None
-    p = leaf(random(3 * hidden)) if peephole else None
-    h, c, outputs = h0, c0, [None] * time
+        functions[2::3] = [torch.tanh] * (1 + both)  # only what enters a gate is clipped
     valid = torch.tensor(lengths or [time] * batch)
-    for t in reversed(range(time)) if reverse else range(time):
-        on = (t < valid).view(-1, 1)
-        if kind == "lstm":
-            i, f, g, o = (x[t] @ u.T + b + h @ w.T + b2).split(hidden, 1)
-            pi, pf, po = p.split(hidden) if peephole else (0, 0, 0)
-            gate, candidate, output = functions
-            i = gate(i + pi * c)
-            new_c = (1 - i if coupled else gate(f + pf * c)) * c + i * candidate(g)
-            new_c = new_c.clamp(-clip, clip) if clip else new_c
-            new_h = gate(o + po * new_c) * output(new_c)
-            c = torch.where(on, new_c, c)
-        elif kind == "elman":
-            new_h = functions[0](x[t] @ u.T + b + h @ w.T + b2)
-        else:
-            parts = zip((x[t] @ u.T + b).split(hidden, 1), w.split(hidden), b2.split(hidden))
-            (r, wr, br), (z, wz, bz), (n, wn, bn) = parts
-            gate, candidate = functions
-            r, z = gate(r + h @ wr.T + br), gate(z + h @ wz.T + bz)
-            # The reset before the product, or after it.
-            n = candidate(n + (r * h) @ wn.T + bn if before else n + r * (h @ wn.T + bn))
-            new_h = (1 - z) * n + z * h
-        h = torch.where(on, new_h, h)
-        outputs[t] = torch.where(on, new_h, 0)
-    options = dict(layers=1, directions=1, reverse=int(reverse))
+
+    def read(x, backwards, functions, h, c, u, w, b, b2, p):
+        outputs = [None] * time
+        for t in reversed(range(time)) if backwards else range(time):
+            on = (t < valid).view(-1, 1)
+            if kind == "lstm":
+                i, f, g, o = (x[t] @ u.T + b + h @ w.T + b2).split(hidden, 1)
+                pi, pf, po = p.split(hidden) if peephole else (0, 0, 0)
+                gate, candidate, output = functions
+                i = gate(i + pi * c)
+                new_c = (1 - i if coupled else gate(f + pf * c)) * c + i * candidate(g)
+                new_c = new_c.clamp(-clip, clip) if clip else new_c
+                new_h = gate(o + po * new_c) * output(new_c)
+                c = torch.where(on, new_c, c)
+            elif kind == "elman":
+                new_h = functions[0](x[t] @ u.T + b + h @ w.T + b2)
+            else:
+                parts = zip((x[t] @ u.T + b).split(hidden, 1), w.split(hidden), b2.split(hidden))
+                (r, wr, br), (z, wz, bz), (n, wn, bn) = parts
+                gate, candidate = functions
+                r, z = gate(r + h @ wr.T + br), gate(z + h @ wz.T + bz)
+                # The reset before the product, or after it.
+                n = candidate(n + (r * h) @ wn.T + bn if before else n + r * (h @ wn.T + bn))
+                new_h = (1 - z) * n + z * h
+            h = torch.where(on, new_h, h)
+            outputs[t] = torch.where(on, new_h, 0)
+        return torch.stack(outputs), h, c
+
+    state = [2, batch, hidden] if both else [batch, hidden]
+    x, h0, c0 = leaf(random(time, batch, inputs)), leaf(random(*state)), None
+    weights, ways = {}, []
+    for way in range(1 + both):
+        u, w = leaf(random(gates * hidden, inputs)), leaf(random(gates * hidden, hidden))
+        b, b2 = leaf(random(gates * hidden)), leaf(random(gates * hidden))
+        if kind == "lstm" and c0 is None:
+            c0 = leaf(random(*state))
+        p = leaf(random(3 * hidden)) if peephole else None
+        parameters = dict(weight_ih_l0=u, weight_hh_l0=w, bias_ih_l0=b, bias_hh_l0=b2, peephole=p)
+        weights |= {key + "_reverse" * way: value for key, value in parameters.items()}
+        h, c = [state[way] if both and state is not None else state for state in (h0, c0)]
+        share = len(functions) // (1 + both)
+        ways.append(read(x, reverse or way == 1, functions[way * share :][:share], h, c, *parameters.values()))
+    y, h, c = ways[0]
+    if both:
+        outputs, *ends = zip(*ways)
+        y, (h, c) = torch.cat(outputs, 2), [None if end[0] is None else torch.stack(end) for end in ends]
+    options = dict(layers=1, directions=1 + both, reverse=int(reverse))
     if kind == "gru":
         options["before"] = int(before)
     if coupled:
@@ -464,8 +481,7 @@ def by_hand(name, kind, hidden=4, inputs=3, peephole=False, clip=None, lengths=N
         options["clip"] = clip
     if lengths:
         options["lengths"] = sizes(lengths)
-    inputs = dict(x=x, weight_ih_l0=u, weight_hh_l0=w, bias_ih_l0=b, bias_hh_l0=b2, peephole=p, h0=h0, c0=c0)
-    case(f"{kind} {name}", kind, options, inputs, dict(y=torch.stack(outputs), h=h, c=c))
+    case(f"{kind} {name}", kind, options, dict(x=x, **weights, h0=h0, c0=c0), dict(y=y, h=h, c=c))
 
 
 for reverse in [False, True]:
@@ -490,6 +506,19 @@ by_hand("Softplus, coupled", "lstm", activations=["ScaledTanh", "Softplus", "Elu
 by_hand("clip of arguments", "lstm", activation_clip=0.5, peephole=True, reverse=True)
 for which, alphas, betas in [("Softsign", [], []), ("ThresholdedRelu", [0.25], []), ("Affine", [0.5], [0.125]), ("Sigmoid", [], [])]:
     by_hand(which, "elman", activations=[which], alphas=alphas, betas=betas, lengths=[4, 5, 2])
+by_hand("clip of arguments", "elman", activation_clip=0.5, lengths=[4, 5, 2])
+by_hand("clip of arguments, reverse", "elman", activations=["Elu"], alphas=[0.75], activation_clip=0.75, reverse=True)
+both = dict(both=True, lengths=[4, 2, 5])
+by_hand("both ways", "elman", activations=["LeakyRelu", "ScaledTanh"], alphas=[0.125, 1.25], betas=[0.5], **both)
+by_hand("both ways, clip of arguments", "elman", activations=["Affine", "Softsign"], alphas=[0.5], betas=[0.125], activation_clip=0.5,
+        **both)
+by_hand("both ways", "lstm", activations=["HardSigmoid", "Softsign", "Elu", "Sigmoid", "Affine", "ScaledTanh"],
+        alphas=[0.25, 0.5, 0.75, 1.5], betas=[0.375, 0.125, 0.625], peephole=True, **both)
+by_hand("both ways, clip of arguments", "lstm", activation_clip=0.5, clip=0.4, coupled=True, **both)
+for before in [False, True]:
+    name = "both ways, reset before" if before else "both ways, reset after"
+    by_hand(name, "gru", activations=["HardSigmoid", "Tanh", "Softsign", "Elu"], alphas=[0.25, 0.75], betas=[0.375], before=before, **both)
+by_hand("both ways, clip of arguments", "gru", activation_clip=0.5, before=False, **both)
 
 
 def main():

@@ -12,20 +12,28 @@ use super::vectors::{Case, each};
 
 #[test]
 fn recurrent_layers() {
-    each(&[("tanh", 9), ("relu", 9), ("elman", 4), ("lstm", 23), ("gru", 19)], |case| {
+    each(&[("tanh", 9), ("relu", 9), ("elman", 8), ("lstm", 25), ("gru", 22)], |case| {
         let direction = match (case.size("directions"), case.size("reverse")) {
             (2, _) => Direction::Bidirectional,
             (_, 1) => Direction::Reverse,
             _ => Direction::Forward,
         };
         match case.operation.as_str() {
-            "tanh" => run(case, Elman::new().direction(direction)),
-            "elman" => run(case, Elman::new().direction(direction).activation(activations(case).unwrap()[0])),
+            "tanh" | "elman" => {
+                let mut cell = Elman::new().direction(direction);
+                if let Some([[first], [last]]) = activations(case) {
+                    cell = cell.activation(first).reverse_activation(last);
+                }
+                if let Some(clip) = case.number("activation_clip") {
+                    cell = cell.activation_clip(clip);
+                }
+                run(case, cell);
+            }
             "relu" => run(case, Elman::new().nonlinearity(Nonlinearity::Relu).direction(direction)),
             "lstm" => {
                 let mut cell = Lstm::new().direction(direction).coupled(case.size("coupled") == 1);
-                if let Some(activations) = activations(case) {
-                    cell = cell.activations(activations.try_into().unwrap());
+                if let Some([first, last]) = activations(case) {
+                    cell = cell.activations(first).reverse_activations(last);
                 }
                 if let Some(clip) = case.number("activation_clip") {
                     cell = cell.activation_clip(clip);
@@ -39,8 +47,8 @@ fn recurrent_layers() {
             _ => {
                 let reset = if case.size("before") == 1 { Reset::Before } else { Reset::After };
                 let mut cell = Gru::new().direction(direction).reset(reset);
-                if let Some(activations) = activations(case) {
-                    cell = cell.activations(activations.try_into().unwrap());
+                if let Some([first, last]) = activations(case) {
+                    cell = cell.activations(first).reverse_activations(last);
                 }
                 if let Some(clip) = case.number("activation_clip") {
                     cell = cell.activation_clip(clip);
@@ -52,14 +60,16 @@ fn recurrent_layers() {
     });
 }
 
-/// Those that the case has in place of the usual ones.
-fn activations(case: &Case) -> Option<Vec<Activation>> {
+/// Those that the case has in place of the usual ones: of the first direction and of the last, which may be one.
+fn activations<const N: usize>(case: &Case) -> Option<[[Activation; N]; 2]> {
     let numbers = |option: &str| -> Vec<f64> {
         let text = case.text(option).unwrap_or("");
         text.split(',').filter(|x| !x.is_empty()).map(|x| x.parse().unwrap()).collect()
     };
     let (alphas, betas) = (numbers("alphas"), numbers("betas"));
-    case.text("activations").map(|names| onnx_activations(names.split(','), &alphas, &betas).unwrap())
+    let all = onnx_activations(case.text("activations")?.split(','), &alphas, &betas).unwrap();
+    assert_eq!(all.len(), N * case.size("directions"), "{}", case.name);
+    Some([*all.first_chunk().unwrap(), *all.last_chunk().unwrap()])
 }
 
 /// A state of all layers, `[layers · directions, batch, …]` or without the first axis, by layers.
@@ -84,7 +94,7 @@ fn run(case: &Case, cell: impl Recurrent) {
                 recurrent: case.view(&name("weight_hh")),
                 bias: case.maybe(&name("bias_ih")),
                 recurrent_bias: case.maybe(&name("bias_hh")),
-                peephole: case.maybe("peephole"),
+                peephole: case.maybe(&format!("peephole{suffix}")),
                 projection: case.maybe(&name("weight_hr")),
             }
         };

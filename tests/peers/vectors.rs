@@ -56,7 +56,7 @@ pub fn each(expected: &[(&str, usize)], run: impl Fn(&Case)) {
 /// How many cases there are of all operations.
 #[test]
 fn all_cases_are_there() {
-    assert_eq!(cases().len(), 198);
+    assert_eq!(cases().len(), 207);
 }
 
 impl Case {
