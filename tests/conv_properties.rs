@@ -3,6 +3,8 @@
 #[path = "conv_properties/algebra.rs"]
 mod algebra;
 mod common;
+#[path = "conv_properties/special.rs"]
+mod special;
 
 use common::geometry::Problem;
 use common::{bits, in_pools, quickcheck, wave, within};
@@ -413,67 +415,6 @@ fn any_number_of_threads_gives_the_same_bits() {
                 let what = w.shape();
                 assert!(results.iter().all(|result| *result == results[0]), "{what:?} {last} {algorithm:?}");
             }
-        }
-    }
-}
-
-/// 0 times an infinite weight is not a number, also in the padding; and what is not a number stays so.
-#[test]
-fn not_a_number_is_never_lost() {
-    let sizes = [
-        ([1, 3, 9, 9], [4, 3, 3, 3], 1),
-        ([2, 8, 14, 14], [8, 1, 3, 3], 8),
-        ([2, 24, 28, 28], [24, 1, 3, 3], 24),
-        ([1, 64, 28, 28], [32, 64, 3, 3], 1),
-    ];
-    let nchw = [0, 3, 1, 2];
-    let by_pixels = |conv: Convolution<2>, x: &Tensor<f32, 4>, w: &Tensor<f32, 4>| {
-        let [n, c, height, width] = conv.output_shape(x.shape(), w.shape()).unwrap();
-        let (x, mut y) = (nhwc(x), Tensor::full([n, height, width, c], 7.0).unwrap());
-        let x = x.view().permute(nchw).unwrap();
-        conv.forward_into(x, w.view(), None, y.view_mut().permute(nchw).unwrap()).unwrap();
-        y.view().permute(nchw).unwrap().to_tensor().unwrap()
-    };
-    for (x, w, groups) in sizes {
-        let (mut x, mut w) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>(w, 0.2));
-        for &isa in machine::supported() {
-            machine::with_isa(isa, || {
-                let conv = Convolution::<2>::new().padding([1, 1]).groups(groups);
-                let conv = conv.algorithm(Algorithm::ImplicitGemm);
-                for bad in [f32::INFINITY, f32::NAN] {
-                    // The first tap of the first output channel: the first row of outputs multiplies it with padding.
-                    w.as_mut_slice()[0] = bad;
-                    let planes = conv.forward(x.view(), w.view(), None).unwrap();
-                    for y in [planes, by_pixels(conv, &x, &w)] {
-                        let image = y.view().select::<3>(0, 0).unwrap();
-                        let first = image.select::<2>(0, 0).unwrap();
-                        let row = first.select::<1>(0, 0).unwrap();
-                        assert!(row.iter().all(|y| y.is_nan()), "{bad} {isa} {groups}");
-                        assert!(first.iter().all(|y| !y.is_finite()), "{bad} {isa} {groups}");
-                        assert!(image.slice(0, 1.., 1).unwrap().iter().all(|y| y.is_finite()));
-                    }
-                    w.as_mut_slice()[0] = 0.5;
-                }
-                x.as_mut_slice()[0] = f32::NAN;
-                let y = conv.forward(x.view(), w.view(), None).unwrap();
-                let seen = |[_, c, i, j]: [usize; 4]| i < 2 && j < 2 && (groups == 1 || c == 0);
-                Tensor::from_fn(y.shape(), |at| {
-                    let bad = at[0] == 0 && seen(at);
-                    assert_eq!(y.get(at).unwrap().is_nan(), bad, "{at:?} {isa} {groups}");
-                })
-                .unwrap();
-                // Winograd's tiles share it, and lose it as little.
-                for algorithm in [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4] {
-                    let y = conv.algorithm(algorithm).forward(x.view(), w.view(), None).unwrap();
-                    Tensor::from_fn(y.shape(), |at| {
-                        let must = at[0] == 0 && seen(at);
-                        assert!(!must || y.get(at).unwrap().is_nan(), "{at:?} {isa} {groups} {algorithm:?}");
-                    })
-                    .unwrap();
-                }
-                x.as_mut_slice()[0] = 0.5;
-            })
-            .unwrap();
         }
     }
 }
