@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use conformance::{FAMILIES, Stop, format, run, subject};
+use prost::Message;
 
 #[derive(Default)]
 struct Row {
@@ -179,4 +180,54 @@ fn the_table() {
     text += &format!("{:<26}{:>7}{skipped:>9}{:>7}\n", "all", sum(|row| row.passed), sum(Row::total));
     std::io::stderr().write_all(text.as_bytes()).expect("written");
     assert!(!table().is_empty(), "there are no tests");
+}
+
+/// The suite has no `float64` for these operators: a folder as another suite might have it, a product and an activation.
+#[test]
+fn double_precision_stays_double() {
+    let text = |text: &str| text.to_owned();
+    let node = |operator: &str, inputs: &[&str], output: &str| format::Node {
+        inputs: inputs.iter().map(|&name| text(name)).collect(),
+        outputs: vec![text(output)],
+        operator: text(operator),
+        attributes: Vec::new(),
+    };
+    let name = |name: &str| format::Name { name: text(name) };
+    let (a, b) = ([0.1, -0.7, 1.0 / 3.0, 0.9], [1.0 / 7.0, 0.3, -1.1, 0.6]);
+    let [[p, q], [r, s]] =
+        [[0, 1], [2, 3]].map(|[i, j]| [[0, 2], [1, 3]].map(|[k, l]| a[i] * b[k] + a[j] * b[l]));
+    let relu = [p, q, r, s].map(|x: f64| x.max(0.0));
+    assert!(relu.iter().any(|&x| x == 0.0) && relu.iter().any(|&x| x != f64::from(x as f32)));
+    let raw = |numbers: [f64; 4]| format::Tensor {
+        shape: vec![2, 2],
+        kind: 11,
+        raw: numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ..format::Tensor::default()
+    };
+    // Numbers are written in either way.
+    let typed = format::Tensor { name: text("b"), doubles: b.to_vec(), raw: Vec::new(), ..raw(b) };
+    let model = format::Model {
+        graph: Some(format::Graph {
+            nodes: vec![node("Gemm", &["a", "b"], "c"), node("Relu", &["c"], "y")],
+            initializers: vec![typed],
+            inputs: vec![name("a")],
+            outputs: vec![name("y")],
+        }),
+        operator_sets: vec![format::OperatorSet { domain: String::new(), version: 14 }],
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("node/test_double/test_data_set_0");
+    std::fs::create_dir_all(&data).expect("folders");
+    let files = [
+        ("../model.onnx", model.encode_to_vec()),
+        ("input_0.pb", raw(a).encode_to_vec()),
+        ("output_0.pb", raw(relu).encode_to_vec()),
+    ];
+    for (name, bytes) in files {
+        std::fs::write(data.join(name), bytes).expect("written");
+    }
+    let cases = format::cases(&format::read(folder.path()));
+    assert_eq!(cases.iter().map(subject).collect::<Vec<_>>(), [Some("Gemm")]);
+    let error = run(&cases[0]).expect("it passes");
+    assert!(error < 1e-15, "{error:e}: single precision has 3e-8");
 }

@@ -90,6 +90,8 @@ pub struct Tensor {
     pub name: String,
     #[prost(bytes = "vec", tag = "9")]
     pub raw: Vec<u8>,
+    #[prost(double, repeated, tag = "10")]
+    pub doubles: Vec<f64>,
 }
 
 /// One test of the suite.
