@@ -61,7 +61,7 @@ fn piece<T: Element>(
         let dx = dx.view_mut().select::<4>(0, image)?;
         // [depth, height, width, lanes]
         let order = [1, 2, 3, 0];
-        let (dy, indices, mut dx) = if last {
+        let (dy, indices, dx) = if last {
             (dy.permute(order)?, indices.permute(order)?, dx.permute(order)?)
         } else {
             let dx = dx.select::<3>(0, channel)?.insert_axis(3)?;
@@ -69,10 +69,11 @@ fn piece<T: Element>(
             (dy, indices.select::<3>(0, channel)?.insert_axis(3)?, dx)
         };
         let lanes = dx.shape()[3];
-        let Ok(mut flat) = dx.view_mut().reshape([pixels, lanes]) else {
+        if !dx.layout().is_viewable_as([pixels, lanes]) {
             one_by_one(dy, indices, dx);
             continue;
-        };
+        }
+        let mut flat = dx.reshape([pixels, lanes])?;
         let [depth, height, ..] = dy.shape();
         for row in 0..depth * height {
             let at = [row / height, row % height];

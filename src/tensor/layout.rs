@@ -271,8 +271,27 @@ impl<const N: usize> Layout<N> {
         if self.is_contiguous() {
             return Ok(target);
         }
-        // Not empty from here on. Walk both shapes from the innermost axis; whenever the products of the
-        // sizes passed agree, the old axes in between must be one run of equal steps.
+        let Some(strides) = self.strides_of(shape) else {
+            return Err(Error::NotViewable {
+                op: "reshape",
+                found: Dims::new(&self.shape),
+                strides: Strides::new(&self.strides),
+                expected: Dims::new(&shape),
+            });
+        };
+        Layout::checked("reshape", shape, strides)
+    }
+
+    /// Whether [`reshape`](Self::reshape) finds strides for a shape of as many elements: unlike its error, the answer takes no
+    /// memory.
+    pub(crate) fn is_viewable_as<const M: usize>(&self, shape: [usize; M]) -> bool {
+        self.is_contiguous() || self.strides_of(shape).is_some()
+    }
+
+    /// Strides of a layout that is not contiguous, and so not empty, under another shape of as many elements.
+    fn strides_of<const M: usize>(&self, shape: [usize; M]) -> Option<[isize; M]> {
+        // Walk both shapes from the innermost axis; whenever the products of the sizes passed agree, the old axes in
+        // between must be one run of equal steps.
         let mut strides = [0; M];
         let (mut old, mut new) = (N, M);
         while new > 0 {
@@ -294,14 +313,7 @@ impl<const N: usize> Layout<N> {
                         Some((step, count)) if step.checked_mul(count as isize) == Some(stride) => {
                             Some((step, count * n))
                         }
-                        Some(_) => {
-                            return Err(Error::NotViewable {
-                                op: "reshape",
-                                found: Dims::new(&self.shape),
-                                strides: Strides::new(&self.strides),
-                                expected: Dims::new(&shape),
-                            });
-                        }
+                        Some(_) => return None,
                     };
                 }
                 old_len *= n;
@@ -312,7 +324,7 @@ impl<const N: usize> Layout<N> {
                 step = step.wrapping_mul(shape[axis] as isize);
             }
         }
-        Layout::checked("reshape", shape, strides)
+        Some(strides)
     }
 
     /// This layout without one axis, whose index is fixed. `M` must be `N − 1`.
@@ -414,6 +426,9 @@ mod tests {
         assert_eq!(layout.reshape([2, 2, 3, 2]).unwrap().strides(), [24, 12, 4, 2]);
         let padded = Layout::new([4, 6], [8, 1]).unwrap();
         assert!(matches!(padded.reshape([24]), Err(Error::NotViewable { .. })));
+        assert!(
+            layout.is_viewable_as([24]) && !padded.is_viewable_as([24]) && padded.is_viewable_as([2, 2, 6])
+        );
         assert_eq!(padded.reshape([2, 2, 1, 6]).unwrap().strides()[..2], [16, 8]);
         assert_eq!(padded.reshape([4, 1, 2, 3]).unwrap().strides()[2..], [3, 1]);
         assert!(matches!(padded.reshape([5, 5]), Err(Error::Shape { .. })));
