@@ -1,4 +1,16 @@
 //! A call allocates nothing once each thread has had its scratch: its time is then its own, whatever the allocator does.
+//! Convolution has a file of its own, `conv_alloc.rs`.
+
+#[path = "alloc/attention.rs"]
+mod attention;
+#[path = "alloc/norm.rs"]
+mod norm;
+#[path = "alloc/pool.rs"]
+mod pool;
+#[path = "alloc/recurrent.rs"]
+mod recurrent;
+#[path = "alloc/rows.rs"]
+mod rows;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -7,9 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 use tilewise::activation::Activation;
-use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm};
-use tilewise::norm::{BatchNormalization, GroupNormalization, LayerNormalization, NormGradientsMut};
-use tilewise::rnn::{Direction, Elman, Gru, Lstm, OutputMut, Recurrent, Reset, Sequence, Tape, Weights};
+use tilewise::gemm::{Bias, Gemm, Operand, Packed, gemm, gram};
 use tilewise::{Element, Tensor, TensorView, machine};
 
 /// The system's allocator, which counts what the threads of our pools ask of it.
@@ -57,12 +67,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What is handed a call, with its name.
+type Measure<'a> = dyn FnMut(&str, &mut dyn FnMut()) + 'a;
+
 fn matrix<T: Element>(shape: [usize; 2]) -> Tensor<T, 2> {
     Tensor::from_fn(shape, |[i, j]| T::from_f64(((i * 7 + j * 3) % 11) as f64 / 8.0 - 0.5)).unwrap()
 }
 
 /// Hands `call` a call for each path, with its name.
-fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
+fn each_path<T: Element>(call: &mut Measure) {
     let mut product = |name: &str, [m, n, k]: [usize; 3]| {
         let (a, b, mut c) = (matrix::<T>([m, k]), matrix::<T>([k, n]), matrix::<T>([m, n]));
         let mut run = |name: &str, a: TensorView<T, 2>, b: TensorView<T, 2>| {
@@ -121,84 +134,29 @@ fn each_path<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
         call("batched", &mut || Gemm::new().run_batched(a.view(), b.view(), c.view_mut()).unwrap());
         call("batched, packed", &mut || Gemm::new().run_batched(a.view(), &packed, c.view_mut()).unwrap());
     }
-    norms::<T>(call);
-}
-
-fn norms<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
-    let (layer, batch, group) =
-        (LayerNormalization::new(), BatchNormalization::new(), GroupNormalization::new(4));
-    let x = matrix::<T>([700, 96]);
-    let (mut y, mut sum) = (matrix::<T>([700, 96]), matrix::<T>([700, 96]));
-    let mut vectors = [(); 4].map(|()| Tensor::<T, 1>::full([96], T::ONE).unwrap());
-    let [scale, shift, mean, variance] = &mut vectors;
-    call("layer norm", &mut || {
-        let (scale, shift) = (Some(scale.view()), Some(shift.view()));
-        let (sum, y) = (sum.view_mut(), y.view_mut());
-        layer.forward_residual_into(x.view(), x.view(), scale, shift, sum, y).unwrap();
-    });
-    let mut turned = matrix::<T>([96, 700]);
-    call("layer norm, strided", &mut || {
-        layer.forward_into(x.view(), None, Some(shift.view()), turned.view_mut().transpose()).unwrap();
-    });
-    call("layer norm, backward", &mut || {
-        let (dx, dscale) = (Some(y.view_mut()), Some(mean.view_mut()));
-        let gradients = NormGradientsMut { input: dx, scale: dscale, shift: Some(variance.view_mut()) };
-        layer.backward_into(x.view(), Some(scale.view()), x.view(), T::ZERO, gradients).unwrap();
-    });
-    call("batch norm", &mut || {
-        let (mean, variance) = (mean.view_mut(), variance.view_mut());
-        batch.forward_training_into(x.view(), None, None, mean, variance, y.view_mut()).unwrap();
-    });
-    let image = x.view().reshape([25, 96, 28]).unwrap();
-    call("group norm, backward", &mut || {
-        let dx = Some(y.view_mut().reshape([25, 96, 28]).unwrap());
-        let gradients = NormGradientsMut { input: dx, scale: Some(mean.view_mut()), shift: None };
-        group.backward_into(image, None, image, T::ZERO, gradients).unwrap();
-    });
-}
-
-/// Hands `call` recurrent calls, forward and back.
-fn recurrent<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
-    fn each<T: Element>(
-        name: &str,
-        cell: impl Recurrent,
-        directions: usize,
-        lengths: Option<&[usize]>,
-        call: &mut dyn FnMut(&str, &mut dyn FnMut()),
-    ) {
-        let (time, batch, inputs, hidden) = (4, 34, 21, 40);
-        let tensor = |[a, b, c]: [usize; 3]| matrix::<T>([a, b * c]).reshape([a, b, c]).unwrap();
-        let rows = cell.gates() * hidden;
-        let (u, w) = (tensor([directions, rows, inputs]), tensor([directions, rows, hidden]));
-        let (x, mut y) = (tensor([time, batch, inputs]), tensor([time, batch, directions * hidden]));
-        let weights = Weights::new(u.view(), w.view());
-        let sequence = Sequence { lengths, ..Sequence::new(x.view()) };
-        let (packed, mut tape) = (cell.pack(weights).unwrap(), Tape::new());
-        call(&format!("{name}, packed"), &mut || {
-            cell.forward_into(sequence, &packed, OutputMut::new(y.view_mut())).unwrap();
-        });
-        call(name, &mut || {
-            cell.forward_taped_into(sequence, weights, &mut tape, OutputMut::new(y.view_mut())).unwrap();
-        });
-        let mut gradients = cell.backward(sequence, weights, &tape, y.view()).unwrap();
-        call(&format!("{name}, back"), &mut || {
-            cell.backward_into(sequence, weights, &tape, y.view(), T::ONE, gradients.view_mut()).unwrap();
-        });
+    // One task and several, a row alone, depth in parts.
+    for [m, k] in [[24, 40], [300, 200], [1, 900], [40, 9000]] {
+        let (a, at, mut c) = (matrix::<T>([m, k]), matrix::<T>([k, m]), matrix::<T>([m, m]));
+        for (name, a) in [("gram", a.view()), ("gram, A column-major", at.view().transpose())] {
+            call(name, &mut || gram(T::ONE, a, T::ONE, c.view_mut()).unwrap());
+        }
     }
-    let lengths: Vec<usize> = (0..34).map(|entry| entry % 5).collect();
-    each::<T>("Elman", Elman::new(), 1, None, call);
-    each::<T>("LSTM", Lstm::new().direction(Direction::Bidirectional), 2, Some(&lengths), call);
-    each::<T>("GRU", Gru::new().reset(Reset::Before).recompute(true), 1, None, call);
-    each::<T>("GRU", Gru::new().direction(Direction::Reverse), 1, Some(&lengths), call);
 }
 
-fn both_types(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
+fn every_operation<T: Element>(call: &mut Measure) {
+    each_path::<T>(call);
+    norm::calls::<T>(call);
+    rows::calls::<T>(call);
+    pool::calls::<T>(call);
+    attention::calls::<T>(call);
+    recurrent::calls::<T>(call);
+}
+
+fn both_types(call: &mut Measure) {
     for &isa in machine::supported() {
         let paths = || {
-            each_path::<f32>(&mut |name, run| call(&format!("{name}, f32, {isa}"), run));
-            each_path::<f64>(&mut |name, run| call(&format!("{name}, f64, {isa}"), run));
-            recurrent::<f32>(&mut |name, run| call(&format!("{name}, f32, {isa}"), run));
-            recurrent::<f64>(&mut |name, run| call(&format!("{name}, f64, {isa}"), run));
+            every_operation::<f32>(&mut |name, run| call(&format!("{name}, f32, {isa}"), run));
+            every_operation::<f64>(&mut |name, run| call(&format!("{name}, f64, {isa}"), run));
         };
         machine::with_isa(isa, paths).unwrap();
     }

@@ -116,11 +116,26 @@ fn each_call<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
         let b: Option<TensorView<'_, T, 1>> = Some(bias.view());
         run("forward", &mut || conv.forward_into(x.view(), w.view(), None, y.view_mut()).unwrap());
         run("packed", &mut || relu.forward_into(x.view(), &packed, b, y.view_mut()).unwrap());
+        let packed_last = conv.pack_channels_last(w.view()).unwrap();
+        run("NHWC, packed", &mut || {
+            let (x, y) = (last_x.view().permute(nchw).unwrap(), last_y.view_mut().permute(nchw).unwrap());
+            relu.forward_into(x, &packed_last, b, y).unwrap();
+        });
+        for algorithm in [Algorithm::ImplicitGemm, Algorithm::Winograd4] {
+            let conv = conv.algorithm(algorithm);
+            run("forward by another algorithm", &mut || {
+                conv.forward_into(x.view(), w.view(), b, y.view_mut()).unwrap();
+            });
+        }
         let (projection, v) = (Convolution::<2>::new(), wave::<T, 4>([8, c_out, 1, 1]));
         let projected = projection.pack(v.view()).unwrap();
         let chain = Chain::new([Link::new(relu, &packed, b), Link::new(projection, &projected, None)]);
         let mut narrow = wave::<T, 4>(chain.output_shape(x.shape()).unwrap());
         run("chain", &mut || chain.forward_into(x.view(), narrow.view_mut()).unwrap());
+        let more = wave::<T, 4>(narrow.shape());
+        run("chain with residual", &mut || {
+            chain.forward_add_into(x.view(), more.view(), narrow.view_mut()).unwrap();
+        });
         run("residual", &mut || {
             relu.forward_add_into(x.view(), w.view(), b, skip.view(), y.view_mut()).unwrap();
         });
@@ -145,6 +160,30 @@ fn each_call<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
         run("transposed", &mut || {
             transpose.forward_into(dz.view(), w.view(), None, image.view_mut()).unwrap();
         });
+        let shift = wave::<T, 1>([image.shape()[1]]);
+        let rectified = transpose.activation(Activation::Relu);
+        run("transposed with bias", &mut || {
+            let shift = Some(shift.view());
+            rectified.forward_into(dz.view(), w.view(), shift, image.view_mut()).unwrap();
+        });
+        // Rows of the images do not touch.
+        let wide = |t: &Tensor<T, 4>| {
+            let [n, c, h, w] = t.shape();
+            wave::<T, 4>([n, c, h, w + 3])
+        };
+        let (wide_x, mut wide_y, wide_dz, mut wide_dx) = (wide(&x), wide(&y), wide(&dz), wide(&dx));
+        let (in_w, out_w) = (x.shape()[3], y.shape()[3]);
+        let (wide_x, wide_dz) =
+            (wide_x.view().slice(3, ..in_w, 1).unwrap(), wide_dz.view().slice(3, ..out_w, 1).unwrap());
+        run("forward of rows apart", &mut || {
+            let y = wide_y.view_mut().slice(3, ..out_w, 1).unwrap();
+            conv.forward_into(wide_x, w.view(), b, y).unwrap();
+        });
+        run("dX of rows apart", &mut || {
+            let dx = wide_dx.view_mut().slice(3, ..in_w, 1).unwrap();
+            conv.backward_input_into(wide_dz, w.view(), dx).unwrap();
+        });
+        run("db of rows apart", &mut || conv.backward_bias_into(wide_dz, db.view_mut()).unwrap());
         run("im2col", &mut || patches.im2col_into(x.view(), matrix.view_mut()).unwrap());
         run("col2im", &mut || patches.col2im_into(matrix.view(), dx.view_mut()).unwrap());
     }
