@@ -197,7 +197,7 @@ fn double_precision_stays_double() {
     let [[p, q], [r, s]] =
         [[0, 1], [2, 3]].map(|[i, j]| [[0, 2], [1, 3]].map(|[k, l]| a[i] * b[k] + a[j] * b[l]));
     let relu = [p, q, r, s].map(|x: f64| x.max(0.0));
-    assert!(relu.iter().any(|&x| x == 0.0) && relu.iter().any(|&x| x != f64::from(x as f32)));
+    assert!(relu.contains(&0.0) && relu.iter().any(|&x| x != f64::from(x as f32)));
     let raw = |numbers: [f64; 4]| format::Tensor {
         shape: vec![2, 2],
         kind: 11,
