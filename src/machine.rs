@@ -3,7 +3,7 @@
 //! | variable | effect |
 //! |---|---|
 //! | `TILEWISE_ISA=baseline\|avx2\|avx512` | forces an instruction set; one that the processor lacks is an error in every call |
-//! | `TILEWISE_VERBOSE=1` | prints one line per call to standard error |
+//! | `TILEWISE_VERBOSE=1` | prints a line for each call of an operation to standard error, more where it is made of others |
 //!
 //! ```
 //! println!("{}", tilewise::machine::report());
@@ -347,7 +347,7 @@ fn cpuid_caches() -> ([Option<usize>; 3], bool) {
     ([None; 3], false)
 }
 
-/// True where `TILEWISE_VERBOSE=1`: every call prints one line to standard error.
+/// True where `TILEWISE_VERBOSE=1`: operations say to standard error what they do.
 ///
 /// ```
 /// if tilewise::machine::verbose() {

@@ -153,6 +153,9 @@ fn each_call<T: Element>(call: &mut dyn FnMut(&str, &mut dyn FnMut())) {
             let (x, dz) = (last_x.view().permute(nchw).unwrap(), last_dz.view().permute(nchw).unwrap());
             conv.backward_weight_into(x, dz, dw.view_mut()).unwrap();
         });
+        run("dW, turned", &mut || {
+            conv.flipped(true).backward_weight_into(x.view(), dz.view(), dw.view_mut()).unwrap();
+        });
         run("db", &mut || conv.backward_bias_into(dz.view(), db.view_mut()).unwrap());
         let transpose = ConvolutionTranspose::<2>::new().stride([stride; 2]).groups(groups);
         let shape = transpose.output_shape(dz.shape(), w.shape()).unwrap();

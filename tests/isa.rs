@@ -94,7 +94,7 @@ fn calls() -> Result<()> {
     Ok(())
 }
 
-/// This binary's `child`, with the variables set; `None` where an emulator cannot start processes.
+/// A test of this binary, with the variables set; `None` where an emulator cannot start processes.
 fn again(test: &str, variables: &[(&str, &str)]) -> Option<Output> {
     const EXEC_FORMAT: Option<i32> = Some(8);
     let mut command = Command::new(std::env::current_exe().expect("this file"));
@@ -162,7 +162,7 @@ fn verbose_prints_a_line_for_each_call() {
         "Convolution::forward",
         "Convolution::backward_input",
         "Convolution::backward_weight",
-        "Convolution::backward_bias",
+        "convolution's",
         "Chain::forward",
         "ConvolutionTranspose::forward",
         "ConvolutionTranspose::backward_input",

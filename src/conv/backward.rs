@@ -99,7 +99,7 @@ impl<const S: usize> Convolution<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias: None, residual: None, activation: Activation::Identity };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
-        trace::<T>(op, isa, [("dz", dz.shape()), ("w", w.shape()), ("dx", dx.shape())]);
+        trace::<T>(op, isa, [dz.shape(), w.shape(), dx.shape()]);
         T::scatter(&Scatter { op, isa, z: dz, w, groups, sliding, finish, algorithm }, dx)
     }
 
@@ -166,7 +166,7 @@ impl<const S: usize> Convolution<S> {
             dw = dw.flip(2)?.flip(3)?.flip(4)?;
         }
         let isa = machine::isa()?;
-        trace::<T>(op, isa, [("x", x.shape()), ("dz", dz.shape()), ("dw", dw.shape())]);
+        trace::<T>(op, isa, [x.shape(), dz.shape(), dw.shape()]);
         T::weight_gradient(op, isa, [x, dz], self.geometry.groups, &sliding, self.algorithm, dw)
     }
 
@@ -200,9 +200,7 @@ impl<const S: usize> Convolution<S> {
             return Err(Error::shape("Convolution::backward_bias_into", "db", &db.shape(), &[channels]));
         }
         let tasks = parallel::tasks(dz.len(), 1 << 16);
-        machine::trace(|| {
-            format!("Convolution::backward_bias dz {:?} {} {tasks} tasks", dz.shape(), T::NAME)
-        });
+        machine::trace(|| format!("convolution's bias gradient {:?} {} {tasks} tasks", dz.shape(), T::NAME));
         bias(dz, db, tasks)
     }
 
@@ -231,11 +229,8 @@ impl<const S: usize> Convolution<S> {
 }
 
 /// Says what a call does, where that is asked for.
-pub(super) fn trace<T: Element>(op: &'static str, isa: Isa, shapes: [(&'static str, [usize; 5]); 3]) {
-    machine::trace(|| {
-        let [a, b, c] = shapes.map(|(name, shape)| format!("{name} {shape:?}"));
-        format!("{op} {a} {b} {c} {} {isa}", T::NAME)
-    });
+pub(super) fn trace<T: Element>(op: &'static str, isa: Isa, [a, b, to]: [[usize; 5]; 3]) {
+    machine::trace(|| format!("{op} {a:?} by {b:?} to {to:?} {} {isa}", T::NAME));
 }
 
 /// The sums of channels, `tasks` of them at a time.

@@ -135,7 +135,6 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        let isa = machine::isa()?;
         let none = Sliding { kernel: [1; 3], stride: [1; 3], dilation: [1; 3], padding: [[0; 2]; 3] };
         let mut stages = [Stage { sliding: none, input: x, output: x, unit: 1, work: 0 }; L];
         let mut input = x;
@@ -143,7 +142,6 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
             let Link { convolution, weight, bias } = link;
             let bias = bias.map(|bias| bias.len());
             let sizes = convolution.geometry.forward(op, lift(input), weight.shape, bias)?;
-            weight.check(op, isa, &convolution.geometry, &sizes.sliding)?;
             let output = lower(sizes.output);
             let len = output.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
             let len = len.filter(|&len| isize::try_from(len).is_ok());
@@ -165,7 +163,10 @@ impl<'a, T: Element, const S: usize, const L: usize> Chain<'a, T, S, L> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        let stages = self.stages(op, x.shape())?;
+        let (stages, isa) = (self.stages(op, x.shape())?, machine::isa()?);
+        for (link, stage) in self.links.iter().zip(&stages) {
+            link.weight.check(op, isa, &link.convolution.geometry, &stage.sliding)?;
+        }
         let expected = stages[L - 1].output;
         for (arg, found) in [("residual", residual.map(|r| r.shape())), ("y", Some(y.shape()))] {
             expect(op, arg, S, lift(found.unwrap_or(expected)), lift(expected))?;

@@ -99,7 +99,7 @@ impl<T: Element> Call<'_, T> {
         machine::trace(|| {
             let path = self.unpacked().map(|(call, vectors)| call.path(y, strides, vectors.is_some()));
             let (op, x, isa) = (self.op, self.x.shape(), self.isa);
-            format!("{op} x {x:?} w {w:?} y {y:?} {} {isa} path {}", T::NAME, path.map_or("none", Path::name))
+            format!("{op} {x:?} by {w:?} to {y:?} {} {isa} path {}", T::NAME, path.map_or("none", Path::name))
         });
     }
 

@@ -389,7 +389,7 @@ impl<const S: usize> ConvolutionTranspose<S> {
         let w = flip(w, self.geometry.flipped)?;
         let finish = Finish { bias, residual: None, activation: self.activation };
         let (isa, groups, algorithm) = (machine::isa()?, self.geometry.groups, self.algorithm);
-        trace::<T>(op, isa, [("x", x.shape()), ("w", w.shape()), ("y", y.shape())]);
+        trace::<T>(op, isa, [x.shape(), w.shape(), y.shape()]);
         let scatter = Scatter { op, isa, z: x, w, groups, sliding, finish, algorithm };
         T::scatter(&scatter, y)
     }

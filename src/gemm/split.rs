@@ -11,6 +11,8 @@
 //! The blocked path adds block after block to C too, by the same operations: the bits are the same.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use super::blocking::{Tile, largest_part, tile_rows};
 use super::driver::{Product, Scale, scratch};
 use super::epilogue::Epilogue;
@@ -51,6 +53,15 @@ fn round(blocks: usize, elements: usize, threads: usize) -> usize {
     (KEPT / elements.max(1)).max(threads.saturating_mul(2)).min(blocks).max(1)
 }
 
+/// The depth of a round, of that which is left: what the first task takes, and the others.
+fn shares(left: Range<usize>, kc: usize, round: usize, tasks: usize) -> [Range<usize>; 2] {
+    let stop = left.end.min(left.start + round * kc);
+    let own = (stop - left.start).div_ceil(kc).div_ceil(tasks);
+    // The last block may be a short one, and alone.
+    let middle = stop.min(left.start + own * kc);
+    [left.start..middle, middle..stop]
+}
+
 /// C = alpha · A · B + beta · C and the epilogue, in `tasks` tasks. The first adds its blocks of depth up, as the
 /// blocked path does; the partial products of the others wait for that.
 pub(super) fn product<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
@@ -68,16 +79,12 @@ pub(super) fn product<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
     }
     let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
     for start in product.depth.clone().step_by(round * kc) {
-        let stop = end.min(start + round * kc);
-        let count = (stop - start).div_ceil(kc);
-        let own = count.div_ceil(tasks);
-        // The last block may be a short one, and alone.
-        let middle = stop.min(start + own * kc);
+        let [own, others] = shares(start..end, kc, round, tasks);
         let beta = if start == product.depth.start { scale.beta } else { T::ONE };
         let [adding, alone] = [beta, T::ZERO].map(|beta| Scale { alpha: scale.alpha, beta, epilogue });
-        let first = Product { depth: start..middle, scale: &adding, stream: false, ..*product };
-        let others = Product { depth: middle..stop, scale: &alone, stream: false, ..*product };
-        let partials = &mut partials[..(count - own) * elements];
+        let partials = &mut partials[..others.len().div_ceil(kc) * elements];
+        let first = Product { depth: own, scale: &adding, stream: false, ..*product };
+        let others = Product { depth: others, scale: &alone, stream: false, ..*product };
         let (one, two) = parallel::join(
             || first.run(TensorViewMut::matrix(&mut sums, shape), [0, 0], 1),
             || blocks(&others, partials, shape, tasks - 1),
@@ -190,6 +197,22 @@ mod tests {
         assert!(!takes(48, 32, 65536, 2), "tiles enough");
         assert!(takes(24, 48, 4096, 8) && !takes(24, 48, 3840, 8), "two blocks for each thread");
         assert!(!takes(6, 16, 65536, 1), "one thread adds up as it goes");
+    }
+
+    #[test]
+    fn rounds_end_where_the_depth_does() {
+        for (kc, round, tasks) in [(8, 1, 2), (8, 2, 2), (8, 5, 2), (8, 5, 3), (8, 16, 8), (8, 17, 8)] {
+            for end in 1..2 * round * kc + 2 {
+                for start in (0..end).step_by(round * kc) {
+                    let [own, others] = shares(start..end, kc, round, tasks);
+                    assert!(own.start == start && !own.is_empty() && own.end == others.start);
+                    assert_eq!(others.end, end.min(start + round * kc));
+                    // Whole blocks, and no more than there is room for.
+                    assert!(own.len().is_multiple_of(kc) || others.is_empty());
+                    assert!(others.len().div_ceil(kc) <= round - round.div_ceil(tasks));
+                }
+            }
+        }
     }
 
     #[test]

@@ -244,8 +244,17 @@ impl<T: Element> MultiHeadAttention<T> {
         dropout.map_or(options, |(rate, seed)| options.dropout(rate, seed))
     }
 
+    /// That a tensor has the layer's width, and the parameters their shapes: they may have been exchanged.
     fn check(&self, op: &'static str, arg: &'static str, shape: [usize; 3]) -> Result<()> {
-        let [_, width] = self.in_weight.view::<2>()?.shape();
+        let ([_, width], [q, kv]) = (self.in_weight.view::<2>()?.shape(), self.columns());
+        let rows = q + 2 * kv;
+        let bias = |bias: &Option<Parameter<T>>, arg, len| {
+            bias.as_ref().map_or(Ok(()), |bias| expect(op, arg, bias.shape(), &[len]))
+        };
+        expect(op, "in_weight", self.in_weight.shape(), &[rows, width])?;
+        bias(&self.in_bias, "in_bias", rows)?;
+        expect(op, "out_weight", self.out_weight.shape(), &[width, q])?;
+        bias(&self.out_bias, "out_bias", width)?;
         expect(op, arg, &shape, &[shape[0], shape[1], width])
     }
 
@@ -436,9 +445,8 @@ impl<T: Element> MultiHeadAttention<T> {
     ) -> Result<(Tensor<T, 3>, Option<Tensor<T, 3>>)> {
         let Call { inputs, attended, dropout } = call;
         let Inputs { shape, keys, x, context, projected, projected_context } = inputs;
-        if dy.shape() != *shape {
-            return Err(Error::shape(op, "dy", &dy.shape(), shape));
-        }
+        expect(op, "dy", &dy.shape(), shape)?;
+        self.check(op, "dy", *shape)?;
         let (dy, [q_columns, kv_columns]) = (rows(dy)?, self.columns());
         // First what can fail for lack of memory, then what adds to gradients.
         let heads = attended.output.view().permute([0, 2, 1, 3])?.to_tensor()?;

@@ -47,7 +47,9 @@ struct Arrangement {
 fn arrangement<const K: usize>(operands: [Layout<5>; K], merge: bool) -> Arrangement {
     let (shape, strides) = (operands[0].shape(), operands[0].strides());
     let allowed = |way: &Arrangement| {
-        operands.iter().all(|layout| layout.permute(way.order).and_then(|l| l.reshape(way.shape)).is_ok())
+        operands
+            .iter()
+            .all(|layout| layout.permute(way.order).is_ok_and(|layout| layout.is_viewable_as(way.shape)))
     };
     let far = |&axis: &usize| {
         std::cmp::Reverse(if shape[axis] > 1 { strides[axis].unsigned_abs() } else { usize::MAX })

@@ -52,6 +52,23 @@ pub fn calls<T: Element>(call: &mut Measure) {
         let gradients = NormGradientsMut { input: dx, scale: None, shift: Some(mean.view_mut()) };
         instance.backward_into(image, None, image, T::ONE, gradients).unwrap();
     });
+    call("batch norm of images", &mut || {
+        let y = y.view_mut().reshape([25, 96, 28]).unwrap();
+        batch.forward_inference_into(image, mean.view(), variance.view(), None, None, y).unwrap();
+    });
+    call("batch norm of images, backward", &mut || {
+        let dx = Some(y.view_mut().reshape([25, 96, 28]).unwrap());
+        let gradients = NormGradientsMut { input: dx, scale: None, shift: Some(mean.view_mut()) };
+        batch.backward_into(image, None, None, image, T::ONE, gradients).unwrap();
+    });
+    // Axes that do not merge.
+    let apart = image.slice(0, .., 2).unwrap().slice(1, ..90, 1).unwrap();
+    let mut out = Tensor::<T, 3>::zeros(apart.shape()).unwrap();
+    call("layer norm, rows apart", &mut || layer.forward_into(apart, None, None, out.view_mut()).unwrap());
+    call("layer norm, rows apart, backward", &mut || {
+        let gradients = NormGradientsMut { input: Some(out.view_mut()), scale: None, shift: None };
+        layer.backward_into(apart, None, apart, T::ZERO, gradients).unwrap();
+    });
     call("batch norm, constant", &mut || {
         let (scale, mean, variance) = (Some(scale.view()), mean.view(), variance.view());
         batch.forward_inference_into(x.view(), mean, variance, scale, None, y.view_mut()).unwrap();

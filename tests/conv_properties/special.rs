@@ -77,6 +77,7 @@ fn each_way<T: Element>(
                 None => conv.forward(x.view(), w, None),
             };
             each(&format!("{name}, NCHW"), planes.unwrap().view());
+            y_last.view_mut().fill(T::ONE);
             let y = y_last.view_mut().permute([0, 3, 1, 2]).unwrap();
             match packed {
                 Some(packed) => conv.forward_into(turned(&x_last), packed, None, y),
@@ -88,6 +89,7 @@ fn each_way<T: Element>(
             if let (Some(packed), Algorithm::Auto | Algorithm::Winograd2) = (packed, algorithm) {
                 let chain = Chain::new([Link::new(copies, &copied, None), Link::new(conv, packed, None)]);
                 each(&format!("{name}, chain"), chain.forward(x.view()).unwrap().view());
+                y_last.view_mut().fill(T::ONE);
                 let y = y_last.view_mut().permute([0, 3, 1, 2]).unwrap();
                 chain.forward_into(turned(&x_last), y).unwrap();
                 each(&format!("{name}, chain, NHWC"), turned(&y_last));
