@@ -8,10 +8,10 @@ mod support;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use support::{Lie, Number, Stored, Values, WORK, small, too_large, with_some_isa};
+use support::{Lie, Number, Stored, Values, WORK, near, small, too_large, with_some_isa};
 use tilewise::pool::{AveragePool, LpPool, MaxPool};
 use tilewise::reference::pool::{self as reference, Axis};
-use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
+use tilewise::{Element, ImageRank, Spatial, Tensor};
 
 #[derive(Arbitrary, Clone, Debug)]
 struct Input {
@@ -45,23 +45,6 @@ fuzz_target!(|input: Input| {
         _ => run::<f64, 3, 5>(&input),
     }
 });
-
-fn near<T: Element, const N: usize>(
-    what: &str,
-    found: TensorView<'_, T, N>,
-    expected: &Tensor<f64, N>,
-    bound: f64,
-) {
-    assert_eq!(found.shape(), expected.shape(), "{what}");
-    for (found, &expected) in found.iter().zip(expected) {
-        let found = found.to_f64();
-        let close = (found - expected).abs() <= bound * T::EPSILON.to_f64() * (1.0 + expected.abs());
-        assert!(
-            close || found == expected || (found.is_nan() && expected.is_nan()),
-            "{what}: {found} instead of {expected}"
-        );
-    }
-}
 
 fn run<T: Element, const S: usize, const N: usize>(input: &Input)
 where

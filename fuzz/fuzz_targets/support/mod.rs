@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each target uses a part")]
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
-use tilewise::{Element, Error, Layout, TensorView, TensorViewMut, machine};
+use tilewise::{Element, Error, Layout, Tensor, TensorView, TensorViewMut, machine};
 
 pub const CANARY: f64 = -7.25e11;
 
@@ -152,6 +152,23 @@ impl<T: Element, const N: usize> Stored<T, N> {
 pub fn with_some_isa(number: u8, f: impl FnOnce()) {
     let supported = machine::supported();
     machine::with_isa(supported[usize::from(number) % supported.len()], f).expect("supported");
+}
+
+/// Fails where an element is further from what is expected than so many roundings of it, or of 1.
+pub fn near<T: Element, const N: usize>(
+    what: &str,
+    found: TensorView<'_, T, N>,
+    expected: &Tensor<f64, N>,
+    roundings: f64,
+) {
+    assert_eq!(found.shape(), expected.shape(), "{what}");
+    let bound = roundings * T::EPSILON.to_f64();
+    for (found, &expected) in found.iter().zip(expected) {
+        let found = found.to_f64();
+        let close = (found - expected).abs() <= bound * (1.0 + expected.abs());
+        let same = found == expected || (found.is_nan() && expected.is_nan());
+        assert!(close || same, "{what}: {found} instead of {expected}, within {bound:e}");
+    }
 }
 
 pub fn product(sizes: &[usize]) -> Option<usize> {
