@@ -549,7 +549,8 @@ fn perceptron<T: Element>(input: &Input) -> Option<()> {
     let result = primal.fit_traced(x.view(), &labels, &rule, |row| mistakes.push(row));
     if !taken(&result, fits && x.shape == [samples, features]) {
         assert!(mistakes.is_empty());
-        if small(&[x.shape[0], x.shape[0]]) {
+        // A product of all samples with each other.
+        if small(&[x.shape[0], x.shape[0], x.shape[1]]) {
             let dual = DualPerceptron::new(x.view(), &labels);
             if taken(&dual, good && x.shape[0] == samples) {
                 taken(&dual.and_then(|mut dual| dual.fit(&rule)), rate > 0.0 && rate.is_finite());
