@@ -173,17 +173,16 @@ impl Channels {
         [scale, mean]: [Option<TensorView<'_, T, 1>>; 2],
         dy: TensorView<'_, T, N>,
         beta: T,
-        gradients: NormGradientsMut<'_, T, N>,
+        mut gradients: NormGradientsMut<'_, T, N>,
     ) -> Result<()> {
         let isa = machine::isa()?;
         let (op, x, dy) = (self.op, x.lift(), dy.lift());
         machine::trace(|| format!("{op} {:?} {} {isa}", x.shape(), T::NAME));
         let [batch, channels, ..] = x.shape();
-        let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
-        if x.is_empty() || (input.is_none() && dscale.is_none() && dshift.is_none()) {
-            add_parameters([dscale, dshift], None, beta);
+        if nothing(x, &mut gradients, beta) {
             return Ok(());
         }
+        let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
         let together = self.sets == Sets::Batch;
         let size = if together { channels } else { batch * channels };
         let mut parameters = scratch::<f64>(op, channels.saturating_mul(2))?;
@@ -252,17 +251,16 @@ impl Channels {
         scale: Option<TensorView<'_, T, 1>>,
         dy: TensorView<'_, T, N>,
         beta: T,
-        gradients: NormGradientsMut<'_, T, N>,
+        mut gradients: NormGradientsMut<'_, T, N>,
     ) -> Result<()> {
         let isa = machine::isa()?;
         let (op, x, dy) = (self.op, x.lift(), dy.lift());
         machine::trace(|| format!("{op} {:?} {} {isa}", x.shape(), T::NAME));
         let [_, channels, ..] = x.shape();
-        let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
-        if x.is_empty() || (input.is_none() && dscale.is_none() && dshift.is_none()) {
-            add_parameters([dscale, dshift], None, beta);
+        if nothing(x, &mut gradients, beta) {
             return Ok(());
         }
+        let NormGradientsMut { input, scale: dscale, shift: dshift } = gradients;
         let factor = |channel| 1.0 / (value(Some(variance), channel, 1.0) + self.epsilon).sqrt();
         let mut arrays = scratch::<T>(op, channels.saturating_mul(2))?;
         let (zeros, numbers) = arrays.split_at_mut(channels);
@@ -289,6 +287,20 @@ impl Channels {
         add_parameters([dscale, dshift], Some(&parameters), beta);
         Ok(())
     }
+}
+
+/// True where no sum is wanted, or all are of nothing: then dscale and dshift are written.
+fn nothing<T: Element, const N: usize>(
+    x: TensorView<'_, T, 5>,
+    gradients: &mut NormGradientsMut<'_, T, N>,
+    beta: T,
+) -> bool {
+    let NormGradientsMut { input, scale, shift } = gradients;
+    let nothing = x.is_empty() || (input.is_none() && scale.is_none() && shift.is_none());
+    if nothing {
+        add_parameters([scale.take(), shift.take()], None, beta);
+    }
+    nothing
 }
 
 /// Writes dscale and dshift from the sums of both; without them, these are 0.
