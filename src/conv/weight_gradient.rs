@@ -238,8 +238,7 @@ impl<'a, T: Element> Gradient<'a, T> {
         let mut z_panels = workspace::scratch(self.op, z_len.saturating_add(tile_rows * tile.lanes))?;
         let mut panel = workspace::scratch(self.op, tile.columns * (positions + tile.lanes))?;
         let mut offsets = workspace::scratch::<usize>(self.op, taps)?;
-        let flat = dw.layout().is_viewable_as([outputs, columns])
-            && dw.view().reshape::<2>([outputs, columns])?.strides()[1] == 1;
+        let flat = dw.view().viewed_as::<2>([outputs, columns]).is_some_and(|dw| dw.strides()[1] == 1);
         let len = if flat { 0 } else { outputs.checked_mul(columns).ok_or_else(none)? };
         let mut sums = workspace::scratch(self.op, len)?;
         let mut c = if flat {
@@ -348,9 +347,7 @@ impl<T: Element> SimdOp<T> for PackOutputs<'_, T> {
                 let volume = dz.select::<4>(0, at / depth).and_then(|z| z.select::<3>(1, at % depth));
                 let Ok(volume) = volume else { return };
                 let from = at * height * row;
-                if volume.layout().is_viewable_as([channels, height * row])
-                    && let Ok(pixels) = volume.reshape([channels, height * row])
-                {
+                if let Some(pixels) = volume.viewed_as([channels, height * row]) {
                     outputs(simd, pixels, first..first + count, &mut panel[from * width..], width);
                     continue;
                 }

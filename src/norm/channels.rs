@@ -49,7 +49,7 @@ fn arrangement<const K: usize>(operands: [Layout<5>; K], merge: bool) -> Arrange
     let allowed = |way: &Arrangement| {
         operands
             .iter()
-            .all(|layout| layout.permute(way.order).is_ok_and(|layout| layout.is_viewable_as(way.shape)))
+            .all(|layout| layout.permute(way.order).is_ok_and(|l| l.viewed_as(way.shape).is_some()))
     };
     let far = |&axis: &usize| {
         std::cmp::Reverse(if shape[axis] > 1 { strides[axis].unsigned_abs() } else { usize::MAX })

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp, kernels};
-use crate::tensor::{Layout, TensorView, TensorViewMut};
+use crate::tensor::{TensorView, TensorViewMut};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
 
@@ -48,18 +48,13 @@ fn merged<const N: usize>(shape: [usize; N]) -> [usize; 2] {
     }
 }
 
-/// Whether the axes of all but the last merge.
-fn merge<const N: usize>(mut layouts: impl Iterator<Item = Layout<N>>) -> bool {
-    layouts.all(|layout| layout.is_viewable_as(merged(layout.shape())))
+fn matrix<'a, T, const N: usize>(view: TensorView<'a, T, N>) -> Option<TensorView<'a, T, 2>> {
+    view.viewed_as(merged(view.shape()))
 }
 
-fn matrix<'a, T, const N: usize>(view: TensorView<'a, T, N>) -> Result<TensorView<'a, T, 2>> {
-    view.reshape(merged(view.shape()))
-}
-
-fn matrix_mut<'a, T, const N: usize>(view: TensorViewMut<'a, T, N>) -> Result<TensorViewMut<'a, T, 2>> {
+fn matrix_mut<'a, T, const N: usize>(view: TensorViewMut<'a, T, N>) -> Option<TensorViewMut<'a, T, 2>> {
     let shape = merged(view.shape());
-    view.reshape(shape)
+    view.viewed_as(shape)
 }
 
 /// A scale or shift as a slice, copied where it is strided.
@@ -127,17 +122,12 @@ impl<'a, T: Element, const N: usize> Operands<'a, T, N> {
     }
 
     /// As matrices of rows, where the axes of all merge.
-    fn matrices(&mut self) -> Result<Option<Operands<'_, T, 2>>> {
-        let more = self.residual.as_ref().map(|(residual, sum)| [*residual.layout(), *sum.layout()]);
-        let all = [*self.x.layout(), *self.y.layout()].into_iter().chain(more.into_iter().flatten());
-        if !merge(all) {
-            return Ok(None);
-        }
+    fn matrices(&mut self) -> Option<Operands<'_, T, 2>> {
         let residual = match &mut self.residual {
             Some((residual, sum)) => Some((matrix(*residual)?, matrix_mut(sum.view_mut())?)),
             None => None,
         };
-        Ok(Some(Operands { x: matrix(self.x)?, residual, y: matrix_mut(self.y.view_mut())? }))
+        Some(Operands { x: matrix(self.x)?, residual, y: matrix_mut(self.y.view_mut())? })
     }
 }
 
@@ -252,7 +242,7 @@ fn forward<T: Element, const N: usize>(
             parallel::join(|| forward(call, low, half), || forward(call, high, tasks - half));
         return first.and(second);
     }
-    if let Some(matrices) = operands.matrices()? {
+    if let Some(matrices) = operands.matrices() {
         return forward_matrix(call, matrices);
     }
     let Some(axis) = widest else { return Ok(()) };
@@ -366,16 +356,12 @@ impl<'a, T: Element, const N: usize> Gradients<'a, T, N> {
     }
 
     /// As matrices of rows, where the axes of all merge.
-    fn matrices(&mut self) -> Result<Option<Gradients<'_, T, 2>>> {
-        let dx = self.dx.as_ref().map(|dx| *dx.layout());
-        if !merge([*self.x.layout(), *self.dy.layout()].into_iter().chain(dx)) {
-            return Ok(None);
-        }
+    fn matrices(&mut self) -> Option<Gradients<'_, T, 2>> {
         let dx = match &mut self.dx {
             Some(dx) => Some(matrix_mut(dx.view_mut())?),
             None => None,
         };
-        Ok(Some(Gradients { x: matrix(self.x)?, dy: matrix(self.dy)?, dx }))
+        Some(Gradients { x: matrix(self.x)?, dy: matrix(self.dy)?, dx })
     }
 }
 
@@ -433,7 +419,7 @@ fn backward<T: Element, const N: usize>(
     mut operands: Gradients<'_, T, N>,
     mut sums: Option<&mut [T]>,
 ) -> Result<()> {
-    if let Some(matrices) = operands.matrices()? {
+    if let Some(matrices) = operands.matrices() {
         return backward_matrix(call, beta, matrices, sums);
     }
     let shape = operands.x.shape();

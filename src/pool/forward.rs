@@ -79,9 +79,9 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
                 && self.axes[2].is_all()
                 && height > 1
                 && height * width <= BLOCK
-                && self.x.layout().is_viewable_as([images, channels, depth, 1, height * width])
+                && let Some(x) = self.x.viewed_as([images, channels, depth, 1, height * width])
             {
-                self.x = self.x.reshape([images, channels, depth, 1, height * width])?;
+                self.x = x;
                 self.axes = [self.axes[0], Axis::all(1), Axis::all(height * width)];
             }
             // Where there is one row of windows in a plane, those of all channels are rows of one plane.

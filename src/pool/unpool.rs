@@ -61,7 +61,7 @@ fn piece<T: Element>(
         let dx = dx.view_mut().select::<4>(0, image)?;
         // [depth, height, width, lanes]
         let order = [1, 2, 3, 0];
-        let (dy, indices, dx) = if last {
+        let (dy, indices, mut dx) = if last {
             (dy.permute(order)?, indices.permute(order)?, dx.permute(order)?)
         } else {
             let dx = dx.select::<3>(0, channel)?.insert_axis(3)?;
@@ -69,11 +69,10 @@ fn piece<T: Element>(
             (dy, indices.select::<3>(0, channel)?.insert_axis(3)?, dx)
         };
         let lanes = dx.shape()[3];
-        if !dx.layout().is_viewable_as([pixels, lanes]) {
+        let Some(mut flat) = dx.view_mut().viewed_as([pixels, lanes]) else {
             one_by_one(dy, indices, dx);
             continue;
-        }
-        let mut flat = dx.reshape([pixels, lanes])?;
+        };
         let [depth, height, ..] = dy.shape();
         for row in 0..depth * height {
             let at = [row / height, row % height];

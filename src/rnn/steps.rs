@@ -298,12 +298,8 @@ pub(crate) fn accumulate<T: Element>(from: TensorView<'_, T, 2>, beta: T, mut to
 
 /// Time and batch as one axis of rows, where the strides allow.
 pub(crate) fn merge<'a, T>(sequence: TensorView<'a, T, 3>) -> Option<TensorView<'a, T, 2>> {
-    let ([time, batch, columns], [step, entry, _]) = (sequence.shape(), sequence.strides());
-    let mergeable = time == 1 || batch == 1 || entry.checked_mul(batch as isize) == Some(step);
-    if !mergeable || sequence.is_empty() {
-        return None;
-    }
-    sequence.reshape([time * batch, columns]).ok()
+    let [time, batch, columns] = sequence.shape();
+    if sequence.is_empty() { None } else { sequence.viewed_as([time * batch, columns]) }
 }
 
 /// In how many groups the entries of a batch run one after the other or at the same time: a function of sizes and of

@@ -105,12 +105,13 @@ fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
     let shape = dst.shape();
     let merged =
         [shape[..call.axis].iter().product(), shape[call.axis], shape[call.axis + 1..].iter().product()];
-    if srcs.iter().all(|src| src.layout().is_viewable_as(merged)) && dst.layout().is_viewable_as(merged) {
-        let mut views = [TensorView::from_slice(&[], [0; 3])?; K];
-        for (view, src) in views.iter_mut().zip(srcs) {
-            *view = src.reshape(merged)?;
-        }
-        return F::run(call.isa, Merged { call, srcs: views, dst: dst.reshape(merged)? });
+    let mut views = [TensorView::from_slice(&[], [0; 3])?; K];
+    let viewable = views.iter_mut().zip(srcs).all(|(view, src)| {
+        let viewed = src.viewed_as(merged);
+        viewed.map(|viewed| *view = viewed).is_some()
+    });
+    if viewable && let Some(dst) = dst.view_mut().viewed_as(merged) {
+        return F::run(call.isa, Merged { call, srcs: views, dst });
     }
     let Some(axis) = widest(call.axis, shape) else { return Ok(()) };
     for at in 0..shape[axis] {

@@ -282,10 +282,13 @@ impl<const N: usize> Layout<N> {
         Layout::checked("reshape", shape, strides)
     }
 
-    /// Whether [`reshape`](Self::reshape) finds strides for a shape of as many elements: unlike its error, the answer takes no
-    /// memory.
-    pub(crate) fn is_viewable_as<const M: usize>(&self, shape: [usize; M]) -> bool {
-        self.is_contiguous() || self.strides_of(shape).is_some()
+    /// What [`reshape`](Self::reshape) gives, if anything: unlike its error, that there are no strides takes no memory.
+    pub(crate) fn viewed_as<const M: usize>(&self, shape: [usize; M]) -> Option<Layout<M>> {
+        let target = Layout::contiguous(shape).ok().filter(|target| target.len() == self.len())?;
+        if self.is_contiguous() {
+            return Some(target);
+        }
+        Layout::checked("reshape", shape, self.strides_of(shape)?).ok()
     }
 
     /// Strides of a layout that is not contiguous, and so not empty, under another shape of as many elements.
@@ -426,9 +429,9 @@ mod tests {
         assert_eq!(layout.reshape([2, 2, 3, 2]).unwrap().strides(), [24, 12, 4, 2]);
         let padded = Layout::new([4, 6], [8, 1]).unwrap();
         assert!(matches!(padded.reshape([24]), Err(Error::NotViewable { .. })));
-        assert!(
-            layout.is_viewable_as([24]) && !padded.is_viewable_as([24]) && padded.is_viewable_as([2, 2, 6])
-        );
+        assert_eq!(layout.viewed_as([24]), layout.reshape([24]).ok());
+        assert_eq!([padded.viewed_as([24]), padded.viewed_as([23]), layout.viewed_as([25])], [None; 3]);
+        assert_eq!(padded.viewed_as([2, 2, 6]), Some(padded.reshape([2, 2, 6]).unwrap()));
         assert_eq!(padded.reshape([2, 2, 1, 6]).unwrap().strides()[..2], [16, 8]);
         assert_eq!(padded.reshape([4, 1, 2, 3]).unwrap().strides()[2..], [3, 1]);
         assert!(matches!(padded.reshape([5, 5]), Err(Error::Shape { .. })));

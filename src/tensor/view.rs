@@ -205,6 +205,13 @@ macro_rules! view {
                 Ok(self.derive((0, layout)))
             }
 
+            /// What [`reshape`](Self::reshape) gives, if anything, for those who go on where there are no strides: the error
+            /// that says so takes memory.
+            pub(crate) fn viewed_as<const M: usize>(self, shape: [usize; M]) -> Option<$view<'a, T, M>> {
+                let layout = self.layout.viewed_as(shape)?;
+                Some(self.derive((0, layout)))
+            }
+
             /// The view at one index of an axis, which the result no longer has: `M` is `N − 1`.
             ///
             /// # Errors

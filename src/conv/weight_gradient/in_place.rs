@@ -104,8 +104,7 @@ impl<T: Element> Gradient<'_, T> {
         }
         let rows = inputs * taps;
         let sum = |output: usize, line: usize| sums[output / width * len + line * width + output % width];
-        if dw.layout().is_viewable_as([outputs, rows])
-            && let mut dw = dw.view_mut().reshape::<2>([outputs, rows])?
+        if let Some(mut dw) = dw.view_mut().viewed_as::<2>([outputs, rows])
             && dw.strides()[1] == 1
         {
             for output in 0..outputs {
