@@ -92,6 +92,10 @@ fn images(c: &mut Criterion, batch: usize) {
                 run("Y by implicit GEMM", &mut || {
                     implicit.forward_into(x.view(), w.view(), None, y.view_mut()).expect("fits");
                 });
+                let direct = conv.algorithm(Algorithm::Direct);
+                run("Y by direct ways", &mut || {
+                    direct.forward_into(x.view(), w.view(), None, y.view_mut()).expect("fits");
+                });
                 let tiles = conv.algorithm(Algorithm::Winograd4);
                 run("Y by Winograd4", &mut || {
                     tiles.forward_into(x.view(), w.view(), None, y.view_mut()).expect("fits");

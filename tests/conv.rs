@@ -11,8 +11,8 @@ use tilewise::machine::{self, Isa};
 use tilewise::reference::conv::{self, columns, naive};
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
 
-const ALGORITHMS: [Algorithm; 4] =
-    [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Winograd2, Algorithm::Winograd4];
+const ALGORITHMS: [Algorithm; 5] =
+    [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Direct, Algorithm::Winograd2, Algorithm::Winograd4];
 
 #[derive(Clone, Debug)]
 struct Case<T, const S: usize, const N: usize> {
@@ -88,7 +88,7 @@ fn near<T: Element, const N: usize>(
     // Winograd's tiles mix the pixels of several outputs, those of 4 with factors up to 8.
     let (factor, mixed) = match algorithm {
         Algorithm::Winograd4 => (100.0, true),
-        Algorithm::ImplicitGemm => (2.0, false),
+        Algorithm::ImplicitGemm | Algorithm::Direct => (2.0, false),
         _ => (8.0, true),
     };
     let most = magnitude.iter().copied().fold(0.0, f64::max);

@@ -72,7 +72,7 @@ fn equal_the_reference<T: Element>(groups: usize, few: usize) {
                     close(turned(&found), &y, &what);
                     assert!(same(found.as_slice(), again.as_slice()), "{what}");
                     // What was packed keeps its algorithm.
-                    for other in [Algorithm::Winograd4, Algorithm::ImplicitGemm] {
+                    for other in [Algorithm::Winograd4, Algorithm::ImplicitGemm, Algorithm::Direct] {
                         let mut asked = Tensor::full([n, h, w_out, c], T::NAN).unwrap();
                         let to = asked.view_mut().permute([0, 3, 1, 2]).unwrap();
                         relu.algorithm(other)

@@ -115,8 +115,13 @@ where
     let mut conv = Convolution::<S>::new().stride(geometry.stride).dilation(geometry.dilation);
     conv = conv.padding_sides(geometry.padding).groups(geometry.groups).flipped(geometry.flipped);
     conv = conv.algorithm(
-        [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Winograd2, Algorithm::Winograd4]
-            [usize::from(input.algorithm % 4)],
+        [
+            Algorithm::Auto,
+            Algorithm::ImplicitGemm,
+            Algorithm::Direct,
+            Algorithm::Winograd2,
+            Algorithm::Winograd4,
+        ][usize::from(input.algorithm % 5)],
     );
     patches::<T, S, N>(input, &geometry, &x, kernel, values);
     transposed::<T, S, N>(input, &geometry, &x, kernel, values);

@@ -502,7 +502,8 @@ mod tests {
             // Of one channel each, or of two or four.
             let few = [1, 2, 4][rng.below(3)];
             let depthwise = rng.below(3) == 0 && shape[1] > 0 && shape[1] % few == 0;
-            let algorithm = [Algorithm::Auto, Algorithm::Winograd2, Algorithm::Winograd4][rng.below(3)];
+            let algorithms = [Algorithm::Auto, Algorithm::Direct, Algorithm::Winograd2, Algorithm::Winograd4];
+            let algorithm = algorithms[rng.below(4)];
             let plain = rng.below(2) == 0;
             let convolution = Convolution::<S>::new()
                 .stride(std::array::from_fn(|_| if plain { 1 } else { 1 + rng.below(3) }))

@@ -118,7 +118,7 @@ impl<T: Element> Call<'_, T> {
         if groups > 1 && channels == groups && packed.is_none() && self.reach().fits(1) {
             return Path::Depthwise;
         }
-        let free = packed.is_none() && (vectors || self.algorithm == Algorithm::Auto);
+        let free = packed.is_none() && (vectors || self.algorithm.is_open());
         if free && self.fits_groups(y, strides, vectors) {
             return Path::Depthwise;
         }
@@ -140,7 +140,7 @@ impl<T: Element> Call<'_, T> {
             && !(plain && (all(&rows) || planes()))
             && groups == 1
             && y[1] >= CHANNELS
-            && self.algorithm == Algorithm::Auto
+            && self.algorithm.is_open()
             && channels_last(self.x.shape(), self.x.strides())
             && channels_last(y, strides)
             // Rows of the image are read as they lie.
@@ -188,7 +188,7 @@ impl<T: Element> Call<'_, T> {
                 let [rows, channels, kernel @ ..] = sizes;
                 let depth = kernel.iter().fold(channels, |depth, taps| depth.saturating_mul(*taps));
                 let fits = lanes::fits(tile::<T>(self.isa), rows, depth, y.shape()[4]);
-                let cut = if self.algorithm == Algorithm::Auto && fits && winograd == 0 {
+                let cut = if self.algorithm.is_open() && fits && winograd == 0 {
                     Cut::lanes::<T>(self.isa, self.groups, sizes)
                 } else {
                     Cut::new::<T>(self.isa, self.groups, sizes, winograd)
@@ -310,7 +310,10 @@ mod tests {
         assert_eq!(path(conv, [1, 128, 56, 56], [16, 3], true, View), Path::Implicit);
         let implicit = conv.algorithm(Algorithm::ImplicitGemm);
         assert_eq!(path(implicit, [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
-        assert_eq!(path(conv.stride([1, 1]), [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
+        let dense = conv.stride([1, 1]);
+        assert_eq!(path(dense, [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
+        let direct = dense.algorithm(Algorithm::Direct);
+        assert_eq!(path(direct, [1, 128, 56, 56], [128, 3], true, View), Path::Patches);
     }
 
     #[test]
@@ -328,6 +331,8 @@ mod tests {
         }
         let implicit = conv(32).algorithm(Algorithm::ImplicitGemm);
         assert_eq!(path(implicit, [1, 64, 14, 14], [64, 3], true, View), Path::Implicit);
+        let direct = conv(32).algorithm(Algorithm::Direct);
+        assert_eq!(path(direct, [1, 64, 14, 14], [64, 3], true, View), Path::Depthwise);
         assert_eq!(path(conv(64).stride([65, 1]), [1, 64, 99, 14], [128, 3], true, View), Path::Implicit);
     }
 
@@ -345,6 +350,8 @@ mod tests {
         let four = |sizes, plain| winograd(Algorithm::Winograd4, sizes, plain, Some(1));
         assert_eq!([four([2, 2, 1, 3, 3], true), four([2, 2, 1, 3, 3], false)], [4, 0]);
         assert_eq!(winograd(Algorithm::Winograd2, [2, 2, 1, 3, 3], true, Some(1)), 2);
-        assert_eq!(winograd(Algorithm::ImplicitGemm, [64, 64, 1, 3, 3], true, None), 0);
+        for algorithm in [Algorithm::ImplicitGemm, Algorithm::Direct] {
+            assert_eq!(winograd(algorithm, [64, 64, 1, 3, 3], true, None), 0);
+        }
     }
 }

@@ -32,17 +32,17 @@
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights fill three quarters of L2 at most, the kernel has no depth and no dilation, and windows touch |
-//! | weights not packed before, [`Algorithm::Auto`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
-//! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), [`Algorithm::Auto`], not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
+//! | weights not packed before, [`Algorithm::Auto`] or [`Algorithm::Direct`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
+//! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
 //! | [`Chain`] | each of its convolutions by the path for it, some rows at a time, what lies between in L2 |
 //! | several groups of one input channel: depthwise, with any multiplier, strides up to 64 | channels as lanes: a copy of their pixels, weights times pixels, no matrix; `backward_weight` alike |
 //! | the same, 3 × 3, stride 1 or 2 along a row, pixels neighbours (NHWC) | as before, the pixels read where they lie; `backward_weight` alike |
-//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes (fewer without AVX-512, unless as in the next row), [`Algorithm::Auto`], 3 × 3 without dilation along rows, stride 1 or 2, or of up to 4 channels with several taps; with channels last of 4 with any kernel, of 8 with fewer than 9 taps | channels as lanes: each takes in the inputs of its group from a copy of their pixels; `backward_weight` alike, 3 × 3 |
+//! | several groups of 2, 4, 8 or 16 input channels and as many output channels, no more than a vector has lanes (fewer without AVX-512, unless as in the next row), [`Algorithm::Auto`] or [`Algorithm::Direct`], 3 × 3 without dilation along rows, stride 1 or 2, or of up to 4 channels with several taps; with channels last of 4 with any kernel, of 8 with fewer than 9 taps | channels as lanes: each takes in the inputs of its group from a copy of their pixels; `backward_weight` alike, 3 × 3 |
 //! | the same, 3 × 3, pixels neighbours (NHWC), fewer channels than AVX-512 has lanes | as before, the pixels read where they lie; `backward_weight` alike |
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels, weights where they lie if that is in order |
-//! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
+//! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`] or [`Algorithm::Direct`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
 //! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
@@ -140,11 +140,22 @@ pub enum Algorithm {
     Auto,
     /// Patches into panels, for any geometry.
     ImplicitGemm,
+    /// What [`Auto`](Self::Auto) takes where Winograd does not pay, taken everywhere: patches read in place or channels as lanes
+    /// where that fits and pays, else the implicit GEMM. No pixel is mixed with another; sums may be longer than the implicit GEMM's,
+    /// and their errors up to 4 times as large.
+    Direct,
     /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
     Winograd2,
     /// Winograd's F(4 × 4, 3 × 3), faster and less accurate, for the same; else the implicit GEMM. Weights that are not packed
     /// are transformed in each call, which takes longer than it saves where outputs are fewer than channels.
     Winograd4,
+}
+
+impl Algorithm {
+    /// Whether it leaves open how the same products are summed.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Auto | Self::Direct)
+    }
 }
 
 /// Weights of a call: a view `[c_out, c_in / groups, kernel…]`, or packed by [`Convolution::pack`].
@@ -467,9 +478,9 @@ impl<const S: usize> Convolution<S> {
         let [d, h, width] = kernel;
         let winograd =
             correlate::winograd(self.algorithm, [rows / groups, channels, d, h, width], plain, None);
-        let auto = self.algorithm == Algorithm::Auto;
+        let open = self.algorithm.is_open();
         let isa = machine::isa()?;
-        let lanes = groups > 1 && depthwise::takes::<T>(isa, groups, w.shape(), &sliding, [last, auto]);
+        let lanes = groups > 1 && depthwise::takes::<T>(isa, groups, w.shape(), &sliding, [last, open]);
         let form = [single(&sliding), last, lanes];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }

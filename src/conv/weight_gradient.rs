@@ -50,9 +50,8 @@ pub(super) fn run<T: Element>(
         return Ok(());
     }
     let reach = Reach::of(sliding);
-    let small = || {
-        algorithm == Algorithm::Auto && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups)
-    };
+    let small =
+        || algorithm.is_open() && depthwise::fits_group_gradient(isa, x, dz, reach, dw.shape(), groups);
     if groups > 1 && dw.shape()[1] == 1 && reach.fits(1) || small() {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }

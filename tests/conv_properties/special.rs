@@ -65,9 +65,15 @@ fn each_way<T: Element>(
     let copied = copies.pack(ones.view()).unwrap();
     let [n, c, height, width] = conv.output_shape(x.shape(), w.shape()).unwrap();
     let (x_last, mut y_last) = (last(x), Tensor::full([n, height, width, c], T::ONE).unwrap());
-    let algorithms = [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Winograd2, Algorithm::Winograd4];
+    let algorithms = [
+        Algorithm::Auto,
+        Algorithm::ImplicitGemm,
+        Algorithm::Direct,
+        Algorithm::Winograd2,
+        Algorithm::Winograd4,
+    ];
     let winograd = w.shape()[2] == 3 && height == x.shape()[2];
-    for &algorithm in &algorithms[..if winograd { 4 } else { 2 }] {
+    for &algorithm in &algorithms[..if winograd { 5 } else { 2 }] {
         let conv = conv.algorithm(algorithm);
         let packed = [conv.pack(w).unwrap(), conv.pack_channels_last(w).unwrap()];
         for (name, packed) in [("view", None), ("packed", Some(&packed[0])), ("for NHWC", Some(&packed[1]))] {

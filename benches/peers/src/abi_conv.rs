@@ -72,6 +72,7 @@ impl Sizes {
         let algorithm = match self.algorithm {
             1 => Algorithm::ImplicitGemm,
             2 => Algorithm::Winograd2,
+            3 => Algorithm::Direct,
             4 => Algorithm::Winograd4,
             _ => Algorithm::Auto,
         };

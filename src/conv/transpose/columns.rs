@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::conv::Algorithm;
 use crate::conv::correlate::winograd;
 use crate::conv::im2col::Plan;
 use crate::conv::pointwise::merges;
@@ -47,7 +46,7 @@ impl<'a, 's, T: Element> Columns<'a, 's, T> {
     /// `None` where another path is taken for `y`, which has elements.
     pub(super) fn new(scatter: &'s Scatter<'a, T>, y: &TensorViewMut<'_, T, 5>) -> Option<Self> {
         let Scatter { z, w, groups, sliding, algorithm, .. } = *scatter;
-        if algorithm != Algorithm::Auto
+        if !algorithm.is_open()
             || groups != 1
             || !scatter.is_plain()
             || z.is_empty()
