@@ -6,6 +6,7 @@ use common::{Strided, bits, in_pools, last, quickcheck, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::machine;
 use tilewise::pool::{AveragePool, LpPool, MaxPool, NO_ELEMENT};
+use tilewise::random::Rng;
 use tilewise::reference::pool::{self as reference, Axis};
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
 
@@ -347,6 +348,59 @@ fn any_number_of_threads_gives_the_same_bits() {
             });
             assert!(results.iter().all(|result| *result == results[0]));
         }
+    }
+}
+
+/// Planes of about a vector, and of about four; of whole numbers, so that sums are exact.
+fn check_whole_planes<T: Element>() {
+    let mut rng = Rng::seed(3);
+    for len in [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 49, 63, 64, 65, 127, 129, 300] {
+        for channels in [1, 2, 8, 15, 16, 17, 35] {
+            // Some elements between planes belong to none.
+            let stored =
+                Tensor::from_fn([2, channels, len + 3], |_| T::from_f64(rng.below(41) as f64 - 50.0));
+            let mut stored = stored.unwrap();
+            let missing = [0, channels - 1, len - 1];
+            *stored.get_mut(missing).unwrap() = T::NAN;
+            let x = stored.view().slice(2, 0..len, 1).unwrap();
+            let max = MaxPool::<1>::global().forward(x).unwrap();
+            let average = AveragePool::<1>::global().forward(x).unwrap();
+            let norms = [1.0, 2.0].map(|p| LpPool::<1>::global(p).forward(x).unwrap());
+            for image in 0..2 {
+                for channel in 0..channels {
+                    let plane = x.select::<2>(0, image).unwrap().select::<1>(0, channel).unwrap();
+                    let found =
+                        [&max, &average, &norms[0], &norms[1]].map(|y| y.get([image, channel, 0]).unwrap());
+                    if [image, channel] == missing[..2] {
+                        assert!(found.iter().all(|y| y.is_nan()), "{len} {channels}: {found:?}");
+                        continue;
+                    }
+                    let x = || plane.iter().map(|x| x.to_f64());
+                    let sum: f64 = x().sum();
+                    let expected = [
+                        x().fold(f64::NEG_INFINITY, f64::max),
+                        sum / len as f64,
+                        -sum,
+                        x().map(|x| x * x).sum::<f64>().sqrt(),
+                    ];
+                    for (&found, expected) in found.iter().zip(expected) {
+                        let error = (found.to_f64() - expected).abs();
+                        assert!(
+                            error <= T::EPSILON.to_f64() * expected.abs(),
+                            "{len} {channels}: {found} {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn whole_planes_are_windows() {
+    for &isa in machine::supported() {
+        machine::with_isa(isa, check_whole_planes::<f32>).unwrap();
+        machine::with_isa(isa, check_whole_planes::<f64>).unwrap();
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::geometry::{Axis, Slide, Taps};
 use super::reduce::{Average, Maximum, Norm, Reduction};
 use super::walk::{OneByOne, Walk, Window, join_rows};
+use super::whole::Whole;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::{self, Isa};
@@ -73,19 +74,10 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
             return Ok(());
         }
         if !channels_last(self.x.shape(), self.x.strides()) {
-            let [images, channels, depth, height, width] = self.x.shape();
-            // Short rows of one window are one row.
-            if self.axes[1].is_all()
-                && self.axes[2].is_all()
-                && height > 1
-                && height * width <= BLOCK
-                && let Some(x) = self.x.viewed_as([images, channels, depth, 1, height * width])
-            {
-                self.x = x;
-                self.axes = [self.axes[0], Axis::all(1), Axis::all(height * width)];
-            }
+            let channels = self.x.shape()[1];
             // Where there is one row of windows in a plane, those of all channels are rows of one plane.
-            if self.axes[..2].iter().all(|axis| axis.image() == 1 && axis.is_all()) {
+            if self.planes().is_none() && self.axes[..2].iter().all(|axis| axis.image() == 1 && axis.is_all())
+            {
                 self.x = self.x.permute([0, 2, 3, 1, 4])?;
                 y = y.permute([0, 2, 3, 1, 4])?;
                 self.axes[1] = Axis::each(channels);
@@ -95,6 +87,17 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
         let last = channels_last(self.x.shape(), self.x.strides());
         trace::<T>(self.op, self.isa, [self.x.shape(), y.shape()], last, tasks);
         self.split(y, [0; 5], tasks)
+    }
+
+    /// Its planes, `[images, channels, elements]`, where each is one window and one piece of memory.
+    fn planes(&self) -> Option<TensorView<'_, T, 3>> {
+        if !self.axes.iter().all(Axis::is_all) {
+            return None;
+        }
+        let [images, channels, image @ ..] = self.x.shape();
+        let elements = image.iter().product();
+        let planes = self.x.viewed_as([images, channels, elements])?;
+        (planes.strides()[2] == 1 || elements == 1).then_some(planes)
     }
 
     fn split(&self, y: TensorViewMut<'_, T, 5>, origin: [usize; 5], tasks: usize) -> Result<()> {
@@ -183,6 +186,12 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
         let Piece { call, mut y, origin } = self;
         let [images, channels, depth, height, outputs] = y.shape();
         let last = channels_last(call.x.shape(), call.x.strides());
+        if let Some(planes) = call.planes().filter(|_| !last) {
+            let planes = planes.slice(0, origin[0]..origin[0] + images, 1)?;
+            let planes = planes.slice(1, origin[1]..origin[1] + channels, 1)?;
+            let weight = inverse(planes.shape()[2]);
+            return simd.call(Whole { op: call.op, reduction: call.reduction, planes, y, weight });
+        }
         let (planes, lanes) = if last { (1, channels) } else { (channels, 1) };
         let width = call.axes[2];
         let rows = Rows { simd, reduction: call.reduction, width, lanes, along: along(&width, lanes) };

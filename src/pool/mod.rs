@@ -26,7 +26,8 @@
 //! | --- | --- |
 //! | channels are neighbours in memory (NHWC) | rows of all channels: down the rows of a window by whole vectors, then along, a vector of channels at a time |
 //! | else, windows that slide | rows of a plane, down by whole vectors, then along, a vector of neighbouring windows at a time; strides 1 and 2 by shuffles |
-//! | else, adaptive or global, few long windows, or much more padding than image | down as before, then window by window |
+//! | else, global, planes that are one piece of memory | a plane to one vector, then its lanes, those of a vector of planes together |
+//! | else, adaptive, few long windows, or much more padding than image | down as before, then window by window |
 //!
 //! Rows that do not lie in memory as one piece are copied to one. Backwards, sums go the other way: down the windows' rows, then
 //! along the image's. What is computed for an element never depends on how the work is split into tasks.
@@ -40,6 +41,7 @@ mod reduce;
 mod spread;
 mod unpool;
 mod walk;
+mod whole;
 
 pub(crate) use forward::Reductions;
 pub(crate) use indices::Places;
