@@ -17,6 +17,8 @@ use super::panel::Panels;
 /// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
 /// instructions then, and they stay in L1 for the epilogue.
 pub(super) const STRIP: usize = 8;
+/// Rows of a tile of few columns over lines of A in place.
+const TALL: usize = 8;
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {
@@ -88,9 +90,13 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 done += some;
             }
         }
+        // Lines in place may be cut otherwise than panels. Each wants a register for its address: more than these are in memory.
+        let free = by_column && rows >= 2 * TALL && S::NARROW_ROWS >= TALL && a.has_lines();
+        let tall = if free { TALL } else { tile_rows };
         let mut strips = Strips {
             shape: [rows, columns],
             tile_rows,
+            tall,
             by_column,
             longest: if contiguous { STRIP } else { 1 },
             at: [0, done],
@@ -169,6 +175,8 @@ pub(super) fn by_column<T: Copy, S: Simd<T>>(
 pub(super) struct Strips {
     pub(super) shape: [usize; 2],
     pub(super) tile_rows: usize,
+    /// The same of tiles of at most two vectors in a row, which leave registers for more rows.
+    pub(super) tall: usize,
     pub(super) by_column: bool,
     /// Tiles of one.
     pub(super) longest: usize,
@@ -190,13 +198,15 @@ pub(super) struct Place {
 impl Strips {
     #[inline(always)]
     pub(super) fn next<T: Copy, S: Simd<T>>(&mut self) -> Option<Place> {
-        let Self { shape: [rows, columns], tile_rows, by_column, longest, at: [row, column] } = *self;
+        let Self { shape: [rows, columns], tile_rows, tall, by_column, longest, at: [row, column] } = *self;
         if row >= rows || column >= columns {
             return None;
         }
         let tile_columns = S::TILE_VECTORS * S::LANES;
         let (below, beside) = (rows - row, columns - column);
-        let (height, width) = (height(below, tile_rows, S::TILE_ROWS), tile_columns.min(beside));
+        let width = tile_columns.min(beside);
+        let tile_rows = if width <= 2 * S::LANES { tall } else { tile_rows };
+        let height = height(below, tile_rows, S::TILE_ROWS);
         let whole = match by_column {
             // The division is that of small numbers: it is much of the time that a small product takes.
             true if below < STRIP * tile_rows => (below as u32 / tile_rows as u32) as usize,

@@ -260,6 +260,16 @@ impl<'a, T: Element> Panels<'a, T> {
         }
     }
 
+    /// Its lines lie in place, each as one piece or as runs.
+    #[inline(always)]
+    pub(super) fn has_lines(self) -> bool {
+        match self {
+            Panels::Packed { .. } => false,
+            Panels::Direct(view) => view.strides()[1] == 1,
+            Panels::Windows { .. } => true,
+        }
+    }
+
     /// The panels that begin with line `from`, a multiple of the width.
     #[inline(always)]
     pub(crate) fn from(self, from: usize) -> Self {

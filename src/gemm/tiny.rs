@@ -93,7 +93,7 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
         let tile_rows = tile_rows(Tile::of::<T, S>(), shape);
         let near = S::TILE_VECTORS * S::LANES * depth * size_of::<T>() <= NEAR;
         let by_column = by_column::<T, S>(shape, tile_rows, near);
-        let mut strips = Strips { shape, tile_rows, by_column, longest: STRIP, at: [0, 0] };
+        let mut strips = Strips { shape, tile_rows, tall: tile_rows, by_column, longest: STRIP, at: [0, 0] };
         let mut ahead = Ahead::nothing();
         if let Some(next) = next {
             let tiles = shape[0].div_ceil(tile_rows) * shape[1].div_ceil(S::TILE_VECTORS * S::LANES);
