@@ -38,6 +38,36 @@ fn single_taps_packed() {
     }
 }
 
+/// Convolutions over one axis that is long, channels last: patches are read as they lie but for those at the ends.
+#[test]
+fn long_lines_are_read_in_place() {
+    let shape = [2, 64, 9000];
+    let x = wave::<f32, 3>([shape[0], shape[2], shape[1]], 0.1);
+    let x = x.view().permute([0, 2, 1]).unwrap();
+    // Output channels, kernel, stride, padding.
+    for (c_out, kernel, stride, padding) in [(80, 3, 1, [1, 1]), (33, 4, 2, [0, 3]), (40, 9, 1, [8, 0])] {
+        let w = wave::<f32, 3>([c_out, shape[1], kernel], 0.2);
+        let conv = Convolution::<1>::new().stride([stride]).padding_sides([padding]);
+        let implicit = conv.algorithm(Algorithm::ImplicitGemm).forward(x, w.view(), None).unwrap();
+        let packed = conv.pack_channels_last(w.view()).unwrap();
+        let [n, c, len] = implicit.shape();
+        for &isa in machine::supported() {
+            let results = machine::with_isa(isa, || {
+                in_pools(|| {
+                    let mut y = Tensor::<f32, 3>::full([n, len, c], f32::NAN).unwrap();
+                    let to = y.view_mut().permute([0, 2, 1]).unwrap();
+                    conv.forward_into(x, &packed, None, to).unwrap();
+                    let found = y.view().permute([0, 2, 1]).unwrap();
+                    assert!(found.all_close(implicit.view(), 1e-4, 1e-4), "{isa} {c_out} {kernel}");
+                    bits(y.as_slice())
+                })
+            });
+            let results = results.unwrap();
+            assert!(results.iter().all(|result| *result == results[0]), "{isa} {c_out} {kernel}");
+        }
+    }
+}
+
 /// Layers of networks with channels last: rows of patches, cut anywhere, for whole and for narrow tiles.
 #[test]
 fn weights_packed_for_channels_last() {

@@ -7,7 +7,8 @@
 //!         for each block of output channels: y += patches · weights, finished with the last block
 //! ```
 //!
-//! Where rows of the output are long, windows are rows as they lie in a copy of some lines of the image with zeros around.
+//! Where rows of the output are long, windows are rows as they lie in a copy of some lines of the image with zeros around; those of
+//! one line, whose rows are longer still, as they lie in the image.
 //!
 //! The output gets its sums from the registers, in its own order.
 #![forbid(unsafe_code)]
@@ -104,8 +105,11 @@ impl<T: Element> Rows<'_, T> {
         let weights = k.saturating_mul(n).saturating_mul(size_of::<T>());
         let near = weights <= l2 / 2;
         let pitch = self.kc.min(k) + self.tile.lanes;
-        let most = if near { l1 / 2 } else { l2 / 4 } / size_of::<T>() / pitch;
-        let block = balanced(pixels, most.max(2 * self.tile.rows), self.tile.rows);
+        let most = |room: usize| (room / size_of::<T>() / pitch).max(2 * self.tile.rows);
+        // Rows of windows of one line that lie in place but for some at the ends.
+        let long = kernel[..2] == [1; 2] && dilation[2] == 1 && width >= LONG * most(l2 / 4);
+        let run = if long { width } else { pixels };
+        let block = balanced(run, most(if near && !long { l1 / 2 } else { l2 / 4 }), self.tile.rows);
         let across = !near && block <= self.tile.most_across();
         let panel = self.kc * size_of::<T>();
         let most = (l2 / 2 / panel).max(self.tile.columns) / self.tile.columns * self.tile.columns;
@@ -113,15 +117,21 @@ impl<T: Element> Rows<'_, T> {
         let order = if across { Order::Fetch } else { Order::Usual };
         let c = y.permute(channels_last)?.reshape([pixels, n])?;
         let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, order };
-        if weights <= l2 / 4 * 3 && k > 0 && self.windows(sizes, at, &mut sums)? {
+        if weights <= l2 / 4 * 3 && k > 0 && !long && self.windows(sizes, at, &mut sums)? {
             return Ok(());
         }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         let mut rows = scratch::<T>(op, len)?;
         let (x, first) = (x.permute(channels_last)?, [at[0], at[2], at[3], at[4]]);
-        for pixels in depth_blocks(0..pixels, block) {
+        for pixels in (0..pixels).step_by(run).flat_map(|row| depth_blocks(row..row + run, block)) {
+            let in_place = if long { self.in_place(x, first, sizes, &pixels) } else { None };
             for steps in depth_blocks(0..k, self.kc) {
                 let count = pixels.len();
+                if let Some(patches) = in_place {
+                    let a = patches.tile([0, steps.start], [count, steps.len()]);
+                    sums.add(Panels::Direct(a), &steps, pixels.clone());
+                    continue;
+                }
                 if !steps.is_empty() {
                     let (steps, pixels, to) = (steps.clone(), pixels.clone(), &mut rows[..]);
                     let fill =
@@ -133,6 +143,27 @@ impl<T: Element> Rows<'_, T> {
             }
         }
         Ok(())
+    }
+
+    /// The patches of some pixels of a row of the output as they lie in a line of `x`, where these have no zeros.
+    fn in_place<'x>(
+        &self,
+        x: TensorView<'x, T, 5>,
+        first: [usize; 4],
+        [_, depth, height, width]: [usize; 4],
+        pixels: &Range<usize>,
+    ) -> Option<TensorView<'x, T, 2>> {
+        let Call { stride, start, .. } = *self.call;
+        let [images, all @ .., channels] = x.shape();
+        let (row, column) = (pixels.start / width, pixels.start % width);
+        let of = [row / height / depth, row / height % depth, row % height, column];
+        let image = x.select::<4>(0, Some(first[0] + of[0]).filter(|&image| image < images)?).ok()?;
+        let place = |axis: usize| start[axis] + ((first[1 + axis] + of[1 + axis]) * stride[axis]) as isize;
+        let line = image.line([within(place(0), all[0])?, within(place(1), all[1])?])?;
+        let line = line.get(usize::try_from(place(2)).ok()?.checked_mul(channels)?..)?;
+        let (apart, steps) = (stride[2].checked_mul(channels)?, self.slab.depth());
+        let needed = apart.checked_mul(pixels.len() - 1)?.checked_add(steps)?;
+        TensorView::as_strided(line.get(..needed)?, [pixels.len(), steps], [apart as isize, 1]).ok()
     }
 
     /// The same over windows of a copy with zeros around, row by row of the output; false where they are not for that.
@@ -222,6 +253,8 @@ impl<T: Element> Sums<'_, T> {
 
 /// Outputs of a row from which on its windows are read in place: with fewer, tiles are too low.
 const LEAST: usize = 24;
+/// Blocks of a row from which on most of them lie in place.
+const LONG: usize = 4;
 
 /// Copies lines of an image `[depth, height, width, channels]`, zeros around it.
 struct Pad<'p, T> {
