@@ -355,6 +355,21 @@ impl<T: Element> Lines<'_, T> {
         to: &mut [T; ROOM],
     ) -> [usize; 2] {
         let (pitch, first_channel) = (width.next_multiple_of(4), channels.start);
+        if self.transposed && self.taps * 4 <= S::LANES {
+            // Four lines of so few taps fill no vectors, but all rows are neighbours.
+            for (channel, to) in channels.zip(to.chunks_exact_mut(self.taps * pitch)) {
+                let line =
+                    &self.matrix.row(channel).unwrap_or(&[])[rows.start * self.taps..rows.end * self.taps];
+                for (tap, to) in to.chunks_exact_mut(pitch).enumerate() {
+                    let (to, rest) = to.split_at_mut(rows.len());
+                    for (to, from) in to.iter_mut().zip(line.chunks_exact(self.taps)) {
+                        *to = from[tap];
+                    }
+                    rest.fill(T::ZERO);
+                }
+            }
+            return [self.taps * pitch, pitch];
+        }
         let together = if self.transposed { 1 } else { channels.len() };
         for channels in blocks(channels.clone(), together) {
             let at = (channels.start - first_channel) * self.taps * pitch;
