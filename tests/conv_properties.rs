@@ -7,7 +7,7 @@ mod common;
 mod special;
 
 use common::geometry::Problem;
-use common::{bits, in_pools, quickcheck, wave, within};
+use common::{bits, in_pools, last, quickcheck, turned, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
@@ -38,34 +38,47 @@ fn single_taps_packed() {
     }
 }
 
-/// Convolutions over one axis that is long, channels last: patches are read as they lie but for those at the ends.
-#[test]
-fn long_lines_are_read_in_place() {
-    let shape = [2, 64, 9000];
-    let x = wave::<f32, 3>([shape[0], shape[2], shape[1]], 0.1);
-    let x = x.view().permute([0, 2, 1]).unwrap();
+/// Kernels over one axis that is long: where channels lie last, patches are read as they lie, but for those at the ends.
+fn check_long_lines<T: Element>() {
+    let planes = wave::<T, 4>([1, 64, 2, 4000], 0.1);
+    let pixels = last(&planes);
     // Output channels, kernel, stride, padding.
-    for (c_out, kernel, stride, padding) in [(80, 3, 1, [1, 1]), (33, 4, 2, [0, 3]), (40, 9, 1, [8, 0])] {
-        let w = wave::<f32, 3>([c_out, shape[1], kernel], 0.2);
-        let conv = Convolution::<1>::new().stride([stride]).padding_sides([padding]);
-        let implicit = conv.algorithm(Algorithm::ImplicitGemm).forward(x, w.view(), None).unwrap();
-        let packed = conv.pack_channels_last(w.view()).unwrap();
-        let [n, c, len] = implicit.shape();
-        for &isa in machine::supported() {
-            let results = machine::with_isa(isa, || {
-                in_pools(|| {
-                    let mut y = Tensor::<f32, 3>::full([n, len, c], f32::NAN).unwrap();
-                    let to = y.view_mut().permute([0, 2, 1]).unwrap();
-                    conv.forward_into(x, &packed, None, to).unwrap();
-                    let found = y.view().permute([0, 2, 1]).unwrap();
-                    assert!(found.all_close(implicit.view(), 1e-4, 1e-4), "{isa} {c_out} {kernel}");
+    for (c_out, kernel, stride, padding) in [
+        (80, 3, [1, 1], [[0, 0], [1, 1]]),
+        (33, 4, [1, 2], [[1, 0], [0, 3]]),
+        (40, 9, [2, 1], [[0, 1], [8, 0]]),
+    ] {
+        let (w, bias) = (wave::<T, 4>([c_out, 64, 1, kernel], 0.2), wave::<T, 1>([c_out], 0.3));
+        let conv = Convolution::<2>::new().stride(stride).padding_sides(padding).activation(Activation::Relu);
+        let shape = conv.output_shape(planes.shape(), w.shape()).unwrap();
+        let (residual, mut expected) = (wave::<T, 4>(shape, 0.4), Tensor::zeros(shape).unwrap());
+        let residual_last = last(&residual);
+        let (bias, beside, implicit) =
+            (Some(bias.view()), turned(&residual_last), conv.algorithm(Algorithm::ImplicitGemm));
+        implicit.forward_add_into(planes.view(), w.view(), bias, beside, expected.view_mut()).unwrap();
+        for x in [planes.view(), turned(&pixels)] {
+            for &isa in machine::supported() {
+                let packed = machine::with_isa(isa, || conv.pack_channels_last(w.view()).unwrap()).unwrap();
+                let results = in_pools(|| {
+                    let mut y = Tensor::full(residual_last.shape(), T::NAN).unwrap();
+                    machine::with_isa(isa, || {
+                        let to = y.view_mut().permute([0, 3, 1, 2]).unwrap();
+                        conv.forward_add_into(x, &packed, bias, beside, to).unwrap();
+                    })
+                    .unwrap();
+                    assert!(turned(&y).all_close(expected.view(), 1e-4, 1e-4), "{isa} {c_out} {kernel}");
                     bits(y.as_slice())
-                })
-            });
-            let results = results.unwrap();
-            assert!(results.iter().all(|result| *result == results[0]), "{isa} {c_out} {kernel}");
+                });
+                assert!(results.iter().all(|result| *result == results[0]), "{isa} {c_out} {kernel}");
+            }
         }
     }
+}
+
+#[test]
+fn long_lines_are_read_in_place() {
+    check_long_lines::<f32>();
+    check_long_lines::<f64>();
 }
 
 /// Layers of networks with channels last: rows of patches, cut anywhere, for whole and for narrow tiles.

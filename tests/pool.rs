@@ -351,6 +351,28 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
+/// Planes that are one window each, of more elements than a task has.
+#[test]
+fn any_number_of_threads_gives_the_same_bits_of_whole_planes() {
+    for shape in [[4, 300, 7, 9], [1, 1037, 7, 7], [3, 2, 150, 111]] {
+        let x = wave::<f32, 4>(shape, 0.0);
+        let results = in_pools(|| {
+            let results = [
+                MaxPool::<2>::global().forward(x.view()),
+                AveragePool::<2>::global().forward(x.view()),
+                LpPool::<2>::global(3.0).forward(x.view()),
+            ];
+            results.map(|y| bits(y.unwrap().as_slice()))
+        });
+        assert!(results.iter().all(|result| *result == results[0]), "{shape:?}");
+        let [.., height, width] = shape;
+        let windows = [AveragePool::<2>::new([height, width]), AveragePool::adaptive([1, 1])];
+        for pool in windows {
+            assert_eq!(bits(pool.forward(x.view()).unwrap().as_slice()), results[0][1], "{shape:?}");
+        }
+    }
+}
+
 /// Planes of about a vector, and of about four; of whole numbers, so that sums are exact.
 fn check_whole_planes<T: Element>() {
     let mut rng = Rng::seed(3);

@@ -154,9 +154,17 @@ mod tests {
     #[test]
     fn lines_are_packed_as_a_copy_is() {
         for &isa in machine::supported() {
-            for [rows, channels, height, width] in
-                [[1, 1, 3, 3], [37, 5, 3, 3], [70, 131, 3, 3], [16, 9, 1, 5], [200, 70, 3, 2], [3, 40, 8, 8]]
-            {
+            for [rows, channels, height, width] in [
+                [1, 1, 3, 3],
+                [37, 5, 3, 3],
+                [70, 131, 3, 3],
+                [16, 9, 1, 5],
+                [200, 70, 3, 2],
+                [3, 40, 8, 8],
+                [37, 5, 1, 3],
+                [70, 131, 2, 2],
+                [200, 70, 1, 2],
+            ] {
                 for transposed in [false, true] {
                     let [outer, inner] = if transposed { [channels, rows] } else { [rows, channels] };
                     let shape = [outer, inner, 1, height, width];

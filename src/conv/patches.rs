@@ -107,7 +107,8 @@ impl<T: Element> Rows<'_, T> {
         let pitch = self.kc.min(k) + self.tile.lanes;
         let most = |room: usize| (room / size_of::<T>() / pitch).max(2 * self.tile.rows);
         // Rows of windows of one line that lie in place but for some at the ends.
-        let long = kernel[..2] == [1; 2] && dilation[2] == 1 && width >= LONG * most(l2 / 4);
+        let dense = x.permute(channels_last)?.select::<4>(0, 0)?.has_lines();
+        let long = dense && kernel[..2] == [1; 2] && dilation[2] == 1 && width >= LONG * most(l2 / 4);
         let run = if long { width } else { pixels };
         let block = balanced(run, most(if near && !long { l1 / 2 } else { l2 / 4 }), self.tile.rows);
         let across = !near && block <= self.tile.most_across();

@@ -73,11 +73,20 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
         if y.is_empty() {
             return Ok(());
         }
-        if !channels_last(self.x.shape(), self.x.strides()) {
-            let channels = self.x.shape()[1];
-            // Where there is one row of windows in a plane, those of all channels are rows of one plane.
-            if self.planes().is_none() && self.axes[..2].iter().all(|axis| axis.image() == 1 && axis.is_all())
+        if !channels_last(self.x.shape(), self.x.strides()) && self.planes().is_none() {
+            let [images, channels, depth, height, width] = self.x.shape();
+            // Short rows of one window are one row.
+            if self.axes[1].is_all()
+                && self.axes[2].is_all()
+                && height > 1
+                && height * width <= BLOCK
+                && let Some(x) = self.x.viewed_as([images, channels, depth, 1, height * width])
             {
+                self.x = x;
+                self.axes = [self.axes[0], Axis::all(1), Axis::all(height * width)];
+            }
+            // Where there is one row of windows in a plane, those of all channels are rows of one plane.
+            if self.axes[..2].iter().all(|axis| axis.image() == 1 && axis.is_all()) {
                 self.x = self.x.permute([0, 2, 3, 1, 4])?;
                 y = y.permute([0, 2, 3, 1, 4])?;
                 self.axes[1] = Axis::each(channels);

@@ -147,6 +147,11 @@ impl Axis {
         Self::Adaptive { image, outputs }
     }
 
+    /// One window over all elements.
+    pub(super) fn all(image: usize) -> Self {
+        Self::adaptive(image, 1)
+    }
+
     /// A window for each element.
     pub(super) fn each(image: usize) -> Self {
         Self::adaptive(image, image)
