@@ -1,6 +1,7 @@
 //! Sums over taps, and over positions, of pixels.
 #![forbid(unsafe_code)]
 
+use super::ahead::Ahead;
 use super::direct::of_input;
 use super::{Reach, many_registers};
 use crate::conv::pixels::Pixels;
@@ -15,7 +16,7 @@ fn offset(reach: &Reach, pixels: &Pixels, tap: usize) -> usize {
 }
 
 /// Rows of outputs from the pixels of a vector of channels, lanes in groups of `INPUTS`: `sums` is `[rows, columns, lanes]`.
-pub(super) struct Sums<'s, T, const INPUTS: usize> {
+pub(super) struct Sums<'s, 'a, T, const INPUTS: usize> {
     pub reach: &'s Reach,
     pub pixels: &'s Pixels,
     /// From the first output's pixel on.
@@ -25,10 +26,12 @@ pub(super) struct Sums<'s, T, const INPUTS: usize> {
     /// For each input of a group a vector for each tap, [`MOST_LANES`] apart.
     pub weights: &'s [T],
     pub outputs: [usize; 2],
+    /// Asked for meanwhile.
+    pub ahead: &'s mut Ahead<'a, T>,
     pub sums: &'s mut [T],
 }
 
-impl<T: Element, const INPUTS: usize> SimdOp<T> for Sums<'_, T, INPUTS> {
+impl<T: Element, const INPUTS: usize> SimdOp<T> for Sums<'_, '_, T, INPUTS> {
     type Output = ();
 
     #[inline(always)]
@@ -49,7 +52,7 @@ impl<T: Element, const INPUTS: usize> SimdOp<T> for Sums<'_, T, INPUTS> {
 /// Outputs of a run: images often have a multiple of them in a row.
 const SIDE: usize = 7;
 
-impl<T: Element, const INPUTS: usize> Sums<'_, T, INPUTS> {
+impl<'a, T: Element, const INPUTS: usize> Sums<'_, 'a, T, INPUTS> {
     /// Rows of outputs, and where their pixels begin.
     #[inline(always)]
     fn rows<S: Simd<T>>(&mut self) -> impl Iterator<Item = (&mut [T], &[T])> {
@@ -97,7 +100,10 @@ impl<T: Element, const INPUTS: usize> Sums<'_, T, INPUTS> {
         let (columns, weights, bias) = (self.outputs[1], self.weights, simd.load(self.bias));
         let (step, lanes) = (self.reach.stride[2] * S::LANES, S::LANES);
         let offsets = [0, 3, 6].map(|tap| offset(self.reach, self.pixels, tap));
+        // In registers: what is written through a reference may be anywhere.
+        let mut ahead = *self.ahead;
         for (to, from) in self.rows::<S>() {
+            ahead.ask();
             let lines = offsets.map(|offset| &from[offset..]);
             let mut at = 0;
             while at < columns {
@@ -124,6 +130,7 @@ impl<T: Element, const INPUTS: usize> Sums<'_, T, INPUTS> {
                 }
             }
         }
+        *self.ahead = ahead;
     }
 
     /// Any windows, eight outputs at a time, tap by tap; an output at a time would wait for each sum.
@@ -186,6 +193,8 @@ fn run<
     let stride = const { if SIDE == 1 { 1 } else { (SPAN - 3) / (SIDE - 1) } };
     let next = SIDE * stride * S::LANES;
     let mut sums = [[bias; SIDE]; RUNS];
+    // Of known length: a check within the loop makes the compiler move all sums.
+    let weights = &weights[..(INPUTS * 9 - 1) * MOST_LANES + S::LANES];
     for (row, line) in lines.into_iter().enumerate() {
         let line = &line[first..][..(RUNS - 1) * next + SPAN * S::LANES];
         for input in 0..INPUTS {

@@ -17,6 +17,7 @@
 //! kernel is 3 × 3, else over the taps and for each over these. The gradient for the weights reads the same pixels beside those of dZ.
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod direct;
 mod direct_gradient;
 mod emit;
@@ -24,6 +25,7 @@ mod kernel;
 
 use std::ops::Range;
 
+use self::ahead::Ahead;
 use self::direct::{Direct, of_group, place};
 pub(super) use self::direct::{dense, packed_len, pixels, taps_of, vectors_of, within};
 use self::emit::Emit;
@@ -317,6 +319,9 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         // Many weights are read again for each run of sums: those of a vector of channels stay in L1 for all.
         let (inputs, taps) = (forward.inputs, reach.taps());
         let share = if inputs > 1 { 1 } else { vectors };
+        // What is read and written lies far apart, and groups of several inputs leave time to ask for it.
+        let last =
+            inputs > 1 && channels_last(y.shape(), y.strides()) && channels_last(x.shape(), x.strides());
         let lanes = vectors * S::LANES;
         let mut bias = scratch::<T>(op, lanes)?;
         let mut packed = scratch::<T>(op, forward.packed_len(lanes))?;
@@ -352,6 +357,11 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                     let pixel = whole.over(&reach, place, outputs, channel, block.len());
                     simd.call(Fill { x, pixels: pixel, to: &mut pixels });
                     let some = (0..block.len()).step_by(share * S::LANES);
+                    let mut ahead = Ahead::nothing();
+                    if last && image + 1 < images {
+                        let next = forward.call.x.select::<4>(0, origin[0] + image + 1)?;
+                        ahead = Ahead::pixels(next, &pixel, some.len() * outputs[0]);
+                    }
                     for (lane, row) in
                         some.flat_map(|lane| (0..outputs[0]).step_by(kept).map(move |row| (lane, row)))
                     {
@@ -365,8 +375,13 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                         for ((plane, lane), sums) in planes.zip(lanes_of).zip(sums.chunks_exact_mut(vector)) {
                             let (reach, pixels, from) = (&reach, &pixel, &plane[start..]);
                             let (bias, weights) = (&bias[lane..], weights(lane));
+                            let ahead = &mut ahead;
+                            if last {
+                                let y = y.view().select::<4>(0, image)?;
+                                ahead.go_to(y, [first + lane, d, h + row, w], outputs[1]);
+                            }
                             of_group!(S, inputs, INPUTS => {
-                                simd.call(Sums::<T, INPUTS> { reach, pixels, from, bias, weights, outputs, sums });
+                                simd.call(Sums::<T, INPUTS> { reach, pixels, from, bias, weights, outputs, ahead, sums });
                             });
                         }
                         simd.call(Emit {
