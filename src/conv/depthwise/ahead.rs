@@ -5,7 +5,7 @@ use crate::conv::pixels::Pixels;
 use crate::simd::{CACHE_LINE, prefetch};
 use crate::tensor::TensorView;
 
-/// Pixels whose channels are neighbours: of the next image, and where the next row of sums goes.
+/// Pixels whose channels are neighbours: those of the next box, and where the next row of sums goes.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead<'a, T> {
     /// `[height, width, channels]`: those of a block, and how many have been asked for.

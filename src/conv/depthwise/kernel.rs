@@ -52,7 +52,7 @@ impl<T: Element, const INPUTS: usize> SimdOp<T> for Sums<'_, '_, T, INPUTS> {
 /// Outputs of a run: images often have a multiple of them in a row.
 const SIDE: usize = 7;
 
-impl<'a, T: Element, const INPUTS: usize> Sums<'_, 'a, T, INPUTS> {
+impl<T: Element, const INPUTS: usize> Sums<'_, '_, T, INPUTS> {
     /// Rows of outputs, and where their pixels begin.
     #[inline(always)]
     fn rows<S: Simd<T>>(&mut self) -> impl Iterator<Item = (&mut [T], &[T])> {

@@ -319,9 +319,13 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
         // Many weights are read again for each run of sums: those of a vector of channels stay in L1 for all.
         let (inputs, taps) = (forward.inputs, reach.taps());
         let share = if inputs > 1 { 1 } else { vectors };
-        // What is read and written lies far apart, and groups of several inputs leave time to ask for it.
-        let last =
-            inputs > 1 && channels_last(y.shape(), y.strides()) && channels_last(x.shape(), x.strides());
+        // What is read and written lies far apart, and groups that fill a vector leave time to ask for it.
+        let last = inputs == S::LANES
+            && reach.touches()
+            && channels_last(y.shape(), y.strides())
+            && channels_last(x.shape(), x.strides());
+        let across = width.div_ceil(columns);
+        let boxes = height.div_ceil(rows) * across;
         let lanes = vectors * S::LANES;
         let mut bias = scratch::<T>(op, lanes)?;
         let mut packed = scratch::<T>(op, forward.packed_len(lanes))?;
@@ -334,8 +338,17 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
             forward.bias(these.clone(), &mut bias)?;
             let (weights, base) = forward.weights(these, &mut packed)?;
             let weights = |lane: usize| &weights[place(base + lane, [0, inputs], taps)..];
-            for at in 0..images * depths {
-                let (image, d) = (at / depths, at % depths);
+            // Image, place, sizes and pixels of a box, of all of them.
+            let of_box = |at: usize| {
+                let (plane, at) = (at / boxes, at % boxes);
+                let [d, h, w] = [plane % depths, at / across * rows, at % across * columns];
+                let place = [origin[2] + d, origin[3] + h, origin[4] + w];
+                let outputs = [rows.min(height - h), columns.min(width - w)];
+                let pixels = whole.over(&reach, place, outputs, channel, block.len());
+                (plane / depths, [d, h, w], outputs, pixels)
+            };
+            for plane in 0..images * depths {
+                let image = plane / depths;
                 let x = x.select::<4>(0, origin[0] + image)?;
                 let residual = match finish.residual {
                     // The part of it that lies over `y`.
@@ -348,19 +361,15 @@ impl<T: Element> SimdOp<T> for Piece<'_, T> {
                     }
                     None => None,
                 };
-                let boxes = height.div_ceil(rows) * width.div_ceil(columns);
-                for at in 0..boxes {
-                    let across = width.div_ceil(columns);
-                    let (h, w) = (at / across * rows, at % across * columns);
-                    let place = [origin[2] + d, origin[3] + h, origin[4] + w];
-                    let outputs = [rows.min(height - h), columns.min(width - w)];
-                    let pixel = whole.over(&reach, place, outputs, channel, block.len());
+                for at in plane * boxes..(plane + 1) * boxes {
+                    let (_, [d, h, w], outputs, pixel) = of_box(at);
                     simd.call(Fill { x, pixels: pixel, to: &mut pixels });
                     let some = (0..block.len()).step_by(share * S::LANES);
                     let mut ahead = Ahead::nothing();
-                    if last && image + 1 < images {
-                        let next = forward.call.x.select::<4>(0, origin[0] + image + 1)?;
-                        ahead = Ahead::pixels(next, &pixel, some.len() * outputs[0]);
+                    if last && at + 1 < images * depths * boxes {
+                        let (image, .., next) = of_box(at + 1);
+                        let x = forward.call.x.select::<4>(0, origin[0] + image)?;
+                        ahead = Ahead::pixels(x, &next, some.len() * outputs[0]);
                     }
                     for (lane, row) in
                         some.flat_map(|lane| (0..outputs[0]).step_by(kept).map(move |row| (lane, row)))
