@@ -3,16 +3,13 @@
 mod common;
 
 use common::geometry::{Problem, image};
-use common::{Strided, quickcheck, within};
+use common::{ALGORITHMS, Strided, quickcheck, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Weight};
 use tilewise::machine::{self, Isa};
 use tilewise::reference::conv::{self, columns, naive};
 use tilewise::{Element, ImageRank, Spatial, Tensor, TensorView};
-
-const ALGORITHMS: [Algorithm; 5] =
-    [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Direct, Algorithm::Winograd2, Algorithm::Winograd4];
 
 #[derive(Clone, Debug)]
 struct Case<T, const S: usize, const N: usize> {

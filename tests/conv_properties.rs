@@ -7,7 +7,7 @@ mod common;
 mod special;
 
 use common::geometry::Problem;
-use common::{bits, in_pools, last, quickcheck, turned, wave, within};
+use common::{ALGORITHMS, bits, in_pools, last, quickcheck, turned, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Im2col};
@@ -444,15 +444,8 @@ fn any_number_of_threads_gives_the_same_bits() {
             let back = [0, 3, 1, 2];
             let x = if last { x_last.view().permute(back).unwrap() } else { x.view() };
             let dz = if last { dz_last.view().permute(back).unwrap() } else { dz.view() };
-            let algorithms = [
-                Algorithm::Auto,
-                Algorithm::ImplicitGemm,
-                Algorithm::Direct,
-                Algorithm::Winograd2,
-                Algorithm::Winograd4,
-            ];
             let winograd = w.shape()[2] == 3 && stride == 1;
-            for &algorithm in &algorithms[..if winograd { 5 } else { 1 }] {
+            for &algorithm in &ALGORITHMS[..if winograd { 5 } else { 1 }] {
                 let results = in_pools(|| {
                     let conv = conv.activation(Activation::Relu).algorithm(algorithm);
                     let y = conv.forward(x, w.view(), Some(b.view())).unwrap();

@@ -112,6 +112,15 @@ fn reduction(sum: bool) -> Reduction {
     if sum { Reduction::Sum } else { Reduction::Mean }
 }
 
+/// By which [`reduction`] multiplies the sum of so many losses.
+fn factor(sum: bool, count: f64) -> f64 {
+    match sum {
+        true => 1.0,
+        false if count == 0.0 => 0.0,
+        false => 1.0 / count,
+    }
+}
+
 impl Input {
     fn shape<const N: usize>(&self) -> [usize; N] {
         std::array::from_fn(|axis| self.shape[axis].0)
@@ -261,13 +270,7 @@ fn cross_entropy<T: Element>(
         .filter(|&row| !ignored(row))
         .map(|row| if hard { weight(numbers[row]) } else { 1.0 })
         .sum();
-    let factor = if sum {
-        1.0
-    } else if count == 0.0 {
-        0.0
-    } else {
-        1.0 / count
-    };
+    let factor = factor(sum, count);
     let twin = if likelihood {
         reference::likelihood(logits.view(), q)
     } else {
@@ -317,13 +320,7 @@ fn pointwise<T: Element>(input: &Input) -> Option<()> {
     };
     let (total, twin) = twin.expect("small");
     let len = twin.len() as f64;
-    let factor = if sum {
-        1.0
-    } else if len == 0.0 {
-        0.0
-    } else {
-        1.0 / len
-    };
+    let factor = factor(sum, len);
     let found = Tensor::full([1], result.expect("taken")).expect("one");
     // Of binary cross-entropy with other numbers than probabilities, terms of both signs.
     let roundings = 20.0 * (largest + 2.0).powi(2) * (1.0 + factor * len);

@@ -107,7 +107,8 @@ impl<T: Element> Rows<'_, T> {
         let pitch = self.kc.min(k) + self.tile.lanes;
         let most = |room: usize| (room / size_of::<T>() / pitch).max(2 * self.tile.rows);
         // Rows of windows of one line that lie in place but for some at the ends.
-        let dense = x.permute(channels_last)?.select::<4>(0, 0)?.has_lines();
+        let x = x.permute(channels_last)?;
+        let dense = x.select::<4>(0, 0)?.has_lines();
         let long = dense && kernel[..2] == [1; 2] && dilation[2] == 1 && width >= LONG * most(l2 / 4);
         let run = if long { width } else { pixels };
         let block = balanced(run, most(if near && !long { l1 / 2 } else { l2 / 4 }), self.tile.rows);
@@ -123,23 +124,21 @@ impl<T: Element> Rows<'_, T> {
         }
         let len = block.checked_mul(pitch).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
         let mut rows = scratch::<T>(op, len)?;
-        let (x, first) = (x.permute(channels_last)?, [at[0], at[2], at[3], at[4]]);
+        let first = [at[0], at[2], at[3], at[4]];
         for pixels in (0..pixels).step_by(run).flat_map(|row| depth_blocks(row..row + run, block)) {
             let in_place = if long { self.in_place(x, first, sizes, &pixels) } else { None };
             for steps in depth_blocks(0..k, self.kc) {
                 let count = pixels.len();
-                if let Some(patches) = in_place {
-                    let a = patches.tile([0, steps.start], [count, steps.len()]);
-                    sums.add(Panels::Direct(a), &steps, pixels.clone());
-                    continue;
-                }
-                if !steps.is_empty() {
+                if in_place.is_none() && !steps.is_empty() {
                     let (steps, pixels, to) = (steps.clone(), pixels.clone(), &mut rows[..]);
                     let fill =
                         Fill { x, kernel, stride, dilation, start, first, sizes, pixels, steps, pitch, to };
                     T::dispatch(isa, fill);
                 }
-                let a = TensorView::as_strided(&rows, [count, steps.len()], [pitch as isize, 1])?;
+                let a = match in_place {
+                    Some(patches) => patches.tile([0, steps.start], [count, steps.len()]),
+                    None => TensorView::as_strided(&rows, [count, steps.len()], [pitch as isize, 1])?,
+                };
                 sums.add(Panels::Direct(a), &steps, pixels.clone());
             }
         }
@@ -155,10 +154,10 @@ impl<T: Element> Rows<'_, T> {
         pixels: &Range<usize>,
     ) -> Option<TensorView<'x, T, 2>> {
         let Call { stride, start, .. } = *self.call;
-        let [images, all @ .., channels] = x.shape();
+        let [_, all @ .., channels] = x.shape();
         let (row, column) = (pixels.start / width, pixels.start % width);
         let of = [row / height / depth, row / height % depth, row % height, column];
-        let image = x.select::<4>(0, Some(first[0] + of[0]).filter(|&image| image < images)?).ok()?;
+        let image = x.select::<4>(0, first[0] + of[0]).ok()?;
         let place = |axis: usize| start[axis] + ((first[1 + axis] + of[1 + axis]) * stride[axis]) as isize;
         let line = image.line([within(place(0), all[0])?, within(place(1), all[1])?])?;
         let line = line.get(usize::try_from(place(2)).ok()?.checked_mul(channels)?..)?;

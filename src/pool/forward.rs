@@ -100,7 +100,7 @@ impl<T: Element, R: Reduction<T>> Call<'_, T, R> {
 
     /// Its planes, `[images, channels, elements]`, where each is one window and one piece of memory.
     fn planes(&self) -> Option<TensorView<'_, T, 3>> {
-        if !self.axes.iter().all(Axis::is_all) {
+        if channels_last(self.x.shape(), self.x.strides()) || !self.axes.iter().all(Axis::is_all) {
             return None;
         }
         let [images, channels, image @ ..] = self.x.shape();
@@ -195,7 +195,7 @@ impl<T: Element, R: Reduction<T>> SimdOp<T> for Piece<'_, '_, T, R> {
         let Piece { call, mut y, origin } = self;
         let [images, channels, depth, height, outputs] = y.shape();
         let last = channels_last(call.x.shape(), call.x.strides());
-        if let Some(planes) = call.planes().filter(|_| !last) {
+        if let Some(planes) = call.planes() {
             let planes = planes.slice(0, origin[0]..origin[0] + images, 1)?;
             let planes = planes.slice(1, origin[1]..origin[1] + channels, 1)?;
             let weight = inverse(planes.shape()[2]);

@@ -268,27 +268,26 @@ impl<const N: usize> Layout<N> {
         if target.len() != self.len() {
             return Err(Error::shape("reshape", "self", &self.shape, &shape));
         }
-        if self.is_contiguous() {
-            return Ok(target);
-        }
-        let Some(strides) = self.strides_of(shape) else {
-            return Err(Error::NotViewable {
-                op: "reshape",
-                found: Dims::new(&self.shape),
-                strides: Strides::new(&self.strides),
-                expected: Dims::new(&shape),
-            });
-        };
-        Layout::checked("reshape", shape, strides)
+        self.like(target).ok_or_else(|| Error::NotViewable {
+            op: "reshape",
+            found: Dims::new(&self.shape),
+            strides: Strides::new(&self.strides),
+            expected: Dims::new(&shape),
+        })
     }
 
     /// What [`reshape`](Self::reshape) gives, if anything: unlike its error, that there are no strides takes no memory.
     pub(crate) fn viewed_as<const M: usize>(&self, shape: [usize; M]) -> Option<Layout<M>> {
-        let target = Layout::contiguous(shape).ok().filter(|target| target.len() == self.len())?;
+        self.like(Layout::contiguous(shape).ok().filter(|target| target.len() == self.len())?)
+    }
+
+    /// These elements under the shape of `target`, which is contiguous and has as many.
+    fn like<const M: usize>(&self, target: Layout<M>) -> Option<Layout<M>> {
         if self.is_contiguous() {
             return Some(target);
         }
-        Layout::checked("reshape", shape, self.strides_of(shape)?).ok()
+        // No index leads farther than it did.
+        Layout::checked("reshape", target.shape, self.strides_of(target.shape)?).ok()
     }
 
     /// Strides of a layout that is not contiguous, and so not empty, under another shape of as many elements.

@@ -4,6 +4,7 @@
 pub mod geometry;
 
 use quickcheck::{Arbitrary, Gen};
+use tilewise::conv::Algorithm;
 use tilewise::{Element, Tensor, TensorView, TensorViewMut};
 
 /// Sizes at which kernels go wrong: nothing, one, and the neighbours of tiles and vectors.
@@ -35,6 +36,10 @@ pub fn wave<T: Element, const N: usize>(shape: [usize; N], phase: f64) -> Tensor
     })
     .expect("small")
 }
+
+/// All of them; those that take Winograd wherever it fits are the last.
+pub const ALGORITHMS: [Algorithm; 5] =
+    [Algorithm::Auto, Algorithm::ImplicitGemm, Algorithm::Direct, Algorithm::Winograd2, Algorithm::Winograd4];
 
 /// The same elements with channels last in memory.
 pub fn last<T: Element>(x: &Tensor<T, 4>) -> Tensor<T, 4> {

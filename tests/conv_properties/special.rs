@@ -4,7 +4,7 @@ use tilewise::conv::{Algorithm, Chain, Convolution, Link};
 use tilewise::reference::conv::{self as reference, Geometry};
 use tilewise::{Element, Tensor, TensorView, machine};
 
-use super::common::{last, turned, wave};
+use super::common::{ALGORITHMS, last, turned, wave};
 
 /// Batch, channels in and out, groups, size, kernel, stride, padding, dilation: some for each path of `conv`'s table.
 const LAYERS: [[usize; 9]; 27] = [
@@ -65,15 +65,8 @@ fn each_way<T: Element>(
     let copied = copies.pack(ones.view()).unwrap();
     let [n, c, height, width] = conv.output_shape(x.shape(), w.shape()).unwrap();
     let (x_last, mut y_last) = (last(x), Tensor::full([n, height, width, c], T::ONE).unwrap());
-    let algorithms = [
-        Algorithm::Auto,
-        Algorithm::ImplicitGemm,
-        Algorithm::Direct,
-        Algorithm::Winograd2,
-        Algorithm::Winograd4,
-    ];
     let winograd = w.shape()[2] == 3 && height == x.shape()[2];
-    for &algorithm in &algorithms[..if winograd { 5 } else { 2 }] {
+    for &algorithm in &ALGORITHMS[..if winograd { 5 } else { 2 }] {
         let conv = conv.algorithm(algorithm);
         let packed = [conv.pack(w).unwrap(), conv.pack_channels_last(w).unwrap()];
         for (name, packed) in [("view", None), ("packed", Some(&packed[0])), ("for NHWC", Some(&packed[1]))] {
