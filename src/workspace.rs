@@ -31,6 +31,14 @@ pub(crate) fn product(op: &'static str, sizes: &[usize]) -> Result<usize> {
     len.ok_or(Error::Alloc { op, bytes: usize::MAX })
 }
 
+/// An empty list with room for so many.
+pub(crate) fn room<T>(op: &'static str, len: usize) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    let bytes = len.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(len).map_err(|_| Error::Alloc { op, bytes })?;
+    Ok(list)
+}
+
 /// What `to` holds becomes a copy of `from`; where there is no memory, it is what it was.
 pub(crate) fn try_copy<T: Copy>(op: &'static str, from: &[T], to: &mut Vec<T>) -> Result<()> {
     let bytes = size_of_val(from);

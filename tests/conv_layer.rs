@@ -166,10 +166,10 @@ fn what_does_not_fit_is_an_error() {
     let expected =
         "activation is neither the identity nor, in a Conv, ReLU, expected a layer of its own: Activate";
     let tanh = Conv2d::<f32>::new(3, 4, [3, 3], tanh, init, rng).err();
-    assert_eq!(text(tanh), format!("Conv::from_parts: {expected}"));
+    assert_eq!(text(tanh), format!("Conv::new: {expected}"));
     let relu = ConvolutionTranspose::new().activation(Activation::Relu);
     let relu = ConvTranspose2d::<f32>::new(3, 4, [3, 3], relu, init, rng).err();
-    assert_eq!(text(relu), format!("ConvTranspose::from_parts: {expected}"));
+    assert_eq!(text(relu), format!("ConvTranspose::new: {expected}"));
     let (weight, bias) = (Tensor::<f32, 4>::zeros([4, 3, 3, 3]).unwrap(), Tensor::zeros([3]).unwrap());
     let bias = Conv2d::from_parts(Convolution::new(), weight, Some(bias)).err();
     assert_eq!(text(bias), "Conv::from_parts: bias has shape [3], expected [4]");
@@ -247,7 +247,7 @@ fn handing_over_changes_nothing() {
             assert_eq!(gradients(&one), gradients(&two));
         }
         let shape = one.backward_owned(wave([3, 4, 6, 4], 0.1)).err().unwrap().to_string();
-        assert_eq!(shape, "Conv::backward_owned: dy has shape [3, 4, 6, 4], expected [3, 4, 6, 3]");
+        assert_eq!(shape, "Conv::backward: dy has shape [3, 4, 6, 4], expected [3, 4, 6, 3]");
     }
 }
 

@@ -41,6 +41,14 @@ impl Parameters<f64> for ScaledTanh {
 }
 
 impl Layer<f64> for ScaledTanh {
+    fn check_forward(&self, x: [usize; 2]) -> Result<[usize; 2]> {
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> Result<[usize; 2]> {
+        Ok(dy)
+    }
+
     fn forward(&mut self, x: TensorView<'_, f64, 2>) -> Result<Tensor<f64, 2>> {
         self.input = Some(x.to_tensor()?);
         self.infer(x)

@@ -126,7 +126,7 @@ fn running_statistics_follow_the_batches() -> Result<()> {
     // One element has no variance: refused, and nothing has changed.
     let kept = layer.running_mean().to_vec();
     let refused = layer.forward(x.view()).map(drop).unwrap_err().to_string();
-    assert_eq!(refused, "BatchStatistics::update: elements of a channel is 1, expected at least 2");
+    assert_eq!(refused, "BatchNorm::forward: elements of a channel of x is 1, expected at least 2");
     assert_eq!(layer.running_mean(), kept);
     assert!(layer.backward(random(1, [4, 2, 3]).view()).is_ok(), "what was kept is kept still");
     Ok(())

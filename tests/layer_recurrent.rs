@@ -213,7 +213,7 @@ fn embeddings_refuse_what_they_have_no_row_for() {
     let mut table = Embedding::<f32>::new(5, 3, Init::xavier_uniform(), &mut Rng::seed(1)).unwrap();
     assert_eq!(
         table.forward(&[0, 5]).unwrap_err().to_string(),
-        "Embedding::forward: numbers is 5, expected less than the number of rows"
+        "Embedding::forward: numbers is 5 at index 1 for a table of 5 rows, expected less than its rows"
     );
     let dy = Tensor::<f32, 2>::zeros([2, 3]).unwrap();
     assert!(table.backward(dy.view()).is_err());

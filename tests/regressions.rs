@@ -1,5 +1,7 @@
 //! Bugs that were found, each kept by name.
 
+#[path = "regressions/composites.rs"]
+mod composites;
 #[path = "regressions/empty.rs"]
 mod empty;
 #[path = "regressions/layers.rs"]

@@ -78,6 +78,18 @@ impl Parameters<f32> for Decoder {
 
 /// Takes and gives `[time, batch, width]`.
 impl Layer<f32, 3, 3> for Decoder {
+    fn check_forward(&self, [time, batch, width]: [usize; 3]) -> tilewise::Result<[usize; 3]> {
+        let x = self.blocks.iter().try_fold([batch, time, width], |x, block| block.check_forward(x))?;
+        let [batch, time, width] = self.norm.check_forward(x)?;
+        Ok([time, batch, width])
+    }
+
+    fn check_backward(&self, [time, batch, width]: [usize; 3]) -> tilewise::Result<[usize; 3]> {
+        let d = self.norm.check_backward([batch, time, width])?;
+        let d = self.blocks.iter().rev().try_fold(d, |d, block| block.check_backward(d))?;
+        Ok([d[1], d[0], d[2]])
+    }
+
     fn forward(&mut self, x: TensorView<'_, f32, 3>) -> tilewise::Result<Tensor<f32, 3>> {
         let mut x = turned(x)?;
         for block in &mut self.blocks {

@@ -4,7 +4,7 @@ use super::describe::debug;
 use super::{Layer, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 /// An [`Activation`] applied to each element of tensors of rank `N`. No parameters.
@@ -40,6 +40,16 @@ impl<T: Element, const N: usize> Parameters<T> for Activate<T, N> {
 }
 
 impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        let op = "Activate::backward";
+        expect(op, "dy", &dy, &self.input.get(op)?.shape())?;
+        Ok(dy)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
         self.input.keep(x)?;
@@ -59,11 +69,8 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Activate<T, N> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "Activate::backward";
-        let x = self.input.get(op)?;
-        if dy.shape() != x.shape() {
-            return Err(Error::shape(op, "dy", &dy.shape(), &x.shape()));
-        }
+        self.check_backward(dy.shape())?;
+        let x = self.input.get("Activate::backward")?;
         let mut dx = Tensor::zeros(x.shape())?;
         activation::backward(self.activation, x, dy, dx.view_mut())?;
         Ok(dx)

@@ -1,5 +1,8 @@
 //! Multi-head attention.
 
+mod parts;
+
+use self::parts::Parts;
 use super::describe::debug;
 use super::feed_forward::rows;
 use super::{Init, Layer, Parameter, Parameters, Rotary, not_called};
@@ -8,7 +11,7 @@ use crate::element::Element;
 use crate::error::{Dims, Error, Result, expect};
 use crate::linear::{Dense, DenseGradientsMut};
 use crate::random::{self, Rng};
-use crate::tensor::{Tensor, TensorView, TensorViewMut};
+use crate::tensor::{Tensor, TensorView};
 
 /// Attention over heads, with projections before and after: Y = concat(headₕ) Woᵀ + bo, headₕ = att(Qₕ, Kₕ, Vₕ), where Q, K
 /// and V are X Wᵀ + b and its parts.
@@ -175,7 +178,11 @@ impl<T: Element> MultiHeadAttention<T> {
     ) -> Result<Self> {
         let op = "MultiHeadAttention::from_projections";
         let [q_rows, width] = query.shape();
-        let kv_rows = key.shape()[0];
+        if heads[0] == 0 || !q_rows.is_multiple_of(heads[0]) {
+            let value = format!("{q_rows} of {} heads", heads[0]);
+            return Err(Error::argument(op, "rows of query", value, "a multiple of heads"));
+        }
+        let kv_rows = (q_rows / heads[0]).saturating_mul(heads[1]);
         for (arg, view) in [("key", key), ("value", value)] {
             expect(op, arg, &view.shape(), &[kv_rows, width])?;
         }
@@ -186,14 +193,14 @@ impl<T: Element> MultiHeadAttention<T> {
         Self::from_parts(heads, all, None, out_weight, None)
     }
 
-    /// Keys behind a query's position are hidden.
+    /// Keys behind a query's position are hidden. What `forward` has kept of a call without this is dropped.
     pub fn causal(self, align: Align) -> Self {
-        Self { causal: Some(align), ..self }
+        Self { causal: Some(align), saved: None, ..self }
     }
 
-    /// Queries and keys are turned by their positions.
+    /// Queries and keys are turned by their positions. What `forward` has kept of a call without this is dropped.
     pub fn rotary(self, rotary: Rotary<T>) -> Self {
-        Self { rotary: Some(rotary), ..self }
+        Self { rotary: Some(rotary), saved: None, ..self }
     }
 
     /// Dropout of the weights while training: each becomes 0 with this probability, and the others are divided by 1 −
@@ -437,6 +444,12 @@ impl<T: Element> MultiHeadAttention<T> {
         gradients
     }
 
+    /// An error unless dY fits the call that was kept, and parameters are as they were.
+    fn check_call(&self, op: &'static str, call: &Call<T>, dy: [usize; 3]) -> Result<()> {
+        expect(op, "dy", &dy, &call.inputs.shape)?;
+        self.check(op, "dy", dy)
+    }
+
     fn gradients(
         &mut self,
         op: &'static str,
@@ -445,8 +458,7 @@ impl<T: Element> MultiHeadAttention<T> {
     ) -> Result<(Tensor<T, 3>, Option<Tensor<T, 3>>)> {
         let Call { inputs, attended, dropout } = call;
         let Inputs { shape, keys, x, context, projected, projected_context } = inputs;
-        expect(op, "dy", &dy.shape(), shape)?;
-        self.check(op, "dy", *shape)?;
+        self.check_call(op, call, dy.shape())?;
         let (dy, [q_columns, kv_columns]) = (rows(dy)?, self.columns());
         // First what can fail for lack of memory, then what adds to gradients.
         let heads = attended.output.view().permute([0, 2, 1, 3])?.to_tensor()?;
@@ -508,56 +520,6 @@ fn accumulate<T: Element>(
     Dense::new().backward_into(x.view(), value, dz.view(), T::ONE, gradients)
 }
 
-/// How projections fall into heads.
-struct Parts<'p, T> {
-    layer: &'p MultiHeadAttention<T>,
-    batch: usize,
-    queries: usize,
-    keys: usize,
-}
-
-impl<T: Element> Parts<'_, T> {
-    /// The views `[batch, heads, length, head_dim]` of Q, K and V.
-    fn split<'v>(
-        &self,
-        projected: &'v Tensor<T, 2>,
-        context: Option<&'v Tensor<T, 2>>,
-    ) -> Result<[TensorView<'v, T, 4>; 3]> {
-        let [q_columns, kv_columns] = self.layer.columns();
-        let (q, rest) = projected.view().split_at(1, q_columns)?;
-        let (k, v) = context.map_or(rest, Tensor::view).split_at(1, kv_columns)?;
-        let heads = |part: TensorView<'v, T, 2>, length: usize, heads: usize| {
-            part.reshape([self.batch, length, heads, self.layer.head_dim])?.permute([0, 2, 1, 3])
-        };
-        let kv_heads = self.layer.kv_heads;
-        Ok([
-            heads(q, self.queries, self.layer.heads)?,
-            heads(k, self.keys, kv_heads)?,
-            heads(v, self.keys, kv_heads)?,
-        ])
-    }
-
-    /// As [`split`](Self::split).
-    fn split_mut<'v>(
-        &self,
-        projected: &'v mut Tensor<T, 2>,
-        context: Option<&'v mut Tensor<T, 2>>,
-    ) -> Result<[TensorViewMut<'v, T, 4>; 3]> {
-        let [q_columns, kv_columns] = self.layer.columns();
-        let (q, rest) = projected.view_mut().split_at(1, q_columns)?;
-        let (k, v) = context.map_or(rest, Tensor::view_mut).split_at(1, kv_columns)?;
-        let heads = |part: TensorViewMut<'v, T, 2>, length: usize, heads: usize| {
-            part.reshape([self.batch, length, heads, self.layer.head_dim])?.permute([0, 2, 1, 3])
-        };
-        let kv_heads = self.layer.kv_heads;
-        Ok([
-            heads(q, self.queries, self.layer.heads)?,
-            heads(k, self.keys, kv_heads)?,
-            heads(v, self.keys, kv_heads)?,
-        ])
-    }
-}
-
 debug!([T: Element] MultiHeadAttention<T>, "MultiHeadAttention", heads, kv_heads, head_dim, causal, rotary, dropout);
 
 impl<T: Element> Parameters<T> for MultiHeadAttention<T> {
@@ -585,6 +547,19 @@ impl<T: Element> Parameters<T> for MultiHeadAttention<T> {
 }
 
 impl<T: Element> Layer<T, 3, 3> for MultiHeadAttention<T> {
+    fn check_forward(&self, x: [usize; 3]) -> Result<[usize; 3]> {
+        let op = "MultiHeadAttention::forward";
+        self.check(op, "x", x)?;
+        self.rotary.as_ref().map_or(Ok(()), |rotary| rotary.check(op, 0, x[1]))?;
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; 3]) -> Result<[usize; 3]> {
+        let op = "MultiHeadAttention::backward";
+        self.check_call(op, self.saved.as_ref().ok_or_else(|| not_called(op))?, dy)?;
+        Ok(dy)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         self.train("MultiHeadAttention::forward", x, None)
     }

@@ -181,10 +181,12 @@ impl<T: Element, const N: usize> Affine<T, N> {
         let (x, weight) = (self.input.get(op)?, self.weight.view::<N>()?);
         let output = output(x.shape(), weight.shape())?;
         expect(op, "dy", &dy, &output)?;
-        if let Some(bias) = self.bias_view()? {
-            expect(op, "bias", &bias.shape(), &output[1..2])?;
-        }
+        self.check_bias(op, output[1])?;
         Ok((x, weight))
+    }
+
+    fn check_bias(&self, op: &'static str, outputs: usize) -> Result<()> {
+        self.bias_view()?.map_or(Ok(()), |bias| expect(op, "bias", &bias.shape(), &[outputs]))
     }
 
     /// Adds to the gradients.
@@ -258,6 +260,8 @@ where
         rng: &mut Rng,
     ) -> Result<Self> {
         let op = "Conv::new";
+        // Before the generator is used.
+        check_activation(op, options.is_affine() || options.is_rectified())?;
         let groups = options.group_count();
         let inputs = per_group(op, "c_in", c_in, groups)?;
         let outputs = per_group(op, "c_out", c_out, groups)?;
@@ -317,11 +321,17 @@ where
         }
     }
 
+    /// As [`Affine::checked`].
+    fn checked(&self, dy: [usize; N]) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
+        self.affine.checked("Conv::backward", dy, |x, w| self.conv.output_shape(x, w))
+    }
+
     /// What was kept of the output, of dY's shape; `None` where it is not rectified.
-    fn silent(&self, op: &'static str, dy: [usize; N]) -> Result<Option<&[bool]>> {
+    fn silent(&self, dy: [usize; N]) -> Result<Option<&[bool]>> {
         if !self.conv.is_rectified() {
             return Ok(None);
         }
+        let op = "Conv::backward";
         let silent = self.silent.as_ref().ok_or_else(|| not_called(op))?;
         // The weight may have other outputs by now.
         expect(op, "dy", &dy, &silent.shape())?;
@@ -344,8 +354,8 @@ where
         dy: TensorView<'_, T, N>,
         gradients: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
     ) -> Result<R> {
-        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
-        let Some(silent) = self.silent(op, dy.shape())? else { return gradients(x, weight, dy) };
+        let (x, weight) = self.checked(dy.shape())?;
+        let Some(silent) = self.silent(dy.shape())? else { return gradients(x, weight, dy) };
         let mut dz = workspace::scratch(op, dy.len())?;
         TensorViewMut::from_slice(&mut dz[..], dy.shape())?.assign(dy)?;
         Self::rectify(silent, &mut dz)?;
@@ -369,6 +379,18 @@ impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for Conv<T, S, N
 where
     Spatial<S>: ImageRank<N>,
 {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        let y = self.conv.output_shape(x, self.affine.weight.view::<N>()?.shape())?;
+        self.affine.check_bias("Conv::forward", y[1])?;
+        Ok(y)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        let (x, _) = self.checked(dy)?;
+        self.silent(dy)?;
+        Ok(x.shape())
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
         let room = self.room(&y)?;
@@ -403,12 +425,12 @@ where
     }
 
     fn backward_owned(&mut self, mut dy: Tensor<T, N>) -> Result<Tensor<T, N>> {
-        let op = "Conv::backward_owned";
-        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
         // First what can fail for lack of memory.
-        let [spare, _] = &mut self.spare;
-        let (mut dx, mut dw) = (spare.tensor(x.shape())?, Tensor::zeros(weight.shape())?);
-        if let Some(silent) = self.silent(op, dy.shape())? {
+        let shape = self.check_backward(dy.shape())?;
+        let mut dx = self.spare[0].tensor(shape)?;
+        let (x, weight) = self.checked(dy.shape())?;
+        let mut dw = Tensor::zeros(weight.shape())?;
+        if let Some(silent) = self.silent(dy.shape())? {
             Self::rectify(silent, dy.as_mut_slice())?;
         }
         let db = self.conv.backward_bias(dy.view())?;
@@ -452,6 +474,8 @@ where
         rng: &mut Rng,
     ) -> Result<Self> {
         let op = "ConvTranspose::new";
+        // Before the generator is used.
+        check_activation(op, options.is_affine())?;
         let groups = options.group_count();
         let inputs = per_group(op, "c_in", c_in, groups)?;
         let outputs = per_group(op, "c_out", c_out, groups)?;
@@ -475,6 +499,11 @@ where
         let overflow = || Error::Overflow { op, shape: Dims::new(&weight.shape()) };
         let c_out = outputs.checked_mul(groups).ok_or_else(overflow)?;
         Ok(Self { conv: options, affine: Affine::new(op, weight, bias, c_out)? })
+    }
+
+    /// As [`Affine::checked`].
+    fn checked(&self, dy: [usize; N]) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
+        self.affine.checked("ConvTranspose::backward", dy, |x, w| self.conv.output_shape(x, w))
     }
 
     /// The weight, `[c_in, c_out / groups, kernel…]`.
@@ -504,6 +533,16 @@ impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for ConvTranspos
 where
     Spatial<S>: ImageRank<N>,
 {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        let y = self.conv.output_shape(x, self.affine.weight.view::<N>()?.shape())?;
+        self.affine.check_bias("ConvTranspose::forward", y[1])?;
+        Ok(y)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        Ok(self.checked(dy)?.0.shape())
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
         self.affine.input.keep(x)?;
@@ -515,16 +554,14 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "ConvTranspose::backward";
-        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
+        let (x, weight) = self.checked(dy.shape())?;
         let gradients = self.conv.backward(x, weight, dy)?;
         self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
         Ok(gradients.input)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
-        let op = "ConvTranspose::backward_parameters";
-        let (x, weight) = self.affine.checked(op, dy.shape(), |x, w| self.conv.output_shape(x, w))?;
+        let (x, weight) = self.checked(dy.shape())?;
         let mut dw = Tensor::zeros(weight.shape())?;
         let db = self.conv.backward_bias(dy)?;
         self.conv.backward_weight_into(x, dy, dw.view_mut())?;

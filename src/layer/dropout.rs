@@ -3,7 +3,7 @@
 use super::describe::debug;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::parallel;
 use crate::random;
 use crate::tensor::{Tensor, TensorView};
@@ -53,6 +53,14 @@ impl<T: Element, const N: usize> Dropout<T, N> {
         Ok(Self { probability, seed, calls: 0, last: None, element: std::marker::PhantomData })
     }
 
+    /// The key of the last call, whose shape was this.
+    fn key(&self, dy: [usize; N]) -> Result<u64> {
+        let op = "Dropout::backward";
+        let (key, expected) = self.last.ok_or_else(|| not_called(op))?;
+        expect(op, "dy", &dy, &expected)?;
+        Ok(key)
+    }
+
     fn apply(&self, key: u64, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let mut y = x.to_tensor()?;
         // Dropped where the 32 random bits are below: exact to 2⁻³².
@@ -82,6 +90,14 @@ impl<T: Element, const N: usize> Parameters<T> for Dropout<T, N> {
 }
 
 impl<T: Element, const N: usize> Layer<T, N, N> for Dropout<T, N> {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        self.key(dy).map(|_| dy)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let key = random::at(self.seed, self.calls);
         let y = self.apply(key, x)?;
@@ -95,11 +111,6 @@ impl<T: Element, const N: usize> Layer<T, N, N> for Dropout<T, N> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "Dropout::backward";
-        let (key, expected) = self.last.ok_or_else(|| not_called(op))?;
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
-        self.apply(key, dy)
+        self.apply(self.key(dy.shape())?, dy)
     }
 }

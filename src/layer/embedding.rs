@@ -106,8 +106,11 @@ impl<T: Element> Embedding<T> {
 }
 
 fn check(op: &'static str, numbers: &[usize], things: usize) -> Result<()> {
-    match numbers.iter().find(|&&number| number >= things) {
-        Some(number) => Err(Error::argument(op, "numbers", number, "less than the number of rows")),
+    match numbers.iter().enumerate().find(|&(_, &number)| number >= things) {
+        Some((at, number)) => {
+            let value = format!("{number} at index {at} for a table of {things} rows");
+            Err(Error::argument(op, "numbers", value, "less than its rows"))
+        }
         None => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use super::describe::debug;
 use super::{Dropout, Init, Layer, Linear, Parameter, Parameters, Saved};
 use crate::activation::{self, Activation};
 use crate::element::Element;
-use crate::error::{Error, Result, expect};
+use crate::error::{Result, expect};
 use crate::random::Rng;
 use crate::tensor::{Tensor, TensorView};
 
@@ -42,7 +42,7 @@ impl<T: Element> FeedForward<T> {
     /// From `width` to `hidden` and back.
     ///
     /// # Errors
-    /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory.
+    /// [`Error::Overflow`](crate::Error::Overflow) or [`Error::Alloc`](crate::Error::Alloc) where there is no memory.
     pub fn new(width: usize, hidden: usize, activation: Activation, rng: &mut Rng) -> Result<Self> {
         let init = Init::xavier_uniform();
         let up = Linear::new(width, hidden, init, rng)?;
@@ -62,7 +62,7 @@ impl<T: Element> FeedForward<T> {
     /// From its dense layers: W₁ and b₁, gated W₃ and b₃, W₂ and b₂.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the gate's weight does not have the shape of W₁, or W₂ not that of its transpose.
+    /// [`Error::Shape`](crate::Error::Shape) where the gate's weight does not have the shape of W₁, or W₂ not that of its transpose.
     ///
     /// ```
     /// use tilewise::layer::{FeedForward, Layer, Linear};
@@ -90,12 +90,12 @@ impl<T: Element> FeedForward<T> {
         Ok(Self { up, gate, down, activation, dropout: None, sums, gates, shape: [0; 3] })
     }
 
-    /// Dropout while training of what goes into the second layer.
+    /// Dropout while training of what goes into the second layer. What `forward` has kept of a call without it is dropped.
     ///
     /// # Errors
     /// As [`Dropout::new`].
     pub fn dropout(self, probability: f64, seed: u64) -> Result<Self> {
-        Ok(Self { dropout: Some(Dropout::new(probability, seed)?), ..self })
+        Ok(Self { dropout: Some(Dropout::new(probability, seed)?), sums: Saved::NONE, ..self })
     }
 
     /// What goes into the second layer, from x W₁ + b₁ and x W₃ + b₃.
@@ -103,7 +103,6 @@ impl<T: Element> FeedForward<T> {
         let mut inner = Tensor::zeros(sums.shape())?;
         activation::forward(self.activation, sums.view(), inner.view_mut())?;
         if let Some(gates) = gates {
-            expect("FeedForward::forward", "x times the weight of gate", &gates.shape(), &sums.shape())?;
             inner.as_mut_slice().iter_mut().zip(gates.as_slice()).for_each(|(x, &gate)| *x *= gate);
         }
         Ok(inner)
@@ -137,11 +136,35 @@ impl<T: Element> Parameters<T> for FeedForward<T> {
 }
 
 impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
-    /// An input of another width changes nothing. Where a part fails, for lack of memory, those before it have kept the new
-    /// input: [`backward`](Layer::backward) is then refused until `forward` has succeeded.
+    fn check_forward(&self, x: [usize; 3]) -> Result<[usize; 3]> {
+        let (op, [batch, length, _], [width, _]) =
+            ("FeedForward::forward", x, self.up.weight().view::<2>()?.shape());
+        expect(op, "x", &x, &[batch, length, width])?;
+        let rows = [batch.saturating_mul(length), width];
+        let sums = self.up.check_forward(rows)?;
+        if let Some(gate) = &self.gate {
+            expect(op, "x times the weight of gate", &gate.check_forward(rows)?, &sums)?;
+        }
+        expect(op, "the output", &self.down.check_forward(sums)?, &rows)?;
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; 3]) -> Result<[usize; 3]> {
+        let op = "FeedForward::backward";
+        let (sums, [batch, length, width]) = (self.sums.get(op)?.shape(), self.shape);
+        expect(op, "dy", &dy, &self.shape)?;
+        self.down.check_backward([batch.saturating_mul(length), width])?;
+        self.dropout.as_ref().map_or(Ok(sums), |dropout| dropout.check_backward(sums))?;
+        for part in self.gate.iter().chain([&self.up]) {
+            part.check_backward(sums)?;
+        }
+        Ok(dy)
+    }
+
+    /// Where memory runs out in a part, those before it have kept the new input: [`backward`](Layer::backward) is then refused
+    /// until `forward` has succeeded.
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
-        let ([batch, length, _], [width, _]) = (x.shape(), self.up.weight().view::<2>()?.shape());
-        expect("FeedForward::forward", "x", &x.shape(), &[batch, length, width])?;
+        self.check_forward(x.shape())?;
         let x2 = rows(x)?;
         // From here on the parts may keep what belongs to this call: without the sums there is no way back.
         self.sums = Saved::NONE;
@@ -157,6 +180,7 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
     }
 
     fn infer(&self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        self.check_forward(x.shape())?;
         let x2 = rows(x)?;
         let gates = self.gate.as_ref().map(|gate| gate.infer(x2.view())).transpose()?;
         let inner = self.inner(&self.up.infer(x2.view())?, gates.as_ref())?;
@@ -164,11 +188,8 @@ impl<T: Element> Layer<T, 3, 3> for FeedForward<T> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
-        let op = "FeedForward::backward";
-        let sums = self.sums.get(op)?;
-        if dy.shape() != self.shape {
-            return Err(Error::shape(op, "dy", &dy.shape(), &self.shape));
-        }
+        self.check_backward(dy.shape())?;
+        let sums = self.sums.get("FeedForward::backward")?;
         let mut dinner = self.down.backward(rows(dy)?.view())?;
         if let Some(dropout) = &mut self.dropout {
             dinner = dropout.backward(dinner.view())?;

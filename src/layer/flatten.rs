@@ -2,7 +2,7 @@
 
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 /// `[batch, …]` of rank `N`, at least 1, to `[batch, product of the others]`, in row-major order of the index. No
@@ -53,6 +53,17 @@ impl<T: Element, const N: usize> Parameters<T> for Flatten<N> {
 }
 
 impl<T: Element, const N: usize> Layer<T, N, 2> for Flatten<N> {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; 2]> {
+        Self::flat(x)
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> Result<[usize; N]> {
+        let op = "Flatten::backward";
+        let Shape(shape) = self.input.ok_or_else(|| not_called(op))?;
+        expect(op, "dy", &dy, &Self::flat(shape)?)?;
+        Ok(shape)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, 2>> {
         let y = self.infer(x)?;
         self.input = Some(Shape(x.shape()));
@@ -64,12 +75,7 @@ impl<T: Element, const N: usize> Layer<T, N, 2> for Flatten<N> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, N>> {
-        let op = "Flatten::backward";
-        let Shape(shape) = self.input.ok_or_else(|| not_called(op))?;
-        let expected = Self::flat(shape)?;
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
+        let shape = Layer::<T, N, 2>::check_backward(self, dy.shape())?;
         dy.to_tensor()?.reshape(shape)
     }
 }

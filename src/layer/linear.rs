@@ -3,7 +3,7 @@
 use super::describe::debug;
 use super::{Init, Layer, Parameter, Parameters, Saved, Spare};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::linear::{Dense, DenseGradientsMut};
 use crate::random::Rng;
 use crate::tensor::{Tensor, TensorView};
@@ -64,11 +64,13 @@ impl<T: Element> Linear<T> {
         self.bias.as_ref()
     }
 
-    /// An error unless `forward` was called and dY has the shape of what it gave.
-    fn check_gradient(&self, op: &'static str, dy: TensorView<'_, T, 2>) -> Result<()> {
-        let (x, weight) = (self.input.get(op)?, self.weight.view::<2>()?);
-        let expected = [x.shape()[0], weight.shape()[1]];
-        if dy.shape() == expected { Ok(()) } else { Err(Error::shape(op, "dy", &dy.shape(), &expected)) }
+    /// The shape of what an input of this shape gives, with parameters that may have been exchanged.
+    fn output(&self, op: &'static str, x: [usize; 2]) -> Result<[usize; 2]> {
+        let (weight, bias) = (self.weight.view::<2>()?, self.bias.as_ref().map(Parameter::view::<1>));
+        let [inputs, outputs] = weight.shape();
+        expect(op, "x", &x, &[x[0], inputs])?;
+        bias.transpose()?.map_or(Ok(()), |bias| expect(op, "bias", &bias.shape(), &[outputs]))?;
+        Ok([x[0], outputs])
     }
 }
 
@@ -91,6 +93,19 @@ impl<T: Element> Parameters<T> for Linear<T> {
 }
 
 impl<T: Element> Layer<T> for Linear<T> {
+    fn check_forward(&self, x: [usize; 2]) -> Result<[usize; 2]> {
+        self.output("Linear::forward", x)
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> Result<[usize; 2]> {
+        let op = "Linear::backward";
+        let (x, weight) = (self.input.get(op)?.shape(), self.weight.view::<2>()?.shape());
+        // The weight may be another one by now.
+        expect(op, "weight", &weight, &[x[1], weight[1]])?;
+        expect(op, "dy", &dy, &self.output(op, x)?)?;
+        Ok(x)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
         let y = self.infer(x)?;
         self.input.keep(x)?;
@@ -104,27 +119,22 @@ impl<T: Element> Layer<T> for Linear<T> {
     }
 
     fn infer(&self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        self.check_forward(x.shape())?;
         let (weight, bias) = (self.weight.view()?, self.bias.as_ref().map(Parameter::view).transpose()?);
-        let expected = [x.shape()[0], weight.shape()[0]];
-        if x.shape() != expected {
-            return Err(Error::shape("Linear::forward", "x", &x.shape(), &expected));
-        }
         Dense::new().forward(x, weight, bias)
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
-        self.check_gradient("Linear::backward", dy)?;
         // First what can fail for lack of memory.
-        let mut dx = self.spare.tensor(self.input.get("Linear::backward")?.shape())?;
+        let mut dx = self.spare.tensor(self.check_backward(dy.shape())?)?;
         Dense::new().backward_input_into(dy, self.weight.view()?, T::ZERO, dx.view_mut())?;
         self.backward_parameters(dy)?;
         Ok(dx)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, 2>) -> Result<()> {
-        let op = "Linear::backward_parameters";
-        self.check_gradient(op, dy)?;
-        let x = self.input.get(op)?;
+        self.check_backward(dy.shape())?;
+        let x = self.input.get("Linear::backward")?;
         let (weight, dw) = self.weight.views()?;
         let bias = self.bias.as_mut().map(Parameter::gradient_view_mut).transpose()?;
         let gradients = DenseGradientsMut { input: None, weight: Some(dw), bias };

@@ -100,10 +100,32 @@ pub trait Parameters<T: Element> {
 /// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
 /// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
+    /// The shape of what [`forward`](Self::forward) gives for an input of this shape: a layer of layers asks all of them before
+    /// the first one is called.
+    ///
+    /// # Errors
+    /// Those of `forward` that do not depend on memory.
+    ///
+    /// ```
+    /// use tilewise::layer::{Init, Layer, Linear};
+    /// use tilewise::random::Rng;
+    /// let layer = Linear::<f32>::new(3, 2, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+    /// assert_eq!(layer.check_forward([4, 3])?, [4, 2]);
+    /// assert!(layer.check_forward([4, 5]).is_err());
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn check_forward(&self, x: [usize; I]) -> Result<[usize; O]>;
+
+    /// The shape of what [`backward`](Self::backward) gives for a gradient of this shape, that of the last input.
+    ///
+    /// # Errors
+    /// Those of `backward` that do not depend on memory.
+    fn check_backward(&self, dy: [usize; O]) -> Result<[usize; I]>;
+
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the input does not fit, [`Error::Alloc`] where there is no memory; then what was
+    /// [`Error::Shape`] where the input or a parameter does not fit, [`Error::Alloc`] where there is no memory; then what was
     /// kept before is kept still.
     fn forward(&mut self, x: TensorView<'_, T, I>) -> Result<Tensor<T, O>>;
 
@@ -136,7 +158,8 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     ///
     /// # Errors
     /// [`Error::Argument`] where `forward` was not called, [`Error::Shape`] where the gradient does not have the
-    /// output's shape, [`Error::Alloc`] where there is no memory.
+    /// output's shape or a parameter has lost its own, [`Error::Alloc`] where there is no memory. A layer that is refused has
+    /// added nothing to a gradient; where memory runs out in one of several, those behind it have.
     fn backward(&mut self, dy: TensorView<'_, T, O>) -> Result<Tensor<T, I>>;
 
     /// [`backward`](Self::backward) of a gradient that nobody else needs. A layer may work in its memory, and in the next step
@@ -226,6 +249,11 @@ impl<T: Element, const N: usize> Spare<T, N> {
             None => Tensor::zeros(shape),
         }
     }
+}
+
+/// A view of this shape, for what only looks at shapes.
+fn hollow<T: Element, const N: usize>(zero: &[T; 1], shape: [usize; N]) -> Result<TensorView<'_, T, N>> {
+    TensorView::as_strided(zero, shape, [0; N])
 }
 
 fn not_called(op: &'static str) -> Error {

@@ -1,12 +1,12 @@
 //! Normalisation layers.
 
 use super::describe::debug;
-use super::{Layer, Parameter, Parameters, Saved};
+use super::{Layer, Parameter, Parameters, Saved, hollow};
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::norm::{
     BatchNormalization, BatchStatistics, GroupNormalization, InstanceNormalization, LayerNormalization,
-    NormGradientsMut, RmsGradientsMut, RmsNormalization, check_momentum,
+    NormGradientsMut, RmsGradientsMut, RmsNormalization, check_momentum, elements_of_a_channel,
 };
 use crate::tensor::{Tensor, TensorView};
 
@@ -73,13 +73,15 @@ impl<T: Element> Affine<T> {
     }
 }
 
-/// An error unless `dy` has the shape of what was kept.
-fn check_dy<T, const N: usize>(
+/// What was kept; an error unless `dy` has its shape.
+fn check_dy<'a, T: Element, const N: usize>(
     op: &'static str,
-    x: TensorView<'_, T, N>,
-    dy: TensorView<'_, T, N>,
-) -> Result<()> {
-    expect(op, "dy", &dy.shape(), &x.shape())
+    input: &'a Saved<T, N>,
+    dy: [usize; N],
+) -> Result<TensorView<'a, T, N>> {
+    let x = input.get(op)?;
+    expect(op, "dy", &dy, &x.shape())?;
+    Ok(x)
 }
 
 macro_rules! accessors {
@@ -143,6 +145,18 @@ macro_rules! layer {
         }
 
         impl<T: Element, const N: usize> Layer<T, N, N> for $name<T, N> {
+            fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+                let (op, weight, bias) =
+                    (concat!(stringify!($name), "::forward"), self.affine.weight()?, self.affine.bias()?);
+                self.operation.check(op, hollow(&[T::ZERO], x)?, weight, bias)?;
+                Ok(x)
+            }
+
+            fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+                check_dy(concat!(stringify!($name), "::backward"), &self.input, dy)?;
+                self.check_forward(dy)
+            }
+
             fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
                 let y = self.infer(x)?;
                 self.input.keep(x)?;
@@ -155,8 +169,7 @@ macro_rules! layer {
 
             fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
                 let op = concat!(stringify!($name), "::backward");
-                let (x, operation) = (self.input.get(op)?, self.operation);
-                check_dy(op, x, dy)?;
+                let (x, operation) = (check_dy(op, &self.input, dy.shape())?, self.operation);
                 self.affine.backward(Tensor::zeros(x.shape())?, |scale, gradients| {
                     operation.backward_into(x, scale, dy, T::ONE, gradients)
                 })
@@ -258,9 +271,8 @@ impl<T: Element, const N: usize> LayerNorm<T, N> {
         dsum: TensorView<'_, T, N>,
     ) -> Result<Tensor<T, N>> {
         let op = "LayerNorm::backward_residual";
-        let (x, operation) = (self.input.get(op)?, self.operation);
-        check_dy(op, x, dy)?;
-        check_dy(op, x, dsum)?;
+        let (x, operation) = (check_dy(op, &self.input, dy.shape())?, self.operation);
+        expect(op, "dsum", &dsum.shape(), &x.shape())?;
         self.affine.backward(dsum.to_tensor()?, |scale, gradients| {
             operation.backward_into(x, scale, dy, T::ONE, gradients)
         })
@@ -343,9 +355,8 @@ impl<T: Element, const N: usize> RmsNorm<T, N> {
         dsum: TensorView<'_, T, N>,
     ) -> Result<Tensor<T, N>> {
         let op = "RmsNorm::backward_residual";
-        let x = self.input.get(op)?;
-        check_dy(op, x, dy)?;
-        check_dy(op, x, dsum)?;
+        let x = check_dy(op, &self.input, dy.shape())?;
+        expect(op, "dsum", &dsum.shape(), &x.shape())?;
         let mut dx = dsum.to_tensor()?;
         let (scale, dscale) = self.weight.as_mut().map(Parameter::views).transpose()?.unzip();
         let gradients = RmsGradientsMut { input: Some(dx.view_mut()), scale: dscale };
@@ -371,6 +382,17 @@ impl<T: Element, const N: usize> Parameters<T> for RmsNorm<T, N> {
 }
 
 impl<T: Element, const N: usize> Layer<T, N, N> for RmsNorm<T, N> {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        let weight = self.weight.as_ref().map(Parameter::view).transpose()?;
+        self.operation.check("RmsNorm::forward", hollow(&[T::ZERO], x)?, weight)?;
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        check_dy("RmsNorm::backward", &self.input, dy)?;
+        self.check_forward(dy)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.infer(x)?;
         self.input.keep(x)?;
@@ -382,9 +404,7 @@ impl<T: Element, const N: usize> Layer<T, N, N> for RmsNorm<T, N> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "RmsNorm::backward";
-        let x = self.input.get(op)?;
-        check_dy(op, x, dy)?;
+        let x = check_dy("RmsNorm::backward", &self.input, dy.shape())?;
         let mut dx = Tensor::zeros(x.shape())?;
         let (scale, dscale) = self.weight.as_mut().map(Parameter::views).transpose()?.unzip();
         let gradients = RmsGradientsMut { input: Some(dx.view_mut()), scale: dscale };
@@ -487,8 +507,27 @@ impl<T: Element, const N: usize> Parameters<T> for BatchNorm<T, N> {
 }
 
 impl<T: Element, const N: usize> Layer<T, N, N> for BatchNorm<T, N> {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        let (op, mean) = ("BatchNorm::forward", self.running_mean.shape());
+        self.operation.check(op, hollow(&[T::ZERO], x)?, self.affine.weight()?, self.affine.bias()?)?;
+        if let Some(&channels) = x.get(1) {
+            expect(op, "running_mean", &mean, &[channels])?;
+        }
+        let count = elements_of_a_channel(x);
+        if count < 2 {
+            return Err(Error::argument(op, "elements of a channel of x", count, "at least 2"));
+        }
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        check_dy("BatchNorm::backward", &self.input, dy)?;
+        self.check_forward(dy)
+    }
+
     /// Needs two elements of each channel, as the running variance does.
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        self.check_forward(x.shape())?;
         let (weight, bias) = (self.affine.weight()?, self.affine.bias()?);
         let (y, statistics) = self.operation.forward_training(x, weight, bias)?;
         // What can fail comes first.
@@ -508,9 +547,7 @@ impl<T: Element, const N: usize> Layer<T, N, N> for BatchNorm<T, N> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "BatchNorm::backward";
-        let (x, operation) = (self.input.get(op)?, self.operation);
-        check_dy(op, x, dy)?;
+        let (x, operation) = (check_dy("BatchNorm::backward", &self.input, dy.shape())?, self.operation);
         let mean = self.mean.as_ref().map(Tensor::view);
         self.affine.backward(Tensor::zeros(x.shape())?, |scale, gradients| {
             operation.backward_into(x, mean, scale, dy, T::ONE, gradients)

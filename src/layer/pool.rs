@@ -4,7 +4,7 @@ use std::fmt::{self, Debug, Formatter};
 
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, expect};
 use crate::pool::{self, AveragePool};
 use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView};
@@ -62,6 +62,17 @@ impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for MaxPool<S, N
 where
     Spatial<S>: ImageRank<N>,
 {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        self.pool.output_shape(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        let op = "MaxPool::backward";
+        let (indices, shape) = self.taken.as_ref().ok_or_else(|| not_called(op))?;
+        expect(op, "dy", &dy, &indices.shape())?;
+        Ok(*shape)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let (y, indices) = self.pool.forward_with_indices(x)?;
         self.taken = Some((indices, x.shape()));
@@ -73,6 +84,7 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
+        Layer::<T, N, N>::check_backward(self, dy.shape())?;
         let (indices, shape) = self.taken.as_ref().ok_or_else(|| not_called("MaxPool::backward"))?;
         self.pool.backward(dy, indices.view(), image(*shape))
     }
@@ -126,6 +138,17 @@ impl<T: Element, const S: usize, const N: usize> Layer<T, N, N> for AvgPool<S, N
 where
     Spatial<S>: ImageRank<N>,
 {
+    fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
+        self.pool.output_shape(x)
+    }
+
+    fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
+        let op = "AvgPool::backward";
+        let shape = self.input.ok_or_else(|| not_called(op))?;
+        expect(op, "dy", &dy, &self.pool.output_shape(shape)?)?;
+        Ok(shape)
+    }
+
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
         let y = self.pool.forward(x)?;
         self.input = Some(x.shape());
@@ -137,12 +160,6 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let op = "AvgPool::backward";
-        let shape = self.input.ok_or_else(|| not_called(op))?;
-        let expected = self.pool.output_shape(shape)?;
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
-        self.pool.backward(dy, image(shape))
+        self.pool.backward(dy, image(Layer::<T, N, N>::check_backward(self, dy.shape())?))
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::{self, Debug, Formatter};
 
 use self::weighted::Weighted;
 use super::describe::describe;
-use super::{Layer, Parameter, Parameters, not_called};
+use super::{Layer, Parameter, Parameters, hollow, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
 use crate::random::Rng;
@@ -88,6 +88,17 @@ struct Saved<T> {
     lengths: Option<Vec<usize>>,
 }
 
+impl<T: Element> Saved<T> {
+    fn sequence(&self) -> Sequence<'_, T> {
+        Sequence {
+            x: self.x.view(),
+            hidden: self.hidden.as_ref().map(Tensor::view),
+            cell: self.cell.as_ref().map(Tensor::view),
+            lengths: self.lengths.as_deref(),
+        }
+    }
+}
+
 impl<C: rnn::Recurrent + Default, T: Element> Recurrent<C, T> {
     /// One layer that reads forward, with two biases and every weight uniform in ±1/√hidden.
     ///
@@ -129,7 +140,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         let above = directions.checked_mul(hidden).ok_or_else(overflow)?;
         let most = 1.0 / (hidden.max(1) as f64).sqrt();
         let mut draw = || rng.uniform(T::from_f64(-most), T::from_f64(most));
-        let mut weights = Vec::new();
+        let mut weights = workspace::room(OP, layers)?;
         for layer in 0..layers {
             let inputs = if layer == 0 { inputs } else { above };
             weights.push(WeightTensors {
@@ -150,20 +161,25 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     /// [`Error::Shape`] where weights do not fit each other or the layer below, [`Error::Alloc`] where there is no memory
     /// for the gradients.
     pub fn from_weights(cell: C, weights: Vec<WeightTensors<T>>) -> Result<Self> {
+        const OP: &str = "Recurrent::from_weights";
         let mut below: Option<usize> = None;
         for weights in &weights {
             let view = weights.view();
             let [directions, rows, inputs] = view.input.shape();
             if let Some(expected) = below.filter(|&expected| expected != inputs) {
                 let expected = [directions, rows, expected];
-                return Err(Error::shape("Recurrent::from_weights", "input", &view.input.shape(), &expected));
+                return Err(Error::shape(OP, "input", &view.input.shape(), &expected));
             }
             cell.check(view)?;
             // The product of two sizes of a tensor that exists.
             below = Some(directions * view.recurrent.shape()[2]);
         }
-        let tapes = weights.iter().map(|_| Tape::new()).collect();
-        let layers = weights.into_iter().map(Weighted::new).collect::<Result<_>>()?;
+        let (mut tapes, mut layers) =
+            (workspace::room(OP, weights.len())?, workspace::room(OP, weights.len())?);
+        for weights in weights {
+            tapes.push(Tape::new());
+            layers.push(Weighted::new(weights)?);
+        }
         Ok(Self { cell, layers, dropout: None, saved: None, tapes })
     }
 
@@ -259,6 +275,22 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         Ok(())
     }
 
+    /// The shape of all outputs, or the error of a call with these arguments.
+    fn check_call(
+        &self,
+        x: [usize; 3],
+        state: Option<&State<T>>,
+        lengths: Option<&[usize]>,
+    ) -> Result<[usize; 3]> {
+        let op = "Recurrent::forward";
+        self.check_state(op, STATE, state, x[1])?;
+        self.layers.iter().enumerate().try_fold(x, |x, (number, layer)| {
+            let zero = [T::ZERO];
+            let sequence = sequence(hollow(&zero, x)?, state, number, lengths);
+            rnn::outputs(op, &self.cell, &sequence, &layer.view()?)
+        })
+    }
+
     /// All outputs and the last states, from first states and with lengths where they are given, keeping what
     /// [`backward`](Layer::backward) needs. Carrying the last states on to the next piece of a sequence, and nothing
     /// back, is truncated back-propagation through time.
@@ -287,14 +319,8 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         state: Option<&State<T>>,
         lengths: Option<&[usize]>,
     ) -> Result<(Tensor<T, 3>, State<T>)> {
-        const OP: &str = "rnn::forward_taped";
         // What was kept stays where a call is refused.
-        self.check_state("Recurrent::forward", STATE, state, x.shape()[1])?;
-        let (mut shape, zero) = (x.shape(), [T::ZERO]);
-        for (number, layer) in self.layers.iter().enumerate() {
-            let x = TensorView::as_strided(&zero, shape, [0; 3])?;
-            shape = rnn::outputs(OP, &self.cell, &sequence(x, state, number, lengths), &layer.view()?)?;
-        }
+        self.check_call(x.shape(), state, lengths)?;
         self.saved = None;
         let mut saved: Vec<Saved<T>> = Vec::new();
         let mut last = State { hidden: Vec::new(), cell: Vec::new() };
@@ -315,7 +341,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
             let keep = |view: Option<TensorView<'_, T, 3>>| view.map(|view| view.to_tensor()).transpose();
             let copy = |lengths: &[usize]| {
                 let mut to = Vec::new();
-                workspace::try_copy(OP, lengths, &mut to).map(|()| to)
+                workspace::try_copy("Recurrent::forward", lengths, &mut to).map(|()| to)
             };
             saved.push(Saved {
                 mask,
@@ -383,7 +409,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     ) -> Result<Tensor<T, 2>> {
         const OP: &str = "Recurrent::step";
         expect(OP, "packed", &[packed.len()], &[self.layers.len()])?;
-        self.check_count(OP, STATE, state)?;
+        self.check_state(OP, STATE, Some(state), x.shape()[0])?;
         let mut cells = state.cell.iter_mut();
         let mut below: Option<Tensor<T, 2>> = None;
         for (hidden, packed) in state.hidden.iter_mut().zip(packed) {
@@ -419,23 +445,18 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
         d_last: Option<&State<T>>,
     ) -> Result<(Tensor<T, 3>, State<T>)> {
         const OP: &str = "Recurrent::backward";
-        let Some(Kept { layers: saved, output }) = &self.saved else { return Err(not_called(OP)) };
-        expect(OP, "dy", &dy.shape(), output)?;
         // Layers below are reached when those above have added to their gradients.
+        self.check_backward(dy.shape())?;
         self.check_state(OP, ["d_last.hidden", "d_last.cell"], d_last, dy.shape()[1])?;
+        let Some(Kept { layers: saved, .. }) = &self.saved else { return Err(not_called(OP)) };
         let lstm = self.is_lstm();
         let mut first = State { hidden: Vec::new(), cell: Vec::new() };
         let mut above: Option<Tensor<T, 3>> = None;
         for (number, saved) in saved.iter().enumerate().rev() {
-            let Saved { x, mask, hidden, cell, lengths } = saved;
+            let Saved { x, mask, .. } = saved;
             let [h, c] = self.layers[number].states(x.shape()[1])?;
             let (weights, gradients) = self.layers[number].views()?;
-            let sequence = Sequence {
-                x: x.view(),
-                hidden: hidden.as_ref().map(Tensor::view),
-                cell: cell.as_ref().map(Tensor::view),
-                lengths: lengths.as_deref(),
-            };
+            let sequence = saved.sequence();
             let outputs = OutputGradients {
                 y: Some(above.as_ref().map_or(dy, Tensor::view)),
                 hidden: d_last.and_then(|last| last.hidden.get(number)).map(Tensor::view),
@@ -509,6 +530,21 @@ impl<C: rnn::Recurrent, T: Element> Parameters<T> for Recurrent<C, T> {
 }
 
 impl<C: rnn::Recurrent, T: Element> Layer<T, 3, 3> for Recurrent<C, T> {
+    fn check_forward(&self, x: [usize; 3]) -> Result<[usize; 3]> {
+        self.check_call(x, None, None)
+    }
+
+    fn check_backward(&self, dy: [usize; 3]) -> Result<[usize; 3]> {
+        let op = "Recurrent::backward";
+        let Some(Kept { layers: saved, output }) = &self.saved else { return Err(not_called(op)) };
+        expect(op, "dy", &dy, output)?;
+        saved.iter().zip(&self.layers).zip(&self.tapes).rev().try_fold(dy, |dy, ((saved, layer), tape)| {
+            let y = rnn::taped_outputs(op, &self.cell, &saved.sequence(), &layer.view()?, tape)?;
+            expect(op, "the output of a layer", &y, &dy)?;
+            Ok(saved.x.shape())
+        })
+    }
+
     /// From states of 0, over all steps; as [`forward_from`](Recurrent::forward_from).
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
         Ok(self.forward_from(x, None, None)?.0)

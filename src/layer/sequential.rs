@@ -5,7 +5,7 @@ use std::fmt::{self, Debug, Formatter};
 use super::describe::describe;
 use super::{Layer, Parameter, Parameters, not_called};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Result, expect};
 use crate::tensor::{Tensor, TensorView};
 
 /// Layers from matrices to matrices, each taking what the one before gives. The parameters of layer `i` are named
@@ -61,11 +61,6 @@ impl<T: Element> Sequential<T> {
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
-
-    fn check_gradient(&self, op: &'static str, dy: TensorView<'_, T, 2>) -> Result<()> {
-        let expected = self.output.ok_or_else(|| not_called(op))?;
-        if dy.shape() == expected { Ok(()) } else { Err(Error::shape(op, "dy", &dy.shape(), &expected)) }
-    }
 }
 
 /// From the last layer to the first.
@@ -104,9 +99,20 @@ impl<T: Element> Parameters<T> for Sequential<T> {
 }
 
 impl<T: Element> Layer<T> for Sequential<T> {
-    /// Where a layer fails, those before it have kept the new input: [`backward`](Layer::backward) is then refused
+    fn check_forward(&self, x: [usize; 2]) -> Result<[usize; 2]> {
+        self.layers.iter().try_fold(x, |x, layer| layer.check_forward(x))
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> Result<[usize; 2]> {
+        let op = "Sequential::backward";
+        expect(op, "dy", &dy, &self.output.ok_or_else(|| not_called(op))?)?;
+        self.layers.iter().rev().try_fold(dy, |dy, layer| layer.check_backward(dy))
+    }
+
+    /// Where memory runs out in a layer, those before it have kept the new input: [`backward`](Layer::backward) is then refused
     /// until `forward` has succeeded.
     fn forward(&mut self, x: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
+        self.check_forward(x.shape())?;
         self.output = None;
         let mut y: Option<Tensor<T, 2>> = None;
         for layer in &mut self.layers {
@@ -129,13 +135,13 @@ impl<T: Element> Layer<T> for Sequential<T> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 2>) -> Result<Tensor<T, 2>> {
-        self.check_gradient("Sequential::backward", dy)?;
+        self.check_backward(dy.shape())?;
         let dx = back(&mut self.layers, dy)?;
         dx.map_or_else(|| dy.to_tensor(), Ok)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, 2>) -> Result<()> {
-        self.check_gradient("Sequential::backward_parameters", dy)?;
+        self.check_backward(dy.shape())?;
         let Some((first, others)) = self.layers.split_first_mut() else { return Ok(()) };
         let dx = back(others, dy)?;
         first.backward_parameters(dx.as_ref().map_or(dy, Tensor::view))

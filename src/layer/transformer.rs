@@ -5,7 +5,7 @@ use super::{Dropout, FeedForward, Layer, LayerNorm, MultiHeadAttention, Paramete
 use crate::activation::Activation;
 use crate::attention::{Align, KvCache};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect};
 use crate::random::{self, Rng};
 use crate::tensor::{Tensor, TensorView};
 
@@ -70,10 +70,13 @@ impl<T: Element> TransformerBlock<T> {
         order: NormOrder,
         rng: &mut Rng,
     ) -> Result<Self> {
-        let attention = MultiHeadAttention::new(width, heads, rng)?;
-        let feed_forward = FeedForward::new(width, hidden, Activation::Gelu, rng)?;
+        // A part that is refused has used the generator no more than one that comes first.
+        let mut draws = rng.clone();
+        let attention = MultiHeadAttention::new(width, heads, &mut draws)?;
+        let feed_forward = FeedForward::new(width, hidden, Activation::Gelu, &mut draws)?;
         let norms: [Box<dyn Layer<T, 3, 3> + Send + Sync>; 2] =
             [Box::new(LayerNorm::new(width)?), Box::new(LayerNorm::new(width)?)];
+        *rng = draws;
         Ok(Self::from_parts(attention, feed_forward, norms, order))
     }
 
@@ -93,7 +96,8 @@ impl<T: Element> TransformerBlock<T> {
     }
 
     /// Dropout while training, with one probability and different elements: of the weights of attention, of what goes
-    /// into the second layer of the feed-forward part, and of what each part adds to the residual path.
+    /// into the second layer of the feed-forward part, and of what each part adds to the residual path. What `forward` has kept
+    /// of a call without it is dropped.
     ///
     /// # Errors
     /// As [`MultiHeadAttention::dropout`].
@@ -103,6 +107,7 @@ impl<T: Element> TransformerBlock<T> {
             attention: self.attention.dropout(probability, seeds[0])?,
             feed_forward: self.feed_forward.dropout(probability, seeds[1])?,
             dropouts: Some([Dropout::new(probability, seeds[2])?, Dropout::new(probability, seeds[3])?]),
+            output: None,
             ..self
         })
     }
@@ -135,6 +140,14 @@ impl<T: Element> TransformerBlock<T> {
             NormOrder::Pre => self.attention.weights(self.norms[0].infer(x)?.view()),
             NormOrder::Post => self.attention.weights(x),
         }
+    }
+
+    /// All that has something to check.
+    fn parts(&self) -> impl Iterator<Item = &dyn Layer<T, 3, 3>> {
+        let norms = self.norms.iter().map(|norm| &**norm as &dyn Layer<T, 3, 3>);
+        let dropouts = self.dropouts.iter().flatten().map(|dropout| dropout as &dyn Layer<T, 3, 3>);
+        let parts: [&dyn Layer<T, 3, 3>; 2] = [&self.attention, &self.feed_forward];
+        parts.into_iter().chain(norms).chain(dropouts)
     }
 
     /// One part with its residual path and normalisation.
@@ -214,9 +227,27 @@ impl<T: Element> Parameters<T> for TransformerBlock<T> {
 }
 
 impl<T: Element> Layer<T, 3, 3> for TransformerBlock<T> {
-    /// Where a part fails, those before it have kept the new input: [`backward`](Layer::backward) is then refused until
-    /// `forward` has succeeded.
+    fn check_forward(&self, x: [usize; 3]) -> Result<[usize; 3]> {
+        for part in self.parts() {
+            // All lie on the residual path.
+            expect("TransformerBlock::forward", "a part's output", &part.check_forward(x)?, &x)?;
+        }
+        Ok(x)
+    }
+
+    fn check_backward(&self, dy: [usize; 3]) -> Result<[usize; 3]> {
+        let op = "TransformerBlock::backward";
+        expect(op, "dy", &dy, &self.output.ok_or_else(|| not_called(op))?)?;
+        for part in self.parts() {
+            part.check_backward(dy)?;
+        }
+        Ok(dy)
+    }
+
+    /// Where memory runs out in a part, those before it have kept the new input: [`backward`](Layer::backward) is then refused
+    /// until `forward` has succeeded.
     fn forward(&mut self, x: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
+        self.check_forward(x.shape())?;
         self.output = None;
         let x = self.train_part(0, x)?;
         let y = self.train_part(1, x.view())?;
@@ -230,11 +261,7 @@ impl<T: Element> Layer<T, 3, 3> for TransformerBlock<T> {
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, 3>) -> Result<Tensor<T, 3>> {
-        let op = "TransformerBlock::backward";
-        let expected = self.output.ok_or_else(|| not_called(op))?;
-        if dy.shape() != expected {
-            return Err(Error::shape(op, "dy", &dy.shape(), &expected));
-        }
+        self.check_backward(dy.shape())?;
         let dx = self.part_backward(1, dy)?;
         self.part_backward(0, dx.view())
     }

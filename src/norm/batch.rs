@@ -121,6 +121,12 @@ impl<T: Element> BatchStatistics<T> {
 }
 
 /// An error unless 0 ≤ momentum ≤ 1.
+/// How many elements a channel of `[batch, channels, spatial…]` has.
+pub(crate) fn elements_of_a_channel<const N: usize>(shape: [usize; N]) -> usize {
+    let others = shape.iter().enumerate().filter(|&(axis, _)| axis != 1);
+    others.fold(1, |count, (_, &size)| count.saturating_mul(size))
+}
+
 pub(crate) fn check_momentum(op: &'static str, momentum: f64) -> Result<()> {
     if (0.0..=1.0).contains(&momentum) {
         return Ok(());
@@ -149,6 +155,17 @@ impl BatchNormalization {
         Channels { op, epsilon: self.epsilon, sets: Sets::Batch }
     }
 
+    /// An error where [`forward_training`](Self::forward_training) would give one.
+    pub(crate) fn check<T: Element, const N: usize>(
+        self,
+        op: &'static str,
+        x: TensorView<'_, T, N>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+    ) -> Result<()> {
+        self.channels(op).check(x, scale, shift).map(|_| ())
+    }
+
     /// y and the statistics of the batch. Those of an empty batch are NaN.
     ///
     /// # Errors
@@ -165,7 +182,7 @@ impl BatchNormalization {
             (Tensor::zeros(x.shape())?, Tensor::zeros([size])?, Tensor::zeros([size])?);
         let statistics = Some([mean.view_mut(), variance.view_mut()]);
         channels.forward(x, [scale, shift], statistics, y.view_mut())?;
-        let count = x.len().checked_div(size).unwrap_or(0);
+        let count = elements_of_a_channel(x.shape());
         Ok((y, BatchStatistics { mean, variance, count }))
     }
 

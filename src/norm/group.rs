@@ -80,6 +80,17 @@ macro_rules! calls {
                 Channels { op, epsilon: $self.epsilon, sets: Sets::Groups($groups) }
             }
 
+            /// An error where [`forward`](Self::forward) would give one.
+            pub(crate) fn check<T: Element, const N: usize>(
+                self,
+                op: &'static str,
+                x: TensorView<'_, T, N>,
+                scale: Option<TensorView<'_, T, 1>>,
+                shift: Option<TensorView<'_, T, 1>>,
+            ) -> Result<()> {
+                self.channels(op, x).check(x, scale, shift).map(|_| ())
+            }
+
             /// y, of the shape of x.
             ///
             /// # Errors

@@ -55,6 +55,18 @@ impl LayerNormalization {
         Ok(Rows { op, epsilon: self.epsilon, centred: true })
     }
 
+    /// An error where [`forward`](Self::forward) would give one.
+    pub(crate) fn check<T: Element, const N: usize>(
+        self,
+        op: &'static str,
+        x: TensorView<'_, T, N>,
+        scale: Option<TensorView<'_, T, 1>>,
+        shift: Option<TensorView<'_, T, 1>>,
+    ) -> Result<()> {
+        self.rows(op)?;
+        check(op, x, scale, shift).map(|_| ())
+    }
+
     /// y, of the shape of x `[…, n]`.
     ///
     /// # Errors

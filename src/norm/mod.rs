@@ -59,8 +59,8 @@ mod row;
 mod rows;
 mod sets;
 
-pub(crate) use batch::check_momentum;
 pub use batch::{BatchNormalization, BatchStatistics};
+pub(crate) use batch::{check_momentum, elements_of_a_channel};
 pub(crate) use channels::ChannelKernels;
 pub use group::{GroupNormalization, InstanceNormalization};
 pub use layer::{LayerNormalization, RowStatistics};

@@ -96,7 +96,7 @@ pub use descriptor::{Direction, Elman, Gru, Lstm, Nonlinearity, Recurrent, Reset
 pub(crate) use kernels::Recur;
 pub(crate) use pass::Passes;
 pub use sequence::{Output, OutputGradients, OutputMut, Sequence, StateMut};
-pub(crate) use sizes::outputs;
+pub(crate) use sizes::{outputs, taped_outputs};
 pub use tape::Tape;
 pub use weights::{
     DirectionWeights, Gradients, GradientsMut, Operand, PackedWeights, WeightGradientsMut, WeightTensors,

@@ -3,9 +3,11 @@
 
 use super::descriptor::{Cell, Recurrent, Spec};
 use super::sequence::Sequence;
+use super::tape::Tape;
 use super::weights::Weights;
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
+use crate::machine;
 
 /// The sizes of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +76,19 @@ pub(crate) fn outputs<T: Element>(
     weights: &Weights<'_, T>,
 ) -> Result<[usize; 3]> {
     Sizes::check(op, cell.spec(), sequence, weights)?.y(op)
+}
+
+/// [`outputs`] of a call that is on this tape, or an error where it holds another one.
+pub(crate) fn taped_outputs<T: Element>(
+    op: &'static str,
+    cell: &impl Recurrent,
+    sequence: &Sequence<'_, T>,
+    weights: &Weights<'_, T>,
+    tape: &Tape<T>,
+) -> Result<[usize; 3]> {
+    let sizes = Sizes::check(op, cell.spec(), sequence, weights)?;
+    tape.check(op, cell.spec(), &sizes, machine::isa()?, sequence.lengths)?;
+    sizes.y(op)
 }
 
 impl Sizes {

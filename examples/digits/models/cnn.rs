@@ -96,6 +96,16 @@ impl Net {
 
 /// From images `[batch, 1, rows, cols]` to scores `[batch, CLASSES]`.
 impl Layer<f32, 4, 2> for Net {
+    fn check_forward(&self, x: [usize; 4]) -> tilewise::Result<[usize; 2]> {
+        let y = self.convolutions.iter().try_fold(x, |x, layer| layer.check_forward(x))?;
+        self.head.check_forward(self.hidden.0.check_forward([y[0], y[1..].iter().product()])?)
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> tilewise::Result<[usize; 4]> {
+        self.hidden.0.check_backward(self.hidden.1.check_backward(self.head.check_backward(dy)?)?)?;
+        self.convolutions.iter().rev().try_fold(self.shape, |d, layer| layer.check_backward(d))
+    }
+
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
         let mut y = x.to_tensor()?;
         for layer in &mut self.convolutions {

@@ -149,6 +149,20 @@ impl Parameters<f32> for Net {
 
 /// From images `[batch, 1, rows, cols]` to scores `[batch, CLASSES]`.
 impl Layer<f32, 4, 2> for Net {
+    fn check_forward(&self, x: [usize; 4]) -> tilewise::Result<[usize; 2]> {
+        let [batch, ..] = self.patches.check_forward(x)?;
+        let x = [batch, self.grid[0] * self.grid[1], WIDTH];
+        let [batch, _, width] = self.blocks.iter().try_fold(x, |x, block| block.check_forward(x))?;
+        self.head.check_forward([batch, width])
+    }
+
+    fn check_backward(&self, dy: [usize; 2]) -> tilewise::Result<[usize; 4]> {
+        let [batch, width] = self.head.check_backward(dy)?;
+        let d = [batch, self.grid[0] * self.grid[1], width];
+        self.blocks.iter().rev().try_fold(d, |d, block| block.check_backward(d))?;
+        self.patches.check_backward([batch, width, self.grid[0], self.grid[1]])
+    }
+
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
         let y = self.patches.forward(x)?;
         let mut x = self.sequence(&y)?;

@@ -69,8 +69,6 @@ struct Driver<'i, const I: usize, const O: usize> {
     shape: [usize; I],
     /// Training and inference give the same.
     steady: bool,
-    /// It has parts, of which some keep what another one refuses.
-    parts: bool,
     values: Values,
     kept: Option<Kept<I, O>>,
     /// Sizes that overflow, or memory that could not be had: what was kept may be there or not.
@@ -89,29 +87,9 @@ pub fn drive<const I: usize, const O: usize>(
     shape: [usize; I],
     steady: bool,
 ) -> bool {
-    go(input, layer, shape, [steady, false])
-}
-
-/// [`drive`] of a layer of parts, which has nothing for backward any more where one of them refuses.
-pub fn drive_parts<const I: usize, const O: usize>(
-    input: &Input,
-    layer: &mut dyn Layer<f32, I, O>,
-    shape: [usize; I],
-    steady: bool,
-) -> bool {
-    go(input, layer, shape, [steady, true])
-}
-
-fn go<const I: usize, const O: usize>(
-    input: &Input,
-    layer: &mut dyn Layer<f32, I, O>,
-    shape: [usize; I],
-    [steady, parts]: [bool; 2],
-) -> bool {
     let values = Values::seed(input.seed);
     let (kept, unknown, own, learnt, optimizer) = (None, false, true, false, None);
-    let mut driver =
-        Driver { input, layer, shape, steady, parts, values, kept, unknown, own, learnt, optimizer };
+    let mut driver = Driver { input, layer, shape, steady, values, kept, unknown, own, learnt, optimizer };
     let (forward, backward) =
         (Step::Forward { other: None, owned: false }, Step::Backward { other: None, how: 0 });
     driver.act(forward);
@@ -164,6 +142,7 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
 
     fn forward(&mut self, other: Option<(u8, Number)>, owned: bool) {
         let Some(x) = operand(self.shape, other, self.input.lies[0], &mut self.values) else { return };
+        let told = self.layer.check_forward(x.shape);
         let result = if owned && small(&x.shape) {
             self.layer.forward_owned(x.view().to_tensor().expect("small"))
         } else {
@@ -173,6 +152,7 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
         let foretold = self.own && self.steady;
         match result {
             Ok(y) => {
+                assert_eq!(told.expect("a shape that is taken"), y.shape());
                 self.finite(&x, &y);
                 if foretold {
                     let inferred = inferred.expect("inference takes what training does");
@@ -185,11 +165,12 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
             }
             Err(error) => {
                 refused(&error);
+                assert!(told.is_err() || too_large(&error), "refused without a word: {error}");
                 // Training keeps a copy, of which there may be none.
                 let reason = inferred.is_err() || too_large(&error);
                 assert!(!foretold || reason, "inference takes what training does not: {error}");
-                if self.parts || too_large(&error) {
-                    (self.kept, self.unknown) = (None, too_large(&error));
+                if too_large(&error) {
+                    (self.kept, self.unknown) = (None, true);
                 }
             }
         }
@@ -210,6 +191,7 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
             return;
         };
         let Some(dy) = operand(y, other, self.input.lies[1], &mut self.values) else { return };
+        let (told, before) = (self.layer.check_backward(dy.shape), self.gradients());
         let result = match how % 4 {
             0 | 1 => self.layer.backward(dy.view()).map(Some),
             2 if small(&dy.shape) => {
@@ -220,6 +202,8 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
         match result {
             Ok(dx) => {
                 assert!(dy.shape == y || !self.own, "a gradient of another shape was taken");
+                let told = told.expect("a gradient that is taken");
+                assert!(dx.as_ref().is_none_or(|dx| dx.shape() == told));
                 if let Some(dx) = dx.filter(|_| self.own) {
                     assert_eq!(dx.shape(), x);
                     assert!(self.learnt || finite(&dx), "a gradient is not finite");
@@ -227,10 +211,19 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
             }
             Err(error) => {
                 refused(&error);
+                assert!(told.is_err() || too_large(&error), "refused without a word: {error}");
+                assert!(told.is_ok() || self.gradients() == before, "refused, and added");
                 let good = dy.shape == y && self.own;
                 assert!(!good || too_large(&error), "what was kept is lost: {error}");
             }
         }
+    }
+
+    /// The bits of all gradients.
+    fn gradients(&self) -> Vec<u32> {
+        let mut all = Vec::new();
+        self.layer.visit(&mut |_, parameter| all.extend(parameter.gradient().iter().map(|d| d.to_bits())));
+        all
     }
 
     /// All walks have the same names in the same order.

@@ -10,7 +10,7 @@ mod sequences;
 #[path = "../support/mod.rs"]
 mod support;
 
-use drive::{Step, drive, drive_parts};
+use drive::{Step, drive};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use sequences::{Cells, Heads};
@@ -116,7 +116,7 @@ fn run(input: &Input) -> Result<()> {
             let between = Activate::new(Activation::Gelu);
             let drop = Dropout::new(probability(tag), 7)?;
             let mut layer = Sequential::<f32>::new().push(first).push(between).push(drop).push(last);
-            drive_parts(input, &mut layer, rows, probability(tag) == 0.0);
+            drive(input, &mut layer, rows, probability(tag) == 0.0);
         }
         Kind::FeedForward { hidden, gated, probability: tag } => {
             let make = if gated { FeedForward::<f32>::gated } else { FeedForward::<f32>::new };

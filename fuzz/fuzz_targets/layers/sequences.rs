@@ -11,7 +11,7 @@ use tilewise::random::Rng;
 use tilewise::rnn::{self, Direction, Elman, Gru, Lstm};
 use tilewise::{Result, Tensor, TensorView, reference};
 
-use crate::drive::{Step, agree, drive, drive_parts, operand, parameter, refused};
+use crate::drive::{Step, agree, drive, operand, parameter, refused};
 use crate::support::{Few, Number, Stored, Values, near};
 use crate::{Input, Kind, finite, probability, size};
 
@@ -72,7 +72,7 @@ pub fn attention(input: &Input, options: Heads, shape: [usize; 3], rng: &mut Rng
         [Box::new(LayerNorm::new(made)?), Box::new(RmsNorm::new(made)?)];
     let order = if before { NormOrder::Pre } else { NormOrder::Post };
     let mut block = TransformerBlock::from_parts(layer, feed_forward, norms, order).dropout(rate, 9)?;
-    let own = drive_parts(input, &mut block, shape, steady);
+    let own = drive(input, &mut block, shape, steady);
     let cache = block.cache(batch, capacity)?;
     let expected = block.infer(x.view()).ok().filter(|_| own && options.causal.is_some());
     decode(&|x, cache| block.decode(x, cache), cache, [&x, &other], expected, [options.cut.into(), most]);
