@@ -342,12 +342,14 @@ lane!(HardSigmoid<T>: |self, s, x, dy| {
 );
 
 lane!(HardSwish: |self, s, x, dy| {
-        let line = s.mul_add(x, splat::<T, S>(s, 1.0 / 6.0), splat::<T, S>(s, 0.5));
-        // The factor clamped too: −∞·0 is NaN.
-        s.mul(at_least::<T, S>(s, -3.0, x), at_least::<T, S>(s, 0.0, at_most::<T, S>(s, 1.0, line)))
+        // Bounded below as a factor too: −∞·0 is NaN. x + 3 is exact around −3, where x/6 + ½ is what rounding left of it;
+        // and 6 times what 1/6 is rounded to is 1, so that from 3 on the result is x.
+        let x = at_least::<T, S>(s, -3.0, x);
+        let above = at_most::<T, S>(s, 6.0, s.add(x, splat::<T, S>(s, 3.0)));
+        s.mul(x, s.mul(above, splat::<T, S>(s, 1.0 / 6.0)))
     },
     {
-        let slope = s.mul_add(x, splat::<T, S>(s, 1.0 / 3.0), splat::<T, S>(s, 0.5));
+        let slope = s.mul(s.add(x, splat::<T, S>(s, 1.5)), splat::<T, S>(s, 1.0 / 3.0));
         let upper = s.select(s.le(splat::<T, S>(s, 3.0), x), dy, s.mul(slope, dy));
         s.select(s.le(x, splat::<T, S>(s, -3.0)), s.splat(T::ZERO), upper)
     }

@@ -21,7 +21,7 @@
 //! | `Softplus` | ln(1 + eˣ) | σ(x) |
 //! | `Softsign` | x/(1 + \|x\|) | 1/(1 + \|x\|)² |
 //! | `HardSigmoid` | max(0, min(1, α·x + β)) | α for 0 < α·x + β < 1, else 0 |
-//! | `HardSwish` | x·max(0, min(1, x/6 + ½)) | 0 for x ≤ −3, 1 for x ≥ 3, else x/3 + ½ |
+//! | `HardSwish` | x·max(0, min(6, x + 3))/6 | 0 for x ≤ −3, 1 for x ≥ 3, else (2x + 3)/6 |
 //! | `Sign` | −1 for x < 0, else +1 | 0 |
 //! | `Clip` | max(low, min(high, x)) | 1 for low < x < high, else 0 |
 //!
@@ -145,7 +145,7 @@ pub enum Activation {
         /// The value at 0.
         beta: f64,
     },
-    /// x·max(0, min(1, x/6 + ½)).
+    /// x·max(0, min(6, x + 3))/6.
     HardSwish,
     /// −1 for x < 0, else +1, as the perceptron has it: sign(±0) = +1.
     Sign,

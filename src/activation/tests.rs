@@ -63,7 +63,6 @@ fn absolute<T: Element>(activation: Activation, x: f64) -> f64 {
         // α·x + β cancels.
         Activation::HardSigmoid { alpha, beta } => epsilon * ((alpha * x).abs().min(2.0) + beta),
         Activation::Affine { alpha, beta } => epsilon * ((alpha * x).abs() + beta),
-        Activation::HardSwish => 4.0 * epsilon * x.abs().min(4.0),
         // A denormal factor times x, and times the derivative of 2u.
         Activation::GeluTanh => tiny * (2.0 + x.abs().min(30.0) * (2.0 + 0.25 * x * x)),
         _ => tiny * (2.0 + x.abs().min(1000.0)),
@@ -125,7 +124,6 @@ fn check_derivatives<T: Element>(x: &[T]) {
                     {
                         reference::value(activation, at).abs().min(1.0) * (1.0 + at.abs())
                     }
-                    Activation::HardSwish => at.abs().min(3.0),
                     Activation::HardSigmoid { .. } => 1.0,
                     _ => 0.0,
                 };
@@ -188,6 +186,40 @@ fn infinities_and_nan() {
                     let exact = reference::derivative(activation, at.to_f64());
                     assert_eq!(dx.as_slice()[i], T::from_f64(exact), "{activation:?}' at {at} on {isa}");
                 }
+            }
+        }
+    }
+    check::<f32>();
+    check::<f64>();
+}
+
+/// Relative to the result, however small it is.
+#[test]
+fn hard_swish_keeps_its_digits_at_its_zeros() {
+    fn check<T: Element>() {
+        let steps = (0..20).map(|i| T::EPSILON.to_f64() * 5f64.powi(i) * 2.0);
+        let at = |zero: f64| {
+            steps.clone().flat_map(move |step| [step, -step]).map(move |step| T::from_f64(zero + step))
+        };
+        let x: Vec<T> = at(-3.0).chain(at(-1.5)).chain([-3.0, -1.5, 3.0, 1e38].map(T::from_f64)).collect();
+        let x = Tensor::from_slice(&x, [x.len()]).unwrap();
+        let ones = Tensor::full(x.shape(), T::ONE).unwrap();
+        for &isa in supported() {
+            let [mut y, mut dx] = [(); 2].map(|()| Tensor::zeros(x.shape()).unwrap());
+            with_isa(isa, || {
+                forward(Activation::HardSwish, x.view(), y.view_mut()).unwrap();
+                backward(Activation::HardSwish, x.view(), ones.view(), dx.view_mut()).unwrap();
+            })
+            .unwrap();
+            for ((x, &y), &dx) in x.iter().map(|x| x.to_f64()).zip(&y).zip(&dx) {
+                let exact = if x >= 3.0 { x } else { x * (x + 3.0).max(0.0) / 6.0 };
+                assert!(close(y, exact, 2.5, 0.0), "{} on {isa}: f({x}) = {y}, not {exact:e}", T::NAME);
+                let exact = match x {
+                    _ if x <= -3.0 => 0.0,
+                    _ if x >= 3.0 => 1.0,
+                    _ => (2.0 * x + 3.0) / 6.0,
+                };
+                assert!(close(dx, exact, 2.5, 0.0), "{} on {isa}: f'({x}) = {dx}, not {exact:e}", T::NAME);
             }
         }
     }

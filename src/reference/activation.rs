@@ -79,7 +79,7 @@ pub fn value(activation: Activation, x: f64) -> f64 {
         Activation::Softsign if x.is_infinite() => x.signum(),
         Activation::Softsign => x / (1.0 + x.abs()),
         Activation::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
-        Activation::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
+        Activation::HardSwish => x * ((x + 3.0).clamp(0.0, 6.0) / 6.0),
         Activation::Sign if x.is_nan() => x,
         Activation::Sign => {
             if x < 0.0 {
@@ -172,7 +172,7 @@ pub fn derivative(activation: Activation, x: f64) -> f64 {
         }
         Activation::HardSwish if x <= -3.0 => 0.0,
         Activation::HardSwish if x >= 3.0 => 1.0,
-        Activation::HardSwish => x / 3.0 + 0.5,
+        Activation::HardSwish => (x + 1.5) / 3.0,
         Activation::Sign => 0.0,
         Activation::Clip { low, high } => {
             if x <= low || x >= high {
