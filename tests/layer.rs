@@ -322,6 +322,29 @@ fn clipping_scales_all_gradients_by_one_factor() {
 }
 
 #[test]
+fn a_norm_is_known_where_squares_are_out_of_range() {
+    let mut layer = optimizers::numbers(&[0.0; 2]);
+    let mut clipped = |gradient: [f64; 2], max_norm: f64| {
+        layer.visit_mut(&mut |_, p| p.gradient_mut().copy_from_slice(&gradient));
+        (clip_gradient_norm(&mut layer, max_norm).unwrap(), flat(&layer, true))
+    };
+    let near =
+        |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-15, "{found} {expected}");
+    let (norm, gradient) = clipped([1e200, 1.0], 1.0);
+    near(norm, 1e200);
+    near(gradient[0], 1.0);
+    near(gradient[1], 1e-200);
+    near(clipped([3e307, -4e307], 1.0).0, 5e307);
+    near(clipped([1e-200, 0.0], 1.0).0, 1e-200);
+    near(clipped([3e-170, 4e-170], 1.0).0, 5e-170);
+    assert_eq!(clipped([0.0, f64::from_bits(1)], 1.0).0, f64::from_bits(1));
+    assert_eq!(clipped([0.0; 2], 1.0).0, 0.0);
+    // Beyond the range itself.
+    assert_eq!(clipped([f64::MAX; 2], 1.0), (f64::INFINITY, vec![f64::MAX; 2]));
+    assert_eq!(clipped([f64::NEG_INFINITY, 1.0], 1.0), (f64::INFINITY, vec![f64::NEG_INFINITY, 1.0]));
+}
+
+#[test]
 fn initial_weights_have_the_variance_of_their_formula() {
     let (fan_in, fan_out) = (300, 200);
     let mut weights = vec![0f64; fan_in * fan_out];

@@ -11,9 +11,11 @@ const LANES: usize = 8;
 /// had before.
 ///
 /// The factor is min(1, max_norm / (norm + 10⁻⁶)), as in PyTorch. A norm that is NaN or infinite is given back with
-/// the gradients left as they are, where PyTorch makes them NaN: look at it before the step. The sum of squares is
-/// made in `f64`, in the parameters' order. Source: Razvan Pascanu, Tomas Mikolov and Yoshua Bengio, "On the
-/// difficulty of training recurrent neural networks", ICML 2013.
+/// the gradients left as they are, where PyTorch makes all of them NaN, or those that are infinite NaN and the others 0:
+/// look at it before the step. The sum of squares is made in `f64`, in the parameters' order; where it leaves the range
+/// of `f64`, which the norm does not, once more with the gradients scaled by a power of two. Sources: Razvan Pascanu,
+/// Tomas Mikolov and Yoshua Bengio, "On the difficulty of training recurrent neural networks", ICML 2013; James Blue, "A
+/// portable Fortran program to find the Euclidean norm of a vector", ACM TOMS 4 (1978), for the scale.
 ///
 /// # Errors
 /// [`Error::Argument`] where `max_norm` is negative or NaN.
@@ -29,9 +31,7 @@ const LANES: usize = 8;
 /// ```
 pub fn clip_gradient_norm<T: Element>(parameters: &mut dyn Parameters<T>, max_norm: f64) -> Result<f64> {
     check("clip_gradient_norm", "max_norm", max_norm)?;
-    let mut sum = 0.0;
-    parameters.visit(&mut |_, parameter| sum += sum_of_squares(parameter.gradient()));
-    let norm = f64::sqrt(sum);
+    let norm = norm(parameters);
     let factor = max_norm / (norm + 1e-6);
     if norm.is_finite() && factor < 1.0 {
         let factor = T::from_f64(factor);
@@ -74,11 +74,28 @@ fn check(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
     if value >= 0.0 { Ok(()) } else { Err(Error::argument(op, arg, value, "at least 0")) }
 }
 
-fn sum_of_squares<T: Element>(values: &[T]) -> f64 {
+/// The L2 norm of all gradients. Below 2⁻⁹⁷⁰ a sum may lack squares that were rounded to 0 and count; scaled by 2⁶⁰⁰ either
+/// way, all squares that count are far from both ends of the range.
+fn norm<T: Element>(parameters: &dyn Parameters<T>) -> f64 {
+    let scaled = |scale: f64| {
+        let mut sum = 0.0;
+        parameters.visit(&mut |_, parameter| sum += sum_of_squares(parameter.gradient(), scale));
+        f64::sqrt(sum) / scale
+    };
+    match scaled(1.0) {
+        f64::INFINITY => scaled(2f64.powi(-600)),
+        norm if norm < 2f64.powi(-485) => scaled(2f64.powi(600)),
+        norm => norm,
+    }
+}
+
+/// Σ (scale · value)².
+fn sum_of_squares<T: Element>(values: &[T], scale: f64) -> f64 {
     let mut lanes = [0.0; LANES];
     for run in values.chunks(LANES) {
         for (lane, value) in lanes.iter_mut().zip(run) {
-            *lane += value.to_f64() * value.to_f64();
+            let value = scale * value.to_f64();
+            *lane += value * value;
         }
     }
     lanes.iter().sum()
