@@ -250,6 +250,49 @@ fn resumed_optimizers_make_the_same_steps() {
     resumed_steps_are_the_same::<f64>();
 }
 
+/// Steps, a change of the momentum, more steps: what the optimizer keeps goes into another one, and on from there.
+#[test]
+fn a_state_is_restored_whatever_the_momentum_was_before() {
+    for (first, then) in [(0.9, 0.0), (0.0, 0.9)] {
+        for more in [0, 1, 2] {
+            let (mut net, mut optimizer) = (model::<f64>(1), Sgd::new(0.05).momentum(first));
+            steps(&mut net, &mut optimizer, 0..2);
+            let mut optimizer = optimizer.momentum(then);
+            steps(&mut net, &mut optimizer, 2..2 + more);
+            let (mut copy, mut resumed) = (copy_of(&net), Sgd::new(0.05).momentum(then));
+            let mut state = Vec::new();
+            optimizer.visit_state(&mut |tensor| state.push(tensor));
+            resumed.restore(&copy, optimizer.steps(), &state).unwrap();
+            steps(&mut net, &mut optimizer, 5..7);
+            steps(&mut copy, &mut resumed, 5..7);
+            // The velocity has outlived the steps without momentum in both.
+            steps(&mut net, &mut optimizer.momentum(0.5), 7..9);
+            steps(&mut copy, &mut resumed.momentum(0.5), 7..9);
+            assert_eq!(bits(&flat(&copy, false)), bits(&flat(&net, false)));
+        }
+    }
+}
+
+#[test]
+fn the_parameters_of_the_first_step_are_the_only_ones() {
+    // None at all are parameters, too.
+    let mut adam = Adam::<f64>::new(0.1);
+    adam.step(&mut Sequential::new()).unwrap();
+    let error = adam.step(&mut numbers(&[1.0])).unwrap_err().to_string();
+    assert_eq!(error, "Adam::step: number of parameters is 1, not 0, expected that of the first step");
+    let mut sgd = Sgd::new(0.1);
+    sgd.step(&mut numbers(&[1.0; 2])).unwrap();
+    let mut sgd = sgd.momentum(0.9);
+    let error = sgd.step(&mut numbers(&[1.0; 3])).unwrap_err().to_string();
+    assert_eq!(error, "Sgd::step: parameter has shape [3, 1], expected [2, 1]");
+    sgd.step(&mut numbers(&[1.0; 2])).unwrap();
+    // A first step that fails is none.
+    let mut sgd = Sgd::new(f64::NAN).momentum(0.9);
+    sgd.step(&mut numbers(&[1.0; 2])).unwrap_err();
+    sgd.set_learning_rate(0.1);
+    sgd.step(&mut numbers(&[1.0; 3])).unwrap();
+}
+
 #[test]
 fn a_state_that_does_not_fit_changes_nothing() {
     let mut net = model::<f64>(1);
@@ -289,7 +332,8 @@ fn a_state_that_does_not_fit_changes_nothing() {
     }
     let error = Sgd::new(0.1).restore(&net, 3, &state).unwrap_err().to_string();
     assert_eq!(error, "Sgd::restore: name of a tensor is first_moment, expected one that is kept");
-    let error = Sgd::new(0.1).momentum(0.5).restore(&net, 3, &[]).unwrap_err().to_string();
+    let velocity = StateTensor { name: "velocity", ..state[0] };
+    let error = Sgd::new(0.1).momentum(0.5).restore(&net, 3, &[velocity]).unwrap_err().to_string();
     assert_eq!(error, "Sgd::restore: velocity is missing, expected there once for each parameter");
 
     assert_eq!(resumed.steps(), 3);

@@ -16,7 +16,7 @@ struct Moments<T> {
     epsilon: f64,
     weight_decay: f64,
     steps: u64,
-    state: State<T, 2>,
+    state: State<T>,
 }
 
 #[derive(Clone, Copy)]
@@ -60,7 +60,7 @@ impl<T: Element> Moments<T> {
         check(op, "epsilon", self.epsilon)?;
         check(op, "weight decay", self.weight_decay)?;
         let isa = machine::isa()?;
-        self.state.prepare(op, parameters)?;
+        self.state.prepare::<2>(op, parameters)?;
         self.steps = self.steps.saturating_add(1);
         let powers = (power(beta1, self.steps), power(beta2, self.steps));
         let (decay, shrink) =
@@ -76,7 +76,7 @@ impl<T: Element> Moments<T> {
             root: T::from_f64((1.0 - powers.1).sqrt()),
             epsilon: T::from_f64(self.epsilon),
         };
-        self.state.update(parameters, isa, step);
+        self.state.update::<2>(parameters, isa, step);
         Ok(())
     }
 }

@@ -65,8 +65,9 @@ pub trait Optimizer<T: Element> {
     /// same options and such parameters: all further steps are then as those of the other, to the bit.
     ///
     /// # Errors
-    /// [`Error::Shape`] where a tensor does not have the shape of its parameter, [`Error::Argument`] where one is missing, comes
-    /// twice or is not of this optimizer, [`Error::Alloc`] where there is no memory. The optimizer is as before then.
+    /// [`Error::Shape`] where a tensor does not have the shape of its parameter, [`Error::Argument`] where one is missing
+    /// ([`Sgd`] may have none at all, as before its first step with momentum), comes twice or is not of this optimizer,
+    /// [`Error::Alloc`] where there is no memory. The optimizer is as before then.
     ///
     /// ```
     /// use tilewise::Tensor;

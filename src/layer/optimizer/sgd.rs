@@ -31,8 +31,8 @@ pub struct Sgd<T> {
     nesterov: bool,
     weight_decay: f64,
     steps: u64,
-    velocity: State<T, 1>,
-    plain: State<T, 0>,
+    /// Velocities from the first step with momentum on.
+    state: State<T>,
 }
 
 impl<T> Debug for Sgd<T> {
@@ -49,18 +49,11 @@ impl<T> Debug for Sgd<T> {
 impl<T: Element> Sgd<T> {
     /// Learning rate γ; no momentum, no weight decay.
     pub fn new(rate: f64) -> Self {
-        Self {
-            rate,
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: 0.0,
-            steps: 0,
-            velocity: State::NONE,
-            plain: State::NONE,
-        }
+        Self { rate, momentum: 0.0, nesterov: false, weight_decay: 0.0, steps: 0, state: State::NONE }
     }
 
-    /// The momentum μ ≥ 0, without dampening.
+    /// The momentum μ ≥ 0, without dampening. A step with μ = 0 neither needs nor changes the velocity; a later one with
+    /// momentum goes on from it.
     pub fn momentum(self, momentum: f64) -> Self {
         Self { momentum, ..self }
     }
@@ -127,11 +120,11 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
             decay: T::from_f64(self.weight_decay),
         };
         if self.momentum == 0.0 {
-            self.plain.prepare(op, parameters)?;
-            self.plain.update(parameters, isa, step);
+            self.state.prepare::<0>(op, parameters)?;
+            self.state.update::<0>(parameters, isa, step);
         } else {
-            self.velocity.prepare(op, parameters)?;
-            self.velocity.update(parameters, isa, step);
+            self.state.prepare::<1>(op, parameters)?;
+            self.state.update::<1>(parameters, isa, step);
         }
         self.steps = self.steps.saturating_add(1);
         Ok(())
@@ -150,7 +143,7 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
     }
 
     fn visit_state<'a>(&'a self, f: &mut dyn FnMut(StateTensor<'a, T>)) {
-        self.velocity.visit(NAMES, f);
+        self.state.visit(NAMES, f);
     }
 
     fn restore(
@@ -160,10 +153,11 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
         state: &[StateTensor<'_, T>],
     ) -> Result<()> {
         let op = "Sgd::restore";
-        (self.velocity, self.plain) = if self.momentum == 0.0 {
-            (State::NONE, State::restored(op, [], parameters, steps, state)?)
+        // Whether there are velocities depends on the momentum of all steps so far, not on what it is now.
+        self.state = if state.is_empty() {
+            State::restored(op, [], parameters, steps, state)?
         } else {
-            (State::restored(op, NAMES, parameters, steps, state)?, State::NONE)
+            State::restored(op, NAMES, parameters, steps, state)?
         };
         self.steps = steps;
         Ok(())

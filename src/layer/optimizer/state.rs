@@ -34,49 +34,57 @@ impl<T> Debug for StateTensor<'_, T> {
     }
 }
 
-/// The state of all parameters: for each, `K` tensors of its shape.
-pub(super) struct State<T, const K: usize> {
-    slots: Vec<Slot<T>>,
+/// The state of all parameters: for each, as many tensors of its shape.
+pub(super) struct State<T> {
+    /// None before the first step, which may be one without parameters.
+    slots: Option<Vec<Slot<T>>>,
 }
 
 struct Slot<T> {
     shape: Box<[usize]>,
-    /// A row for each of the `K`.
+    /// A row for each that is kept.
     tensors: Tensor<T, 2>,
 }
 
-impl<T: Element, const K: usize> State<T, K> {
-    pub(super) const NONE: Self = Self { slots: Vec::new() };
+impl<T: Element> State<T> {
+    pub(super) const NONE: Self = Self { slots: None };
 
-    /// Makes the state at the first step; checks that it fits later.
-    pub(super) fn prepare(&mut self, op: &'static str, parameters: &dyn Parameters<T>) -> Result<()> {
-        let (mut result, mut number) = (Ok(()), 0);
-        let first = self.slots.is_empty();
+    /// Makes `K` tensors for each parameter at the first step that needs them; checks that the parameters are those of the
+    /// first step later.
+    pub(super) fn prepare<const K: usize>(
+        &mut self,
+        op: &'static str,
+        parameters: &dyn Parameters<T>,
+    ) -> Result<()> {
+        let (mut result, mut number, mut made) = (Ok(()), 0, Vec::new());
+        let slots = self.slots.as_deref();
         parameters.visit(&mut |_, parameter| {
             if result.is_ok() {
-                result = match self.slots.get(number) {
-                    Some(slot) if *slot.shape == *parameter.shape() => Ok(()),
-                    Some(slot) => Err(Error::shape(op, "parameter", parameter.shape(), &slot.shape)),
-                    None if first => {
-                        Slot::new(parameter.shape(), parameter.len(), K).map(|s| self.slots.push(s))
+                result = match slots.map(|slots| slots.get(number)) {
+                    Some(Some(slot)) if *slot.shape != *parameter.shape() => {
+                        Err(Error::shape(op, "parameter", parameter.shape(), &slot.shape))
                     }
-                    None => Ok(()),
+                    Some(Some(slot)) if slot.tensors.shape()[0] >= K => Ok(()),
+                    Some(None) => Ok(()), // one too many
+                    _ => Slot::new(parameter.shape(), parameter.len(), K).map(|slot| made.push(slot)),
                 };
             }
             number += 1;
         });
-        if result.is_ok() && number != self.slots.len() {
-            let value = format!("{number}, not {}", self.slots.len());
-            result = Err(Error::argument(op, "number of parameters", value, "that of the first step"));
+        result?;
+        match slots {
+            Some(slots) if slots.len() != number => {
+                let value = format!("{number}, not {}", slots.len());
+                return Err(Error::argument(op, "number of parameters", value, "that of the first step"));
+            }
+            Some(_) if made.is_empty() => {}
+            _ => self.slots = Some(made),
         }
-        if result.is_err() && first {
-            self.slots.clear();
-        }
-        result
+        Ok(())
     }
 
     /// The state of parameters like these after `steps` steps, whose `K` tensors have these names.
-    pub(super) fn restored(
+    pub(super) fn restored<const K: usize>(
         op: &'static str,
         names: [&'static str; K],
         parameters: &dyn Parameters<T>,
@@ -87,11 +95,12 @@ impl<T: Element, const K: usize> State<T, K> {
         if steps == 0 && tensors.is_empty() {
             return Ok(state);
         }
-        state.prepare(op, parameters)?;
-        let mut found = vec![[false; K]; state.slots.len()];
+        state.prepare::<K>(op, parameters)?;
+        let slots = state.slots.as_deref_mut().unwrap_or_default();
+        let mut found = vec![[false; K]; slots.len()];
         for tensor in tensors {
             let (Some(slot), Some(found)) =
-                (state.slots.get_mut(tensor.parameter), found.get_mut(tensor.parameter))
+                (slots.get_mut(tensor.parameter), found.get_mut(tensor.parameter))
             else {
                 let expected = "less than the number of parameters";
                 return Err(Error::argument(op, "number of a parameter", tensor.parameter, expected));
@@ -119,11 +128,15 @@ impl<T: Element, const K: usize> State<T, K> {
         Ok(state)
     }
 
-    /// Calls `f` with every tensor, under these names.
-    pub(super) fn visit<'a>(&'a self, names: [&'static str; K], f: &mut dyn FnMut(StateTensor<'a, T>)) {
-        for (parameter, Slot { shape, tensors }) in self.slots.iter().enumerate() {
-            let [_, len] = tensors.shape();
-            for (at, name) in names.into_iter().enumerate() {
+    /// Calls `f` with every tensor that there is, under these names.
+    pub(super) fn visit<'a, const K: usize>(
+        &'a self,
+        names: [&'static str; K],
+        f: &mut dyn FnMut(StateTensor<'a, T>),
+    ) {
+        for (parameter, Slot { shape, tensors }) in self.slots.iter().flatten().enumerate() {
+            let [count, len] = tensors.shape();
+            for (at, name) in names.into_iter().enumerate().take(count) {
                 let values = &tensors.as_slice()[at * len..][..len];
                 f(StateTensor { parameter, name, shape, values });
             }
@@ -131,8 +144,13 @@ impl<T: Element, const K: usize> State<T, K> {
     }
 
     /// Updates every parameter. [`prepare`](Self::prepare) has succeeded.
-    pub(super) fn update(&mut self, parameters: &mut dyn Parameters<T>, isa: Isa, rule: impl Rule<T, K>) {
-        let mut slots = self.slots.iter_mut();
+    pub(super) fn update<const K: usize>(
+        &mut self,
+        parameters: &mut dyn Parameters<T>,
+        isa: Isa,
+        rule: impl Rule<T, K>,
+    ) {
+        let mut slots = self.slots.iter_mut().flatten();
         parameters.visit_mut(&mut |_, parameter| {
             // The same walk as in `prepare`, unless the caller's `visit` is not one; then nothing fits.
             if let Some(slot) = slots.next().filter(|slot| *slot.shape == *parameter.shape()) {
