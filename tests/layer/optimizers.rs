@@ -4,7 +4,7 @@ use quickcheck::{Arbitrary, Gen};
 use tilewise::layer::optimizer::{Adam, AdamW, Optimizer, Sgd, StateTensor};
 use tilewise::layer::{Init, Linear, Parameters, Sequential};
 use tilewise::random::Rng;
-use tilewise::{Element, Tensor, reference};
+use tilewise::{Element, Error, Tensor, reference};
 
 use super::common::{bits, quickcheck, value, within};
 use super::flat;
@@ -291,6 +291,32 @@ fn the_parameters_of_the_first_step_are_the_only_ones() {
     sgd.step(&mut numbers(&[1.0; 2])).unwrap_err();
     sgd.set_learning_rate(0.1);
     sgd.step(&mut numbers(&[1.0; 3])).unwrap();
+}
+
+#[test]
+fn options_must_be_numbers_of_the_parameters_type() {
+    let weight = Tensor::<f32, 2>::full([2, 1], 1.0).unwrap();
+    let mut layer = Linear::from_parts(weight, None).unwrap();
+    let cases: [(&mut dyn Optimizer<f32>, &str); 7] = [
+        (&mut Sgd::new(1e39), "learning rate"),
+        (&mut Sgd::new(0.1).momentum(1e39), "momentum"),
+        (&mut Sgd::new(0.1).weight_decay(1e39), "weight decay"),
+        (&mut Adam::new(0.1).epsilon(1e39), "epsilon"),
+        (&mut Adam::new(0.1).epsilon(1e-50), "epsilon"),
+        (&mut Adam::new(1e38), "learning rate / (1 - beta 1 ^ t)"),
+        (&mut AdamW::new(1e20).weight_decay(1e20), "1 - learning rate * weight decay"),
+    ];
+    for (optimizer, expected) in cases {
+        let Error::Argument { arg, .. } = optimizer.step(&mut layer).unwrap_err() else { unreachable!() };
+        assert_eq!(arg, expected);
+        assert_eq!((layer.weight().value(), optimizer.steps()), (&[1.0; 2][..], 0));
+    }
+    // ε = 0 is allowed, and what f64 holds is an option for it.
+    set_gradient(&mut layer, &[1.0; 2]);
+    Adam::new(0.1).epsilon(0.0).step(&mut layer).unwrap();
+    let mut layer = numbers(&[1.0]);
+    Adam::new(0.1).epsilon(1e-50).step(&mut layer).unwrap();
+    assert_eq!(layer.weight().value(), [1.0]);
 }
 
 #[test]

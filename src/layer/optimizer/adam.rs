@@ -3,9 +3,9 @@
 use std::fmt::{self, Debug, Formatter};
 
 use super::sgd::decayed;
-use super::{Optimizer, Rule, State, StateTensor, check, check_beta};
+use super::{Optimizer, Rule, State, StateTensor, check, check_beta, check_finite};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::Parameters;
 use crate::machine;
 
@@ -54,17 +54,27 @@ impl<T: Element> Moments<T> {
 
     fn step(&mut self, op: &'static str, parameters: &mut dyn Parameters<T>, decoupled: bool) -> Result<()> {
         let (beta1, beta2) = self.betas;
-        check(op, "learning rate", self.rate)?;
+        check::<T>(op, "learning rate", self.rate)?;
         check_beta(op, "beta 1", beta1)?;
         check_beta(op, "beta 2", beta2)?;
-        check(op, "epsilon", self.epsilon)?;
-        check(op, "weight decay", self.weight_decay)?;
-        let isa = machine::isa()?;
-        self.state.prepare::<2>(op, parameters)?;
-        self.steps = self.steps.saturating_add(1);
-        let powers = (power(beta1, self.steps), power(beta2, self.steps));
+        check::<T>(op, "epsilon", self.epsilon)?;
+        check::<T>(op, "weight decay", self.weight_decay)?;
+        let epsilon = T::from_f64(self.epsilon);
+        // Before there is a gradient that is not 0, the quotient is 0 / ε.
+        if epsilon == T::ZERO && self.epsilon > 0.0 {
+            let expected = "0 or large enough for the type of the parameters";
+            return Err(Error::argument(op, "epsilon", self.epsilon, expected));
+        }
+        let steps = self.steps.saturating_add(1);
+        let powers = (power(beta1, steps), power(beta2, steps));
+        let rate = self.rate / (1.0 - powers.0);
+        check_finite::<T>(op, "learning rate / (1 - beta 1 ^ t)", rate)?;
         let (decay, shrink) =
             if decoupled { (0.0, 1.0 - self.rate * self.weight_decay) } else { (self.weight_decay, 1.0) };
+        check_finite::<T>(op, "1 - learning rate * weight decay", shrink)?;
+        let isa = machine::isa()?;
+        self.state.prepare::<2>(op, parameters)?;
+        self.steps = steps;
         let step = Step {
             decay: T::from_f64(decay),
             shrink: T::from_f64(shrink),
@@ -72,9 +82,9 @@ impl<T: Element> Moments<T> {
             beta2: T::from_f64(beta2),
             one_minus_beta1: T::from_f64(1.0 - beta1),
             one_minus_beta2: T::from_f64(1.0 - beta2),
-            rate: T::from_f64(self.rate / (1.0 - powers.0)),
+            rate: T::from_f64(rate),
             root: T::from_f64((1.0 - powers.1).sqrt()),
-            epsilon: T::from_f64(self.epsilon),
+            epsilon,
         };
         self.state.update::<2>(parameters, isa, step);
         Ok(())
@@ -114,7 +124,8 @@ macro_rules! adam {
                 Self(Moments { betas: (beta1, beta2), ..self.0 })
             }
 
-            /// ε ≥ 0, added to the root of the corrected second moment.
+            /// ε ≥ 0, added to the root of the corrected second moment; where it is 0, a gradient that was always 0 makes
+            /// its parameter NaN.
             pub fn epsilon(self, epsilon: f64) -> Self {
                 Self(Moments { epsilon, ..self.0 })
             }

@@ -43,9 +43,9 @@ pub trait Optimizer<T: Element> {
     /// One step: changes every parameter by its gradient, which stays as it is.
     ///
     /// # Errors
-    /// [`Error::Argument`] where an option has a value that it must not have, or there are not as many parameters
-    /// as at the first step; [`Error::Shape`] where one has another shape than then; [`Error::Alloc`] where there
-    /// is no memory for the state. No parameter is changed then.
+    /// [`Error::Argument`] where an option has a value that it must not have, in the type of the parameters too, or there
+    /// are not as many parameters as at the first step; [`Error::Shape`] where one has another shape than then;
+    /// [`Error::Alloc`] where there is no memory for the state. No parameter is changed then.
     fn step(&mut self, parameters: &mut dyn Parameters<T>) -> Result<()>;
 
     /// The learning rate γ.
@@ -154,12 +154,20 @@ impl<T: Element, R: Rule<T, K>, const K: usize> SimdOp<T> for Update<'_, T, R, K
     }
 }
 
-/// An option that must be finite and not negative.
-fn check(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
-    if value >= 0.0 && value.is_finite() {
+/// An option that must be finite, as an element too, and not negative.
+fn check<T: Element>(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
+    if !(value >= 0.0 && value.is_finite()) {
+        return Err(Error::argument(op, arg, value, "finite and at least 0"));
+    }
+    check_finite::<T>(op, arg, value)
+}
+
+/// What must be finite as an element: times a gradient of 0, infinity is NaN.
+fn check_finite<T: Element>(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
+    if T::from_f64(value).is_finite() {
         return Ok(());
     }
-    Err(Error::argument(op, arg, value, "finite and at least 0"))
+    Err(Error::argument(op, arg, value, "finite in the type of the parameters"))
 }
 
 /// A decay factor.

@@ -106,9 +106,9 @@ pub(super) fn decayed<T: Element>(decay: T, value: T, gradient: T) -> T {
 impl<T: Element> Optimizer<T> for Sgd<T> {
     fn step(&mut self, parameters: &mut dyn Parameters<T>) -> Result<()> {
         let op = "Sgd::step";
-        check(op, "learning rate", self.rate)?;
-        check(op, "momentum", self.momentum)?;
-        check(op, "weight decay", self.weight_decay)?;
+        check::<T>(op, "learning rate", self.rate)?;
+        check::<T>(op, "momentum", self.momentum)?;
+        check::<T>(op, "weight decay", self.weight_decay)?;
         if self.nesterov && self.momentum == 0.0 {
             return Err(Error::argument(op, "momentum", self.momentum, "positive for Nesterov's form"));
         }
