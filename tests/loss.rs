@@ -331,6 +331,12 @@ fn a_mean_over_nothing_is_zero() {
     // The others' mean is over them alone.
     let (value, d) = loss.forward_backward(z.view(), &[9, 1, 9]).unwrap();
     assert_eq!((value, d.as_slice()), (2f32.ln(), &[0.0, 0.0, 0.5, -0.5, 0.0, 0.0][..]));
+    // Nor do rows count whose classes weigh nothing, smoothed or not.
+    let weights = Tensor::from_slice(&[0.0f32, 1.0], [2]).unwrap();
+    for loss in [CrossEntropy::new(), CrossEntropy::new().label_smoothing(0.5)] {
+        let (value, d) = loss.forward_backward(z.view(), (&[0, 0, 0][..], weights.view())).unwrap();
+        assert_eq!((value, d.as_slice()), (0.0, &[0.0; 6][..]));
+    }
     let empty = Tensor::<f32, 2>::zeros([0, 2]).unwrap();
     assert_eq!(CrossEntropy::new().forward(empty.view(), &[]).unwrap(), 0.0);
     assert_eq!(MeanSquared::new().forward(empty.view(), empty.view()).unwrap(), 0.0);
@@ -368,6 +374,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     let z = Tensor::<f32, 2>::zeros([2, 3]).unwrap();
     let other = Tensor::<f32, 2>::zeros([2, 4]).unwrap();
     let mut out = Tensor::<f32, 2>::full([2, 4], 1.0).unwrap();
+    let weights = Tensor::from_slice(&[1.0f32, -1.0, 0.0], [3]).unwrap();
     let text = |error: Error| error.to_string();
     let loss = CrossEntropy::new();
     let cases = [
@@ -394,6 +401,10 @@ fn bad_input_is_refused_before_anything_is_written() {
         (
             text(loss.label_smoothing(f64::NAN).forward(z.view(), &[0, 1]).unwrap_err()),
             "CrossEntropy::forward: label_smoothing is NaN, expected between 0 and 1",
+        ),
+        (
+            text(loss.forward(z.view(), (&[0, 1][..], weights.view())).unwrap_err()),
+            "CrossEntropy::forward: weights is -1 for class 1, expected at least 0",
         ),
         (
             text(loss.ignore_index(1).forward(z.view(), z.view()).unwrap_err()),

@@ -11,8 +11,9 @@ use crate::{machine, parallel};
 /// For a row z with target distribution q the loss is −Σ_c q_c log softmax(z)_c and its gradient
 /// softmax(z) Σ_c q_c − q, from one log-sum-exp. A class index t means q_t = 1, the others 0. Label smoothing
 /// by ε replaces q by (1 − ε) q + ε / classes (Szegedy et al., "Rethinking the Inception architecture", 2016).
-/// Class weights w multiply q_c by w_c, and a mean is divided by Σ w_t instead of the number of rows. A term with
-/// q_c = 0 is 0, even where the logit is −∞.
+/// Class weights w ≥ 0 multiply q_c by w_c, and a mean is divided by Σ w_t instead of the number of rows; where all these
+/// are 0 it is one over nothing, 0 with gradient 0, whatever loss smoothing gives the rows. A term with q_c = 0 is 0, even
+/// where the logit is −∞.
 ///
 /// ```
 /// use tilewise::{TensorView, loss::CrossEntropy};
@@ -35,7 +36,7 @@ pub struct CrossEntropy {
 pub enum Target<'a, T> {
     /// The class of each row.
     Classes(&'a [usize]),
-    /// The class of each row, and the weight of each class, `[classes]`.
+    /// The class of each row, and the weight of each class, `[classes]`, not negative.
     Weighted(&'a [usize], TensorView<'a, T, 1>),
     /// A distribution for each row, `[batch, classes]`: one-hot or soft. It need not add up to 1.
     Probabilities(TensorView<'a, T, 2>),
@@ -136,7 +137,7 @@ impl CrossEntropy {
     ///
     /// # Errors
     /// [`Error::Shape`] where the target does not fit the logits; [`Error::Argument`] where a class does not
-    /// exist (with its row), ε is not between 0 and 1, or an ignored class is set for probabilities.
+    /// exist (with its row), a weight is negative, ε is not between 0 and 1, or an ignored class is set for probabilities.
     pub fn forward<'a, T: Element>(
         &self,
         logits: TensorView<'_, T, 2>,
@@ -216,6 +217,12 @@ impl CrossEntropy {
         };
         if targets.len() != batch {
             return Err(Error::shape(op, "target", &[targets.len()], &[batch]));
+        }
+        // With weights of both signs Σ w_t may be 0 or negative, and what is divided by it is no mean.
+        let negative = weights.and_then(|weights| weights.iter().zip(0..).find(|&(&w, _)| w < T::ZERO));
+        if let Some((weight, class)) = negative {
+            let value = format!("{weight} for class {class}");
+            return Err(Error::argument(op, "weights", value, "at least 0"));
         }
         let mut counted = 0.0;
         for (row, &class) in targets.iter().enumerate() {
