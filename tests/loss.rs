@@ -323,6 +323,13 @@ fn extreme_logits_stay_finite_and_small_losses_keep_their_digits() {
 }
 
 #[test]
+fn a_gradient_is_finite_where_only_its_double_is_not() {
+    let y = Tensor::<f32, 1>::from_slice(&[2e38, 0.0, 0.0, -2e38], [4]).unwrap();
+    let (_, dy) = MeanSquared::new().forward_backward(y.view(), Tensor::zeros([4]).unwrap().view()).unwrap();
+    assert_eq!(dy.as_slice(), [1e38, 0.0, 0.0, -1e38]);
+}
+
+#[test]
 fn a_mean_over_nothing_is_zero() {
     let z = Tensor::<f32, 2>::full([3, 2], 5.0).unwrap();
     let loss = CrossEntropy::new().ignore_index(9);

@@ -44,24 +44,31 @@ pub struct BinaryCrossEntropy {
     reduction: Reduction,
 }
 
-/// The loss of an element and its derivative by the first argument.
 trait Pointwise: Sync {
+    /// A factor of all derivatives.
+    const FACTOR: f64;
+    /// The loss of an element, and its derivative by the first argument without the factor.
     fn eval<T: Element>(&self, y: T, t: T) -> (T, T);
 }
 
 struct Squared;
 
 impl Pointwise for Squared {
+    /// Not in the derivative: 2 (y − t) might overflow where the gradient of a mean does not.
+    const FACTOR: f64 = 2.0;
+
     #[inline(always)]
     fn eval<T: Element>(&self, y: T, t: T) -> (T, T) {
         let d = y - t;
-        (d * d, d + d)
+        (d * d, d)
     }
 }
 
 struct Logistic;
 
 impl Pointwise for Logistic {
+    const FACTOR: f64 = 1.0;
+
     #[inline(always)]
     fn eval<T: Element>(&self, z: T, t: T) -> (T, T) {
         let (z, t) = (z.to_f64(), t.to_f64());
@@ -173,9 +180,9 @@ fn check<T: Element, const N: usize>(
 /// Elements of a leaf of the summation tree, at most.
 const LEAF: usize = 1 << 14;
 
-fn run<T: Element, const N: usize>(
+fn run<T: Element, P: Pointwise, const N: usize>(
     op: &'static str,
-    loss: &impl Pointwise,
+    loss: &P,
     reduction: Reduction,
     y: TensorView<'_, T, N>,
     target: TensorView<'_, T, N>,
@@ -184,7 +191,7 @@ fn run<T: Element, const N: usize>(
     let count = y.len();
     let parallel = parallel::tasks(count, LEAF) > 1;
     machine::trace(|| format!("{op} {:?} {}", y.shape(), T::NAME));
-    let factor = T::from_f64(reduction.factor(count as f64));
+    let factor = T::from_f64(P::FACTOR * reduction.factor(count as f64));
     let sum = tree(loss, factor, parallel, y, target, gradient)?;
     Ok(reduction.apply(sum, count as f64))
 }
