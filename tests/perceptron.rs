@@ -255,6 +255,18 @@ fn the_first_of_equal_classes_wins() {
 }
 
 #[test]
+fn a_nan_is_lower_than_negative_infinity() {
+    // Learned weights (1, −1), (−1, −2) and (−1, 1) at (∞, ∞).
+    let x = TensorView::from_slice(&[1.0f32, -1.0, 0.0, 3.0], [2, 2]).unwrap();
+    let mut model = OneVsRest::new(3, 2).unwrap();
+    model.fit(x, &[0, 2], &Rule::new().max_passes(1)).unwrap();
+    let x = Tensor::full([1, 2], f32::INFINITY).unwrap();
+    let scores = model.scores(x.view()).unwrap();
+    assert!(matches!(scores.as_slice(), [a, f32::NEG_INFINITY, b] if a.is_nan() && b.is_nan()));
+    assert_eq!(model.predict(x.view()).unwrap().as_slice(), [1]);
+}
+
+#[test]
 fn bad_input_is_refused_before_anything_changes() {
     let x = Tensor::<f32, 2>::full([2, 3], 1.0).unwrap();
     let rule = Rule::new();

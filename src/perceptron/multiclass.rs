@@ -107,7 +107,7 @@ impl<T: Element> OneVsRest<T> {
     }
 
     /// The class with the highest score for each row of X `[samples, features]`; the first of equals. A NaN is
-    /// lower than every number.
+    /// lower than every number and −∞.
     ///
     /// # Errors
     /// As [`scores`](Self::scores), and [`Error::Argument`] where there are rows but no classes.
@@ -120,9 +120,9 @@ impl<T: Element> OneVsRest<T> {
         }
         let mut classes = Tensor::zeros([samples])?;
         for (class, scores) in classes.as_mut_slice().iter_mut().zip(scores.as_slice().chunks(count.max(1))) {
-            let mut best = T::NEG_INFINITY;
+            let mut best = T::NAN;
             for (number, &score) in scores.iter().enumerate() {
-                if score > best {
+                if score > best || best.is_nan() && !score.is_nan() {
                     (best, *class) = (score, number);
                 }
             }
