@@ -127,8 +127,8 @@ fn the_textbook_examples_go_as_printed() {
     assert_eq!((dual.alpha().as_slice().unwrap(), dual.bias()), (&[2.0, 0.0, 5.0][..], -3.0));
 
     let distance = |point: [f32; 2]| primal.distance(TensorView::from_slice(&point, [2]).unwrap()).unwrap();
-    assert_eq!(distance([3.0, 3.0]), 3.0 / 2f32.sqrt());
-    assert_eq!(distance([1.0, 1.0]), -1.0 / 2f32.sqrt());
+    assert_eq!(distance([3.0, 3.0]), (3.0 / 2f64.sqrt()) as f32);
+    assert_eq!(distance([1.0, 1.0]), (-1.0 / 2f64.sqrt()) as f32);
     assert_eq!(distance([1.5, 1.5]), 0.0);
 }
 
@@ -193,6 +193,11 @@ fn distance_keeps_its_digits_at_the_ends_of_the_range() {
     };
     assert_eq!(distance([3e30, 4e30], 5e30, [0.0, 0.0]), 1.0);
     assert_eq!(distance([3e-30, 4e-30], -5e-30, [0.0, 0.0]), -1.0);
+    // ‖w‖ itself is out of range.
+    assert_eq!(distance([3e38, 3e38], 0.0, [0.5, 0.5]), 0.5f32.sqrt());
+    let w = Tensor::from_slice(&[1.5e308, 1.5e308], [2]).unwrap();
+    let point = TensorView::from_slice(&[0.5, 0.5], [2]).unwrap();
+    assert!((Perceptron::from_parts(w, 0.0).distance(point).unwrap() - 0.5f64.sqrt()).abs() < 1e-15);
     assert_eq!(distance([0.0, 0.0], 1.0, [0.0, 0.0]), f32::INFINITY);
     assert!(distance([0.0, 0.0], 0.0, [0.0, 0.0]).is_nan());
 }

@@ -141,7 +141,7 @@ impl<T: Element> Perceptron<T> {
     }
 
     /// (w · x + b) / ‖w‖: how far a point `[features]` lies from the hyperplane, positive on the side of +1. With
-    /// w = 0 there is no hyperplane, and the result is infinite or NaN.
+    /// w = 0 there is no hyperplane, and the result is infinite or NaN. ‖w‖ may be out of the range of `T`.
     ///
     /// # Errors
     /// As [`scores`](Self::scores).
@@ -156,17 +156,14 @@ impl<T: Element> Perceptron<T> {
         let op = "Perceptron::distance";
         expect(op, "point", &point.shape(), &self.weights.shape())?;
         let score = self.scores_for(op, point.insert_axis(0)?)?.get([0]).copied().unwrap_or(T::NAN);
-        Ok(score / self.norm())
-    }
-
-    /// ‖w‖, scaled so that squares do not overflow.
-    fn norm(&self) -> T {
-        let largest = self.weights.iter().fold(T::ZERO, |largest, w| largest.max(w.abs()));
-        if largest == T::ZERO || !largest.is_finite() {
-            return largest;
+        // ‖w‖ is the largest weight times the norm of w divided by it, whose squares do not overflow; the product might.
+        let largest = self.weights.iter().fold(T::ZERO, |largest, w| largest.max(w.abs())).to_f64();
+        let distance = score.to_f64() / largest;
+        if largest == 0.0 || largest.is_infinite() {
+            return Ok(T::from_f64(distance));
         }
-        let sum = self.weights.iter().map(|&w| (w / largest).to_f64().powi(2)).sum::<f64>();
-        T::from_f64(largest.to_f64() * sum.sqrt())
+        let squares = self.weights.iter().map(|w| (w.to_f64() / largest).powi(2));
+        Ok(T::from_f64(distance / squares.sum::<f64>().sqrt()))
     }
 }
 
