@@ -70,8 +70,11 @@ impl Rng {
 
     /// Uniform between `low` and `high`; rounding to `T` may give `high` itself.
     pub fn uniform<T: Element>(&mut self, low: T, high: T) -> T {
-        let (low, high) = (low.to_f64(), high.to_f64());
-        T::from_f64(low + (high - low) * self.unit())
+        let (low, high, unit) = (low.to_f64(), high.to_f64(), self.unit());
+        let span = high - low;
+        // Where the span overflows, the bounds have two signs, and their parts cannot.
+        let x = if span.is_finite() { low + span * unit } else { low * (1.0 - unit) + high * unit };
+        T::from_f64(x)
     }
 
     /// Normal with this mean and standard deviation, by the transform of Box and Muller. Its last bits may differ from
@@ -165,6 +168,16 @@ mod tests {
                 10_450_023_813_501_588_000,
             ]
         );
+    }
+
+    #[test]
+    fn uniform_values_stay_within_bounds_whose_span_overflows() {
+        let mut rng = Rng::seed(4);
+        let values: Vec<f64> = (0..100).map(|_| rng.uniform(-f64::MAX, f64::MAX)).collect();
+        assert!(values.iter().all(|x| x.is_finite()));
+        assert!(values.iter().any(|&x| x < -1e307) && values.iter().any(|&x| x > 1e307));
+        // Ordinary bounds have the bits that they always had.
+        assert_eq!(Rng::seed(4).uniform(-1.0, 2.0), -1.0 + 3.0 * Rng::seed(4).unit());
     }
 
     #[test]
