@@ -357,6 +357,64 @@ fn a_query_without_keys_gets_zeros() {
     assert!(y.as_slice()[..32].iter().all(|&x| x == 0.0) && y.as_slice()[32..].iter().all(|&x| x != 0.0));
 }
 
+/// Rows of five keys that are there, have a NaN score or are hidden, in every order; `apart` from each other, with
+/// hidden ones between.
+fn orders_of_nan<T: Element>(apart: usize) {
+    const KEYS: usize = 5;
+    let (rows, keys) = (3usize.pow(KEYS as u32), KEYS * apart);
+    let state = |row: usize, key: usize| row / 3usize.pow(key as u32) % 3;
+    let bias = Tensor::from_fn([rows, 1, 1, keys], |[row, _, _, key]| {
+        let hidden = T::NEG_INFINITY;
+        let state = if key % apart == apart / 2 { state(row, key / apart) } else { 2 };
+        [T::ZERO, T::NAN, hidden][state]
+    });
+    let (bias, one) = (bias.unwrap(), [T::ONE]);
+    let ones = |shape| TensorView::from_slice(&one, [1; 4]).unwrap().broadcast(shape).unwrap();
+    for dim in [16, 17] {
+        let kv = Tensor::full([1, 1, keys, dim], T::ONE).unwrap();
+        // Of the rows, queries of one head are lanes of tiles; entries of a batch are what decoding takes.
+        let together = bias.view().permute([1, 2, 0, 3]).unwrap();
+        for bias in [together, bias.view()] {
+            let [batch, _, queries, _] = bias.shape();
+            let (q, kv) =
+                (ones([batch, 1, queries, dim]), kv.view().broadcast([batch, 1, keys, dim]).unwrap());
+            let plain = Attention::new().bias(bias);
+            for options in [plain, plain.dropout(0.3, 1), plain.linear()] {
+                let saved = options.forward_saving(q, kv, kv).unwrap();
+                let gradients = options.backward(q, kv, kv, &saved, q).unwrap();
+                for row in 0..rows {
+                    let has = |wanted| (0..KEYS).any(|key| state(row, key) == wanted);
+                    let y = &saved.output.as_slice()[row * dim..][..dim];
+                    let dq = &gradients.query.as_slice()[row * dim..][..dim];
+                    let normalizer = saved.normalizer.as_slice()[row];
+                    if has(1) {
+                        assert!(
+                            normalizer.is_nan() && y.iter().chain(dq).all(|x| x.is_nan()),
+                            "{row}: {y:?}"
+                        );
+                    } else {
+                        assert!(y.iter().chain(dq).all(|x| x.is_finite()), "{row}: {y:?} {dq:?}");
+                        assert!(has(0) || y.iter().chain(dq).all(|&x| x == T::ZERO));
+                        assert_eq!(normalizer.is_finite(), has(0) || (normalizer == T::ZERO), "{row}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_score_makes_its_row_nan_wherever_it_stands() {
+    for &isa in machine::supported() {
+        let each = || {
+            orders_of_nan::<f32>(1);
+            orders_of_nan::<f32>(250);
+            orders_of_nan::<f64>(1);
+        };
+        machine::with_isa(isa, each).expect("supported");
+    }
+}
+
 #[test]
 fn a_cache_is_appended_to_in_place() {
     let (q, k, v) = (

@@ -102,7 +102,7 @@ pub struct Weigh<'a, T> {
     /// No block came before.
     pub first: bool,
     pub linear: bool,
-    /// Largest score of each query so far; with `linear` −∞ where no key was attended to.
+    /// Largest score of each query so far, any of them where one is NaN; with `linear` −∞ where no key was attended to.
     pub max: &'a mut [T],
     pub sum: &'a mut [T],
     /// Rows of `width`.
@@ -302,7 +302,8 @@ impl<T: Element> SimdOp<T> for Finish<'_, T> {
         for lane in lanes::<T, S>(width) {
             let max = &mut max[lane..];
             let (most, sum) = (s.load(max), s.load(&sum[lane..]));
-            let empty = s.eq(most, s.splat(T::NEG_INFINITY));
+            // NaN scores may leave no trace in the maximum, but the sum keeps them.
+            let empty = s.mask_and(s.eq(most, s.splat(T::NEG_INFINITY)), s.eq(sum, sum));
             let factor = s.select(empty, s.splat(T::ZERO), s.div(s.splat(T::ONE), sum));
             let logarithm = s.select(empty, most, s.mul_add(most, s.splat(ln_2()), T::log_v(s, sum)));
             s.store(if linear { sum } else { logarithm }, max);

@@ -24,8 +24,9 @@
 //! | [`dropout`](Attention::dropout) | weights become 0 by a rate, the others grow by 1/(1 − rate) |
 //! | [`linear`](Attention::linear) | A = S / Σ S instead of the softmax |
 //!
-//! A query that no key is left for gets 0, and so do its gradients. Where a weight is 0 but the value is infinite or
-//! NaN, the result may be NaN.
+//! A query that no key is left for gets 0, and so does its gradient; one with a NaN among the scores that are left gets NaN.
+//! Weights and gradients of scores that are 0 are multiplied as others are: where the row of Q, K, V or dY that they meet
+//! has an infinity or NaN, the result may be NaN.
 //!
 //! With D = rowsum(dY ⊙ Y): dV = Aᵀ dY, dA = dY Vᵀ, dS = A ⊙ (dA − D), dQ = scale · dS K, dK = scale · dSᵀ Q; dS is the
 //! gradient of the bias. Gradients of equal arguments add up.
