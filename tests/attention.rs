@@ -416,6 +416,39 @@ fn a_nan_score_makes_its_row_nan_wherever_it_stands() {
 }
 
 #[test]
+fn a_masked_key_has_weight_0_whatever_its_score() {
+    let mask = [true, false, true];
+    let mask = TensorView::from_slice(&mask, [1, 1, 1, 3]).unwrap();
+    for &isa in machine::supported() {
+        let each = || {
+            for dim in [4, 16] {
+                let q = Tensor::<f32, 4>::full([1, 1, 1, dim], 1.0).unwrap();
+                let keys =
+                    |scores: [f32; 3]| Tensor::from_fn([1, 1, 3, dim], |[_, _, j, _]| scores[j]).unwrap();
+                for options in [Attention::new().mask(mask), Attention::new().mask(mask).linear()] {
+                    let weights = |scores| {
+                        options
+                            .scores(q.view(), keys(scores).view(), Stage::Weights)
+                            .unwrap()
+                            .as_slice()
+                            .to_vec()
+                    };
+                    let nan = weights([f32::NAN, 1.0, 1.0]);
+                    assert!(nan[0].is_nan() && nan[1] == 0.0 && nan[2].is_nan(), "{nan:?}");
+                    for hidden in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        assert_eq!(weights([1.0, hidden, 1.0]), [0.5, 0.0, 0.5]);
+                        let (k, v) = (keys([1.0, hidden, 1.0]), keys([1.0, 7.0, 3.0]));
+                        let y = options.forward(q.view(), k.view(), v.view()).unwrap();
+                        assert!(y.iter().all(|y| (y - 2.0).abs() < 1e-6), "{isa} {hidden}: {y:?}");
+                    }
+                }
+            }
+        };
+        machine::with_isa(isa, each).expect("supported");
+    }
+}
+
+#[test]
 fn a_cache_is_appended_to_in_place() {
     let (q, k, v) = (
         wave::<f32, 4>([2, 4, 9, 16], 0.1),

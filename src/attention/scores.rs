@@ -37,7 +37,7 @@ impl<T: Element> Plan<'_, T> {
 
     /// Elements of scratch for [`adjust`](Self::adjust), for this many keys.
     pub fn addend_len(&self, keys: usize) -> usize {
-        if self.bias.is_some() || self.mask.is_some() { keys * self.width() } else { 0 }
+        if self.bias.is_some() { keys * self.width() } else { 0 }
     }
 
     /// Makes scores of products: a row of [`width`](Self::width) for each of `keys`, `stride` apart. The derivatives by the products,
@@ -50,12 +50,29 @@ impl<T: Element> Plan<'_, T> {
         slopes: Option<&mut [T]>,
         addend: &mut [T],
     ) -> Result<()> {
+        self.add(panel, keys, (&mut *scores, stride), slopes, addend)?;
+        // Not by an addend of −∞: the score may be NaN.
+        if let Some(mask) = self.mask {
+            let mask = mask.select::<3>(0, panel.entry)?.select(0, panel.head)?;
+            exclude(mask, &panel.queries, keys, self.width(), (scores, stride));
+        }
+        Ok(())
+    }
+
+    /// [`adjust`](Self::adjust) but for the mask.
+    fn add(
+        &self,
+        panel: &Panel,
+        keys: &Range<usize>,
+        (scores, stride): (&mut [T], usize),
+        slopes: Option<&mut [T]>,
+        addend: &mut [T],
+    ) -> Result<()> {
         let (options, width) = (&self.options, self.width());
         let Panel { entry, head, ref queries } = *panel;
         let bounded = !self.all_seen(entry, queries, keys);
-        let masked = self.bias.is_some() || self.mask.is_some();
         let (mut keys, mut scores) = (keys.clone(), scores);
-        if !masked && options.soft_cap.is_none() && options.slopes.is_none() {
+        if self.bias.is_none() && options.soft_cap.is_none() && options.slopes.is_none() {
             if !bounded {
                 return Ok(());
             }
@@ -70,11 +87,6 @@ impl<T: Element> Plan<'_, T> {
         if let Some(bias) = self.bias {
             let bias: TensorView<'_, T, 2> = bias.select::<3>(0, entry)?.select(0, head)?;
             pack(self.isa, bias, queries.clone(), keys.clone(), width, addend, false);
-        } else {
-            addend.fill(T::ZERO);
-        }
-        if let Some(mask) = self.mask {
-            exclude(mask.select::<3>(0, entry)?.select(0, head)?, queries, &keys, width, addend);
         }
         let local = |key: usize| T::from_usize(key.clamp(keys.start, keys.end) - keys.start);
         let (mut low, mut high, mut positions) = ([T::ZERO; LANES], [T::ZERO; LANES], [T::ZERO; LANES]);
@@ -94,7 +106,7 @@ impl<T: Element> Plan<'_, T> {
             cap: options.soft_cap.map(|cap| cap * self.unit()),
             slopes,
             alibi: slope.map(|slope| (slope * self.unit(), &positions[..])),
-            addend: masked.then_some(&*addend),
+            addend: self.bias.is_some().then_some(&*addend),
             unit: self.unit(),
             bounds: bounded.then_some((&low[..], &high[..])),
         };
@@ -127,20 +139,21 @@ fn exclude<T: Element>(
     queries: &Range<usize>,
     keys: &Range<usize>,
     width: usize,
-    addend: &mut [T],
+    (scores, stride): (&mut [T], usize),
 ) {
     let hidden = |query, key| mask.get([query, key]) == Some(&false);
     let same = mask.strides()[0] == 0;
-    for (key, row) in keys.clone().zip(addend.chunks_exact_mut(width)) {
+    for (key, row) in keys.clone().zip(scores.chunks_mut(stride)) {
+        let row = &mut row[..width];
         if same {
             if hidden(queries.start, key) {
                 row.fill(T::NEG_INFINITY);
             }
             continue;
         }
-        for (query, addend) in queries.clone().zip(row) {
+        for (query, score) in queries.clone().zip(row) {
             if hidden(query, key) {
-                *addend = T::NEG_INFINITY;
+                *score = T::NEG_INFINITY;
             }
         }
     }

@@ -115,23 +115,12 @@ impl<T: Element> Plan<'_, T> {
 
     fn weigh(&self, scores: &mut [T]) {
         let hidden = T::NEG_INFINITY;
-        if self.options.linear {
-            let sum =
-                scores.iter().filter(|score| **score != hidden).fold(T::ZERO, |sum, &score| sum + score);
-            scores
-                .iter_mut()
-                .for_each(|score| *score = if *score == hidden { T::ZERO } else { *score / sum });
-            return;
+        if !self.options.linear {
+            let most = scores.iter().fold(hidden, |most, &score| if score > most { score } else { most });
+            let seen = scores.iter_mut().filter(|score| **score != hidden);
+            seen.for_each(|score| *score = (*score - most).exp());
         }
-        let most = scores.iter().fold(hidden, |most, &score| if score > most { score } else { most });
-        if scores.iter().all(|&score| score == hidden) {
-            return scores.fill(T::ZERO);
-        }
-        let mut sum = T::ZERO;
-        for score in scores.iter_mut() {
-            *score = (*score - most).exp();
-            sum += *score;
-        }
-        scores.iter_mut().for_each(|weight| *weight /= sum);
+        let sum = scores.iter().filter(|score| **score != hidden).fold(T::ZERO, |sum, &score| sum + score);
+        scores.iter_mut().for_each(|score| *score = if *score == hidden { T::ZERO } else { *score / sum });
     }
 }
