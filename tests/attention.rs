@@ -449,6 +449,31 @@ fn a_masked_key_has_weight_0_whatever_its_score() {
 }
 
 #[test]
+fn what_is_hidden_has_gradients_of_0() {
+    let mask = [true, false, false, false];
+    let mask = TensorView::from_slice(&mask, [1, 1, 2, 2]).unwrap();
+    for &isa in machine::supported() {
+        let each = || {
+            for dim in [1, 16, 17] {
+                let q = Tensor::<f32, 4>::full([1, 1, 2, dim], 1.0).unwrap();
+                // dA of the hidden key overflows; the second query has no key, and a dY of NaN.
+                let v = Tensor::from_fn([1, 1, 2, 1], |[_, _, j, _]| [1.0, 1e30][j]).unwrap();
+                let dy = Tensor::from_fn([1, 1, 2, 1], |[_, _, i, _]| [1e10, f32::NAN][i]).unwrap();
+                for options in [Attention::new().mask(mask), Attention::new().mask(mask).soft_cap(2.0)] {
+                    let saved = options.forward_saving(q.view(), q.view(), v.view()).unwrap();
+                    let gradients =
+                        options.backward(q.view(), q.view(), v.view(), &saved, dy.view()).unwrap();
+                    for gradient in [&gradients.query, &gradients.key] {
+                        assert!(gradient.iter().all(|&x| x == 0.0), "{isa} {dim}: {gradient:?}");
+                    }
+                }
+            }
+        };
+        machine::with_isa(isa, each).expect("supported");
+    }
+}
+
+#[test]
 fn a_cache_is_appended_to_in_place() {
     let (q, k, v) = (
         wave::<f32, 4>([2, 4, 9, 16], 0.1),

@@ -243,9 +243,8 @@ impl<T: Element> SimdOp<T> for Differentiate<'_, T> {
                 let (score, gradient) = (&mut score[lane..], &mut gradient[lane..]);
                 let (at, mut change) = (s.load(score), s.sub(s.load(gradient), mean));
                 let weight = if linear {
-                    let missing = s.eq(at, none);
-                    change = s.select(missing, zero, s.mul(change, inverse));
-                    s.select(missing, zero, s.mul(at, inverse))
+                    change = s.mul(change, inverse);
+                    s.mul(at, inverse)
                 } else {
                     let weight = T::exp2_normal_v(s, s.sub(at, normalizer));
                     change = s.mul(weight, change);
@@ -254,8 +253,10 @@ impl<T: Element> SimdOp<T> for Differentiate<'_, T> {
                 if let Some(slopes) = slopes {
                     change = s.mul(change, s.load(&slopes[key * width + lane..]));
                 }
-                s.store(weight, score);
-                s.store(change, gradient);
+                // A factor of 0 would not do: dA may be infinite, and the normaliser NaN.
+                let missing = s.eq(at, none);
+                s.store(s.select(missing, zero, weight), score);
+                s.store(s.select(missing, zero, change), gradient);
             }
         }
     }
