@@ -474,6 +474,32 @@ fn what_is_hidden_has_gradients_of_0() {
 }
 
 #[test]
+fn soft_caps_that_cannot_be_computed_are_refused() {
+    fn check<T: Element>(refused: &[T], taken: [T; 2]) {
+        let x = wave::<T, 4>([1, 1, 5, 16], 0.1);
+        let forward = |options: Attention<'_, T>| {
+            options.forward(x.view(), x.view(), x.view()).map(|y| y.as_slice().to_vec())
+        };
+        for &cap in refused {
+            let error = forward(Attention::new().soft_cap(cap)).unwrap_err().to_string();
+            assert!(error.starts_with("Attention::forward: soft_cap is"), "{error}");
+        }
+        let free = forward(Attention::new()).unwrap();
+        let [least, most] = taken.map(|cap| forward(Attention::new().soft_cap(cap)).unwrap());
+        assert!(least.iter().all(|y| y.is_finite()));
+        let close = |(a, b): (&T, &T)| (*a - *b).abs() <= T::from_f64(64.0) * T::EPSILON;
+        assert!(most.iter().zip(&free).all(close));
+    }
+    for &isa in machine::supported() {
+        let each = || {
+            check(&[f32::MAX, 2.4e38, 1e-39, f32::INFINITY, f32::NAN, 0.0], [2.7e-23, 1.8e19]);
+            check(&[f64::MAX, 1e-320, f64::INFINITY, f64::NAN], [1.6e-162, 1.3e154]);
+        };
+        machine::with_isa(isa, each).expect("supported");
+    }
+}
+
+#[test]
 fn a_cache_is_appended_to_in_place() {
     let (q, k, v) = (
         wave::<f32, 4>([2, 4, 9, 16], 0.1),
@@ -516,7 +542,10 @@ fn bad_input_is_refused_before_anything_is_written() {
         (refused(good, [&q, &t([2, 3, 7, 9]), &v]), "k has shape [2, 3, 7, 9], expected [2, 3, 7, 8]"),
         (refused(good, [&q, &k, &t([2, 3, 6, 4])]), "v has shape [2, 3, 6, 4], expected [2, 3, 7, 4]"),
         (refused(good.window(0), [&q, &k, &v]), "window is 0, expected at least 1"),
-        (refused(good.soft_cap(-1.0), [&q, &k, &v]), "soft_cap is -1, expected positive and finite"),
+        (
+            refused(good.soft_cap(-1.0), [&q, &k, &v]),
+            "soft_cap is -1, expected positive, with a square that is neither 0 nor infinite",
+        ),
         (
             refused(good.dropout(1.0, 0), [&q, &k, &v]),
             "the rate of dropout is 1, expected at least 0 and less than 1",
