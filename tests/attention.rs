@@ -523,6 +523,10 @@ fn a_cache_is_appended_to_in_place() {
     assert!(cache.truncate(10).is_err());
     cache.truncate(2).unwrap();
     assert_eq!(cache.keys().unwrap().shape(), [2, 2, 2, 16]);
+    let refused = |capacity| KvCache::<f32>::new([1, 1], capacity, [2, 2]).map(drop).unwrap_err().to_string();
+    let sizes = format!("the sizes of shape [1, 1, {}, 2] overflow", usize::MAX);
+    assert_eq!(refused(usize::MAX), format!("KvCache::new: {sizes}"));
+    assert_eq!(refused(1 << 60), "KvCache::new: more bytes than there are addresses");
 }
 
 #[test]
