@@ -490,7 +490,7 @@ fn bad_input_is_refused_before_anything_is_written() {
         ),
         (
             text(LpPool::<2>::new([2, 2], 0.5).forward(x.view()).map(|_| ())),
-            "LpPool::forward: p is 0.5, expected a finite number of at least 1",
+            "LpPool::forward: p is 0.5, expected at least 1 and finite as an element",
         ),
         (
             text(AveragePool::<2>::new([2, 2]).backward(x.view(), [5, 5]).map(|_| ())),
@@ -500,6 +500,16 @@ fn bad_input_is_refused_before_anything_is_written() {
     for (found, expected) in cases {
         assert_eq!(found, expected);
     }
+    // A p that `f32` has, one that only `f64` has, and one that neither has.
+    let lp = |p| LpPool::<2>::new([2, 2], p);
+    let wide = Tensor::<f64, 4>::full([1, 2, 5, 5], 1.0).unwrap();
+    assert!(lp(3e38).forward(x.view()).unwrap().iter().all(|&y| y == 1.0));
+    assert!(lp(1e39).forward(wide.view()).unwrap().iter().all(|&y| y == 1.0));
+    assert!(
+        text(lp(1e39).forward(x.view()).map(|_| ()))
+            .ends_with("expected at least 1 and finite as an element")
+    );
+    assert!(lp(f64::INFINITY).forward(wide.view()).is_err());
     assert!(y.iter().all(|&y| y == 7.0));
     let (y, mut indices) = max.forward_with_indices(x.view()).unwrap();
     *indices.get_mut([0, 1, 1, 1]).unwrap() = 25;

@@ -12,7 +12,8 @@ use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Pooling by the p-norm: plain data. The [module](super) has the formulas.
 ///
-/// Powers are taken as they stand: |x|ᵖ may overflow or vanish where |x| would not.
+/// Powers are taken as they stand: |x|ᵖ may overflow or vanish where |x| would not. For p = ∞ there is
+/// [`MaxPool`](super::MaxPool), of |x|.
 ///
 /// ```
 /// use tilewise::{TensorView, pool::LpPool};
@@ -30,7 +31,8 @@ pub struct LpPool<const S: usize> {
 windows!(LpPool);
 
 impl<const S: usize> LpPool<S> {
-    /// Windows of these sizes, side by side, dense, without padding, and p ≥ 1.
+    /// Windows of these sizes, side by side, dense, without padding, and p ≥ 1, finite also as an element: at most
+    /// 3.4·10³⁸ in `f32`.
     pub const fn new(kernel: [usize; S], p: f64) -> Self {
         Self { windows: Windows::sliding(kernel), norm: Norm::new(p) }
     }
@@ -45,23 +47,24 @@ impl<const S: usize> LpPool<S> {
         Self { windows: Windows::Global, norm: Norm::new(p) }
     }
 
-    fn check(&self, op: &'static str) -> Result<()> {
-        if self.norm.p() >= 1.0 && self.norm.p().is_finite() {
+    fn check<T: Element>(&self, op: &'static str) -> Result<()> {
+        if self.norm.p() >= 1.0 && T::from_f64(self.norm.p()).is_finite() {
             return Ok(());
         }
-        Err(Error::argument(op, "p", self.norm.p(), "a finite number of at least 1"))
+        Err(Error::argument(op, "p", self.norm.p(), "at least 1 and finite as an element"))
     }
 
     /// Y `[batch, channels, windows…]` from X `[batch, channels, spatial…]`.
     ///
     /// # Errors
-    /// As [`MaxPool::forward`](super::MaxPool::forward), and [`Error::Argument`] where p is not finite or less than 1.
+    /// As [`MaxPool::forward`](super::MaxPool::forward), and [`Error::Argument`] where p is less than 1
+    /// or, as an element, not finite.
     pub fn forward<T: Element, const N: usize>(&self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>>
     where
         Spatial<S>: ImageRank<N>,
     {
         let call = Call::new("LpPool::forward", &self.windows, lift(x.shape()))?;
-        self.check(call.op)?;
+        self.check::<T>(call.op)?;
         let mut y = Tensor::zeros(lower(call.outputs()))?;
         self.reduce(&call, x, y.view_mut())?;
         Ok(y)
@@ -80,7 +83,7 @@ impl<const S: usize> LpPool<S> {
         Spatial<S>: ImageRank<N>,
     {
         let call = Call::new("LpPool::forward_into", &self.windows, lift(x.shape()))?;
-        self.check(call.op)?;
+        self.check::<T>(call.op)?;
         self.reduce(&call, x, y)
     }
 
@@ -152,7 +155,7 @@ impl<const S: usize> LpPool<S> {
         y: TensorView<'_, T, N>,
         dy: TensorView<'_, T, N>,
     ) -> Result<()> {
-        self.check(call.op)?;
+        self.check::<T>(call.op)?;
         call.expect("y", lift(y.shape()))?;
         call.expect("dy", lift(dy.shape()))
     }
