@@ -13,7 +13,7 @@
 //!
 //! | | y | dx\[j\], summed over the windows that cover j |
 //! | --- | --- | --- |
-//! | [`MaxPool`] | max x; the first one counts; NaN where there is one; −∞ of nothing | dy where j was taken |
+//! | [`MaxPool`] | max x; the first one counts, but of 0 and −0, which are equal, y may be either; NaN where there is one; −∞ of nothing | dy where j was taken |
 //! | [`AveragePool`] | Σ x / n, n with or without the padding; 0 of nothing | dy / n |
 //! | [`LpPool`] | (Σ \|x\|ᵖ)^(1/p) | dy · sign(x)·\|x\|^(p − 1) · y^(1 − p), 0 where y is 0 |
 //!
