@@ -23,10 +23,15 @@
 //! without the term mean g where μ is 0, and without both means where the statistics are constants.
 //!
 //! **The variance** comes from two passes, corrected: m, the mean as first found and rounded; then over d = x − m both
-//! Σd and Σd², from which σ² = (Σd² − (Σd)²/n)/n, and x̂ = (d − Σd/n)/√(σ² + ε). The second sum makes up for the
-//! rounding of m, so a mean that is large against the deviation costs no digits, where the difference of E\[x²\] and
-//! E\[x\]² would lose them all, and what a shift by the first element would lose where that is far out. The second
-//! pass reads a row from L1. Longer sets are cut in blocks of fixed size whose moments join in `f64`, in a fixed order.
+//! Σd and Σd², from which μ = m + Σd/n, to more digits than an element has, σ² = (Σd² − (Σd)²/n)/n, and
+//! x̂ = (x − μ)/√(σ² + ε). The second sum makes up for the rounding of m, so a mean that is large against the deviation
+//! costs no digits, where the difference of E\[x²\] and E\[x\]² would lose them all, and what a shift by the first element
+//! would lose where that is far out. The second pass reads a row from L1. Longer sets are cut in blocks of fixed size whose
+//! moments join in `f64`, in a fixed order.
+//!
+//! **At the ends of the range** a block's sums are those of the element type: where one Σx overflows, x̂ is NaN, also if the
+//! mean is far from that; where one Σd² does, 0. Where all are 0, by underflow or because all elements are equal, and ε is
+//! 0, x̂ is infinite or NaN.
 //!
 //! Sources: Tony Chan, Gene Golub and Randall LeVeque, "Algorithms for computing the sample variance: analysis and
 //! recommendations", The American Statistician 37 (1983), for the corrected sum and the joining of blocks; Ba et al.

@@ -29,8 +29,8 @@ pub(super) fn leading<T: Element, S: Simd<T>>(s: S, x: S::V, count: usize) -> S:
 
 /// What makes x̂ of a row: x̂ = (x − `shift`)·`scale` − `rest`.
 ///
-/// `shift` is the mean rounded to the element type; `rest` makes up for that rounding, so that a mean that is large
-/// against the deviation costs no digits.
+/// `shift` is the element nearest to the mean; `rest` makes up for the rounding, so that a mean that is large against the
+/// deviation costs no digits.
 #[derive(Clone, Copy)]
 pub(super) struct Standard<T> {
     shift: T,
@@ -47,12 +47,16 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// From the mean as it was rounded, and Σd and Σd² for d = x − mean: the corrected two-pass formula.
+    /// From the mean as it was first found, and Σd and Σd² for d = x − mean: the corrected two-pass formula.
     #[inline(always)]
     fn standard<T: Element>(self, mean: T, sum: f64, squares: f64) -> Standard<T> {
         let variance = not_negative((squares - sum * sum * self.inverse) * self.inverse);
         let scale = 1.0 / (variance + self.epsilon).sqrt();
-        Standard { shift: mean, scale: T::from_f64(scale), rest: T::from_f64(sum * self.inverse * scale) }
+        // The first mean may be off by many roundings, and `rest` would be rounded as a product with `scale`.
+        let (mean, correction) = (mean.to_f64(), sum * self.inverse);
+        let shift = T::from_f64(mean + correction);
+        let rest = mean - shift.to_f64() + correction;
+        Standard { shift, scale: T::from_f64(scale), rest: T::from_f64(rest * scale) }
     }
 }
 

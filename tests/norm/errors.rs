@@ -1,10 +1,10 @@
-//! What is refused, and sets without elements.
+//! What is refused, sets without elements, and the ends of the range.
 
 use tilewise::norm::{
     BatchNormalization, GroupNormalization, InstanceNormalization, LayerNormalization, NormGradientsMut,
     RmsNormalization,
 };
-use tilewise::{Result, Tensor};
+use tilewise::{Result, Tensor, machine};
 
 #[test]
 fn bad_input_is_refused_and_nothing_is_written() {
@@ -118,4 +118,21 @@ fn nothing_has_no_statistics() -> Result<()> {
         LayerNormalization::new().forward(Tensor::<f64, 2>::zeros([3, 0])?.view(), None, None)?.is_empty()
     );
     Ok(())
+}
+
+#[test]
+fn the_ends_of_the_range_are_as_documented() {
+    for &isa in machine::supported() {
+        let forward = |epsilon, x: [f32; 2]| {
+            let x = Tensor::from_slice(&x, [1, 1, 2]).unwrap();
+            let layer = || LayerNormalization::new().epsilon(epsilon).forward(x.view(), None, None);
+            let group = || GroupNormalization::new(1).epsilon(epsilon).forward(x.view(), None, None);
+            let [row, set] = [machine::with_isa(isa, layer), machine::with_isa(isa, group)];
+            [row, set].map(|y| y.unwrap().unwrap().as_slice().to_vec()).concat()
+        };
+        // The sum overflows; the squares do; they vanish.
+        assert!(forward(1e-5, [2e38; 2]).iter().all(|y| y.is_nan()));
+        assert_eq!(forward(1e-5, [1e38, -1e38]), [0.0; 4]);
+        assert!(forward(0.0, [1e-30, -1e-30]).iter().all(|y| !y.is_finite()));
+    }
 }
