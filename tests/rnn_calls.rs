@@ -398,6 +398,16 @@ fn bad_input_is_refused_before_anything_is_written() {
     );
     let clip = Elman::new().activation_clip(f64::NAN).forward(sequence, weights).unwrap_err().to_string();
     assert_eq!(clip, "rnn::forward: activation_clip is NaN, expected a number that is not negative");
+    let leaky = |slope| Activation::LeakyRelu { slope };
+    let [tanh, nan] = [Activation::Tanh, leaky(f64::NAN)];
+    let expected =
+        "rnn::forward: activation is LeakyRelu { slope: NaN }, expected one whose constants are numbers";
+    for elman in [Elman::new().activation(nan), Elman::new().reverse_activation(nan)] {
+        assert_eq!(elman.forward(sequence, weights).unwrap_err().to_string(), expected);
+        assert!(elman.forward_taped(sequence, weights, &mut Tape::new()).is_err());
+    }
+    let lstm_with_nan = Lstm::new().activations([leaky(0.1), tanh, nan]);
+    assert_eq!(lstm_with_nan.forward(sequence, weights).unwrap_err().to_string(), expected);
     let clip = Lstm::new().clip(-1.0).forward(sequence, weights).unwrap_err().to_string();
     assert_eq!(clip, "rnn::forward: clip is -1, expected a number that is not negative");
 

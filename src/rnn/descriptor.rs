@@ -333,6 +333,12 @@ impl Spec {
         if let Some([Functions { clip: Some(clip), .. }, _]) = self.functions {
             not_negative("activation_clip", clip)?;
         }
+        // One with a NaN is unlike itself, and its tape would be that of another call.
+        let mut activations = self.functions.iter().flatten().flat_map(|functions| functions.activations);
+        if let Some(activation) = activations.find(|activation| activation.ne(activation)) {
+            let found = format!("{activation:?}");
+            return Err(Error::argument(op, "activation", found, "one whose constants are numbers"));
+        }
         match self.cell {
             Cell::Lstm { clip: Some(clip), .. } => not_negative("clip", clip),
             _ => Ok(()),
