@@ -135,6 +135,12 @@ pub(crate) fn expect(op: &'static str, arg: &'static str, found: &[usize], expec
     if found == expected { Ok(()) } else { Err(Error::shape(op, arg, found, expected)) }
 }
 
+/// An error unless views of this rank have the axis.
+pub(crate) fn expect_axis(op: &'static str, axis: usize, rank: usize) -> Result<()> {
+    let at = format_args!("{axis} at rank {rank}");
+    if axis < rank { Ok(()) } else { Err(Error::argument(op, "axis", at, "less than the rank")) }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -29,7 +29,7 @@ mod tests;
 pub(crate) use drive::Softmaxes;
 
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_axis};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Softmax, or its logarithm, along one axis; the [module](self) has the formulas.
@@ -87,7 +87,7 @@ impl Softmax {
     /// # Ok::<(), tilewise::Error>(())
     /// ```
     pub fn forward<T: Element, const N: usize>(self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        self.check_axis("softmax::forward", N)?;
+        expect_axis("softmax::forward", self.axis, N)?;
         let mut y = Tensor::zeros(x.shape())?;
         self.forward_into(x, y.view_mut())?;
         Ok(y)
@@ -113,7 +113,7 @@ impl Softmax {
         y: TensorViewMut<'_, T, N>,
     ) -> Result<()> {
         const OP: &str = "softmax::forward";
-        self.check_axis(OP, N)?;
+        expect_axis(OP, self.axis, N)?;
         if y.shape() != x.shape() {
             return Err(Error::shape(OP, "y", &y.shape(), &x.shape()));
         }
@@ -138,7 +138,7 @@ impl Softmax {
         y: TensorView<'_, T, N>,
         dy: TensorView<'_, T, N>,
     ) -> Result<Tensor<T, N>> {
-        self.check_axis("softmax::backward", N)?;
+        expect_axis("softmax::backward", self.axis, N)?;
         let mut dx = Tensor::zeros(y.shape())?;
         self.backward_into(y, dy, dx.view_mut())?;
         Ok(dx)
@@ -167,7 +167,7 @@ impl Softmax {
         dx: TensorViewMut<'_, T, N>,
     ) -> Result<()> {
         const OP: &str = "softmax::backward";
-        self.check_axis(OP, N)?;
+        expect_axis(OP, self.axis, N)?;
         if dy.shape() != y.shape() {
             return Err(Error::shape(OP, "dy", &dy.shape(), &y.shape()));
         }
@@ -175,13 +175,5 @@ impl Softmax {
             return Err(Error::shape(OP, "dx", &dx.shape(), &y.shape()));
         }
         drive::run(OP, [y, dy], dx, self.axis, kernel::Backward { logarithm: self.logarithm })
-    }
-
-    fn check_axis(self, op: &'static str, rank: usize) -> Result<()> {
-        if self.axis < rank {
-            Ok(())
-        } else {
-            Err(Error::argument(op, "axis", self.axis, "less than the rank"))
-        }
     }
 }

@@ -241,7 +241,7 @@ fn wrong_arguments_are_errors_and_write_nothing() {
     assert_eq!(softmax.backward(x.view(), y.view()).map(drop), shape("softmax::backward", "dy"));
     assert_eq!(y.as_slice(), [7.0; 6]);
     let error = Softmax::new(2).forward(x.view()).map(drop).unwrap_err();
-    assert_eq!(error.to_string(), "softmax::forward: axis is 2, expected less than the rank");
+    assert_eq!(error.to_string(), "softmax::forward: axis is 2 at rank 2, expected less than the rank");
     let scalar = Tensor::<f32, 0>::zeros([]).unwrap();
     assert!(matches!(Softmax::new(0).forward(scalar.view()), Err(Error::Argument { .. })));
     for shape in [[0, 3], [3, 0]] {

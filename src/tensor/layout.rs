@@ -1,7 +1,7 @@
 //! Shapes and strides. All arithmetic on sizes that come from a caller is checked here and nowhere else.
 #![forbid(unsafe_code)]
 
-use crate::error::{Dims, Error, Result, Strides};
+use crate::error::{Dims, Error, Result, Strides, expect_axis};
 
 /// Shape and strides of a view of rank `N`, in elements.
 ///
@@ -21,11 +21,6 @@ use crate::error::{Dims, Error, Result, Strides};
 pub struct Layout<const N: usize> {
     shape: [usize; N],
     strides: [isize; N],
-}
-
-/// The index of the axis `axis`, or an error that names it.
-fn check_axis<const N: usize>(op: &'static str, axis: usize) -> Result<()> {
-    if axis < N { Ok(()) } else { Err(Error::argument(op, "axis", axis, "less than the rank")) }
 }
 
 impl<const N: usize> Layout<N> {
@@ -212,7 +207,7 @@ impl<const N: usize> Layout<N> {
     }
 
     pub(crate) fn flip(&self, axis: usize) -> Result<(isize, Self)> {
-        check_axis::<N>("flip", axis)?;
+        expect_axis("flip", axis, N)?;
         let mut flipped = *self;
         let last = if self.is_empty() { 0 } else { (self.shape[axis] - 1) as isize };
         // A stride of isize::MIN can stand only where it is never multiplied by more than 0.
@@ -221,7 +216,7 @@ impl<const N: usize> Layout<N> {
     }
 
     pub(crate) fn slice(&self, axis: usize, start: usize, end: usize, step: usize) -> Result<(isize, Self)> {
-        check_axis::<N>("slice", axis)?;
+        expect_axis("slice", axis, N)?;
         if step == 0 {
             return Err(Error::argument("slice", "step", 0, "at least 1"));
         }
@@ -240,7 +235,7 @@ impl<const N: usize> Layout<N> {
     }
 
     pub(crate) fn check_split(&self, axis: usize, at: usize) -> Result<()> {
-        check_axis::<N>("split_at", axis)?;
+        expect_axis("split_at", axis, N)?;
         if at > self.shape[axis] {
             return Err(Error::argument("split_at", "at", at, "at most the axis's size"));
         }
@@ -331,7 +326,7 @@ impl<const N: usize> Layout<N> {
 
     /// This layout without one axis, whose index is fixed. `M` must be `N − 1`.
     pub(crate) fn select<const M: usize>(&self, axis: usize, index: usize) -> Result<(isize, Layout<M>)> {
-        check_axis::<N>("select", axis)?;
+        expect_axis("select", axis, N)?;
         if M + 1 != N {
             return Err(Error::argument("select", "rank of the result", M, "one less than the rank"));
         }
@@ -352,7 +347,7 @@ impl<const N: usize> Layout<N> {
         if M != N + 1 {
             return Err(Error::argument("insert_axis", "rank of the result", M, "one more than the rank"));
         }
-        check_axis::<M>("insert_axis", axis)?;
+        expect_axis("insert_axis", axis, M)?;
         let from = |at: usize| if at < axis { at } else { at - 1 };
         Ok(Layout {
             shape: std::array::from_fn(|at| if at == axis { 1 } else { self.shape[from(at)] }),

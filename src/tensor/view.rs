@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 
 use super::{Iter, Layout, Tensor};
 use crate::element::Element;
-use crate::error::{Dims, Error, Result};
+use crate::error::{Dims, Error, Result, expect_axis};
 
 /// A shared view of rank `N`: a pointer with a [`Layout`].
 ///
@@ -237,9 +237,8 @@ macro_rules! view {
             }
 
             fn resolve(&self, axis: usize, range: impl RangeBounds<usize>) -> Result<(usize, usize)> {
-                let Some(&size) = self.layout.shape().get(axis) else {
-                    return Err(Error::argument("slice", "axis", axis, "less than the rank"));
-                };
+                expect_axis("slice", axis, N)?;
+                let size = self.layout.shape()[axis];
                 let after = |at: usize| at.checked_add(1).unwrap_or(usize::MAX);
                 let start = match range.start_bound() {
                     Bound::Included(&at) => at,

@@ -49,8 +49,8 @@ fn bad_views_say_what_is_wrong() {
         (strided([3, 1], [isize::MIN, 1]), "as_strided: the sizes of shape [3, 1] overflow".into()),
         (text(cube.permute([0, 1, 1])), "permute: axes is [0, 1, 1], expected each axis once".into()),
         (text(cube.permute([0, 1, 3])), "permute: axes is [0, 1, 3], expected each axis once".into()),
-        (text(cube.flip(3)), "flip: axis is 3, expected less than the rank".into()),
-        (text(cube.slice(3, .., 1)), "slice: axis is 3, expected less than the rank".into()),
+        (text(cube.flip(3)), "flip: axis is 3 at rank 3, expected less than the rank".into()),
+        (text(cube.slice(3, .., 1)), "slice: axis is 3 at rank 3, expected less than the rank".into()),
         (text(cube.slice(0, .., 0)), "slice: step is 0, expected at least 1".into()),
         (text(cube.slice(1, 1..4, 1)), "slice: range is 1..4, expected a range inside the axis".into()),
         (
@@ -67,13 +67,13 @@ fn bad_views_say_what_is_wrong() {
             "reshape: shape [4, 3, 2] with strides [1, 4, 12] cannot be viewed as [24] without a copy".into(),
         ),
         (text(cube.reshape([big, big])), format!("layout: the sizes of shape [{big}, {big}] overflow")),
-        (text(cube.select::<2>(3, 0)), "select: axis is 3, expected less than the rank".into()),
+        (text(cube.select::<2>(3, 0)), "select: axis is 3 at rank 3, expected less than the rank".into()),
         (text(cube.select::<2>(0, 2)), "select: index is 2, expected less than the axis's size".into()),
         (
             text(cube.select::<3>(0, 0)),
             "select: rank of the result is 3, expected one less than the rank".into(),
         ),
-        (text(cube.insert_axis::<4>(4)), "insert_axis: axis is 4, expected less than the rank".into()),
+        (text(cube.insert_axis::<4>(4)), "insert_axis: axis is 4 at rank 4, expected less than the rank".into()),
         (
             text(cube.insert_axis::<3>(0)),
             "insert_axis: rank of the result is 3, expected one more than the rank".into(),
