@@ -120,13 +120,13 @@ impl<T: Element> BatchStatistics<T> {
     }
 }
 
-/// An error unless 0 ≤ momentum ≤ 1.
 /// How many elements a channel of `[batch, channels, spatial…]` has.
 pub(crate) fn elements_of_a_channel<const N: usize>(shape: [usize; N]) -> usize {
     let others = shape.iter().enumerate().filter(|&(axis, _)| axis != 1);
     others.fold(1, |count, (_, &size)| count.saturating_mul(size))
 }
 
+/// An error unless 0 ≤ momentum ≤ 1.
 pub(crate) fn check_momentum(op: &'static str, momentum: f64) -> Result<()> {
     if (0.0..=1.0).contains(&momentum) {
         return Ok(());

@@ -29,8 +29,8 @@
 //! would lose where that is far out. The second pass reads a row from L1. Longer sets are cut in blocks of fixed size whose
 //! moments join in `f64`, in a fixed order.
 //!
-//! **At the ends of the range** a block's sums are those of the element type: where one Σx overflows, x̂ is NaN, also if the
-//! mean is far from that; where one Σd² does, 0. Where all are 0, by underflow or because all elements are equal, and ε is
+//! **At the ends of the range** a block's sums are those of the element type: where one Σx or Σd overflows, x̂ is NaN, also if the
+//! mean is far from that; where only a Σd² does, 0. Where all are 0, by underflow or because all elements are equal, and ε is
 //! 0, x̂ is infinite or NaN.
 //!
 //! Sources: Tony Chan, Gene Golub and Randall LeVeque, "Algorithms for computing the sample variance: analysis and

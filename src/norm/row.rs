@@ -29,7 +29,7 @@ pub(super) fn leading<T: Element, S: Simd<T>>(s: S, x: S::V, count: usize) -> S:
 
 /// What makes x̂ of a row: x̂ = (x − `shift`)·`scale` − `rest`.
 ///
-/// `shift` is the element nearest to the mean; `rest` makes up for the rounding, so that a mean that is large against the
+/// `shift` is about the mean, as an element; `rest` makes up for what it is off, so that a mean that is large against the
 /// deviation costs no digits.
 #[derive(Clone, Copy)]
 pub(super) struct Standard<T> {
@@ -46,16 +46,24 @@ pub(super) struct Rule {
     pub inverse: f64,
 }
 
+/// The mean and what it is off, for one that was off by more than a deviation: digits of the product with the scale would count.
+/// Rare, and so a call that nobody else waits for.
+#[cold]
+fn again<T: Element>(mean: T, off: f64) -> (T, f64) {
+    let better = T::from_f64(mean.to_f64() + off);
+    (better, mean.to_f64() - better.to_f64() + off)
+}
+
 impl Rule {
     /// From the mean as it was first found, and Σd and Σd² for d = x − mean: the corrected two-pass formula.
     #[inline(always)]
     fn standard<T: Element>(self, mean: T, sum: f64, squares: f64) -> Standard<T> {
         let variance = not_negative((squares - sum * sum * self.inverse) * self.inverse);
         let scale = 1.0 / (variance + self.epsilon).sqrt();
-        // The first mean may be off by many roundings, and `rest` would be rounded as a product with `scale`.
-        let (mean, correction) = (mean.to_f64(), sum * self.inverse);
-        let shift = T::from_f64(mean + correction);
-        let rest = mean - shift.to_f64() + correction;
+        let (mut shift, mut rest) = (mean, sum * self.inverse);
+        if (rest * scale).abs() > 1.0 {
+            (shift, rest) = again(mean, rest);
+        }
         Standard { shift, scale: T::from_f64(scale), rest: T::from_f64(rest * scale) }
     }
 }
