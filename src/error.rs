@@ -113,14 +113,24 @@ pub enum Error {
 
 impl Error {
     /// A shape that does not fit, as every operation reports it.
+    ///
+    /// ```
+    /// let error = tilewise::Error::shape("MyLayer::forward", "x", &[2, 3], &[2, 4]);
+    /// assert_eq!(error.to_string(), "MyLayer::forward: x has shape [2, 3], expected [2, 4]");
+    /// ```
     #[cold]
-    pub(crate) fn shape(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Self {
+    pub fn shape(op: &'static str, arg: &'static str, found: &[usize], expected: &[usize]) -> Self {
         Error::Shape { op, arg, found: Dims::new(found), expected: Dims::new(expected) }
     }
 
     /// A value that an operation does not take.
+    ///
+    /// ```
+    /// let error = tilewise::Error::argument("MyLayer::new", "rate", -1, "at least 0");
+    /// assert_eq!(error.to_string(), "MyLayer::new: rate is -1, expected at least 0");
+    /// ```
     #[cold]
-    pub(crate) fn argument(
+    pub fn argument(
         op: &'static str,
         arg: &'static str,
         value: impl fmt::Display,

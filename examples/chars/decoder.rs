@@ -91,6 +91,7 @@ impl Layer<f32, 3, 3> for Decoder {
     }
 
     fn forward(&mut self, x: TensorView<'_, f32, 3>) -> tilewise::Result<Tensor<f32, 3>> {
+        self.check_forward(x.shape())?;
         let mut x = turned(x)?;
         for block in &mut self.blocks {
             x = block.forward(x.view())?;
@@ -107,6 +108,7 @@ impl Layer<f32, 3, 3> for Decoder {
     }
 
     fn backward(&mut self, dy: TensorView<'_, f32, 3>) -> tilewise::Result<Tensor<f32, 3>> {
+        self.check_backward(dy.shape())?;
         let mut d = self.norm.backward(turned(dy)?.view())?;
         for block in self.blocks.iter_mut().rev() {
             d = block.backward(d.view())?;

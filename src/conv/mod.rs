@@ -285,8 +285,22 @@ impl<const S: usize> Convolution<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
+        self.output_of("Convolution::output_shape", x, w, None)
+    }
+
+    /// [`output_shape`](Self::output_shape) of a call with a bias of this length.
+    pub(crate) fn output_of<const N: usize>(
+        &self,
+        op: &'static str,
+        x: [usize; N],
+        w: [usize; N],
+        bias: Option<usize>,
+    ) -> Result<[usize; N]>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
         let (x, w) = (geometry::lift(x), geometry::lift(w));
-        Ok(geometry::lower(self.geometry.forward("Convolution::output_shape", x, w, None)?.output))
+        Ok(geometry::lower(self.geometry.forward(op, x, w, bias)?.output))
     }
 
     /// Y `[batch, c_out, spatial…]` from X `[batch, c_in, spatial…]`, W `[c_out, c_in / groups, kernel…]` (a view, or packed

@@ -277,8 +277,22 @@ impl<const S: usize> ConvolutionTranspose<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
+        self.output_of("ConvolutionTranspose::output_shape", x, w, None)
+    }
+
+    /// [`output_shape`](Self::output_shape) of a call with a bias of this length.
+    pub(crate) fn output_of<const N: usize>(
+        &self,
+        op: &'static str,
+        x: [usize; N],
+        w: [usize; N],
+        bias: Option<usize>,
+    ) -> Result<[usize; N]>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
         let (x, w) = (geometry::lift(x), geometry::lift(w));
-        Ok(geometry::lower(self.check("ConvolutionTranspose::output_shape", x, w, None)?.1))
+        Ok(geometry::lower(self.check(op, x, w, bias)?.1))
     }
 
     fn check(

@@ -265,6 +265,13 @@ impl<T: Element> MultiHeadAttention<T> {
         expect(op, arg, &shape, &[shape[0], shape[1], width])
     }
 
+    /// That the rotary encoding fits the heads and has so many positions.
+    fn check_rotary(&self, op: &'static str, first: usize, length: usize) -> Result<()> {
+        let Some(rotary) = &self.rotary else { return Ok(()) };
+        rotary.check_dim(op, "a head", &[self.head_dim])?;
+        rotary.check(op, first, length)
+    }
+
     /// Checks both inputs, and projects them.
     fn inputs(
         &self,
@@ -285,9 +292,7 @@ impl<T: Element> MultiHeadAttention<T> {
             }
             None => shape[1],
         };
-        if let Some(rotary) = &self.rotary {
-            rotary.check(op, 0, shape[1].max(keys))?;
-        }
+        self.check_rotary(op, 0, shape[1].max(keys))?;
         let ([q_columns, kv_columns], x) = (self.columns(), rows(x)?);
         let all = q_columns + 2 * kv_columns;
         let context = context.map(rows).transpose()?;
@@ -401,11 +406,11 @@ impl<T: Element> MultiHeadAttention<T> {
     pub fn decode(&self, x: TensorView<'_, T, 3>, cache: &mut KvCache<T>) -> Result<Tensor<T, 3>> {
         let (op, shape) = ("MultiHeadAttention::decode", x.shape());
         self.check(op, "x", shape)?;
+        self.check_rotary(op, cache.len(), shape[1])?;
         let parts = Parts { layer: self, batch: shape[0], queries: shape[1], keys: shape[1] };
         let [q_columns, kv_columns] = self.columns();
         let mut projected = self.project(&rows(x)?, 0..q_columns + 2 * kv_columns)?;
         if let Some(rotary) = &self.rotary {
-            rotary.check(op, cache.len(), shape[1])?;
             let [q, k, _] = parts.split_mut(&mut projected, None)?;
             rotary.apply(q, cache.len())?;
             rotary.apply(k, cache.len())?;
@@ -550,7 +555,7 @@ impl<T: Element> Layer<T, 3, 3> for MultiHeadAttention<T> {
     fn check_forward(&self, x: [usize; 3]) -> Result<[usize; 3]> {
         let op = "MultiHeadAttention::forward";
         self.check(op, "x", x)?;
-        self.rotary.as_ref().map_or(Ok(()), |rotary| rotary.check(op, 0, x[1]))?;
+        self.check_rotary(op, 0, x[1])?;
         Ok(x)
     }
 

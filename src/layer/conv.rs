@@ -176,17 +176,12 @@ impl<T: Element, const N: usize> Affine<T, N> {
         &self,
         op: &'static str,
         dy: [usize; N],
-        output: impl FnOnce([usize; N], [usize; N]) -> Result<[usize; N]>,
+        output: impl FnOnce([usize; N], [usize; N], Option<usize>) -> Result<[usize; N]>,
     ) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
         let (x, weight) = (self.input.get(op)?, self.weight.view::<N>()?);
-        let output = output(x.shape(), weight.shape())?;
-        expect(op, "dy", &dy, &output)?;
-        self.check_bias(op, output[1])?;
+        let bias = self.bias_view()?.map(|bias| bias.len());
+        expect(op, "dy", &dy, &output(x.shape(), weight.shape(), bias)?)?;
         Ok((x, weight))
-    }
-
-    fn check_bias(&self, op: &'static str, outputs: usize) -> Result<()> {
-        self.bias_view()?.map_or(Ok(()), |bias| expect(op, "bias", &bias.shape(), &[outputs]))
     }
 
     /// Adds to the gradients.
@@ -323,7 +318,8 @@ where
 
     /// As [`Affine::checked`].
     fn checked(&self, dy: [usize; N]) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
-        self.affine.checked("Conv::backward", dy, |x, w| self.conv.output_shape(x, w))
+        let op = "Conv::backward";
+        self.affine.checked(op, dy, |x, w, bias| self.conv.output_of(op, x, w, bias))
     }
 
     /// What was kept of the output, of dY's shape; `None` where it is not rectified.
@@ -380,9 +376,9 @@ where
     Spatial<S>: ImageRank<N>,
 {
     fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
-        let y = self.conv.output_shape(x, self.affine.weight.view::<N>()?.shape())?;
-        self.affine.check_bias("Conv::forward", y[1])?;
-        Ok(y)
+        let (weight, bias) = (self.affine.weight.view::<N>()?, self.affine.bias_view()?);
+        // With the errors of the call.
+        self.conv.output_of("Convolution::forward", x, weight.shape(), bias.map(|bias| bias.len()))
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
@@ -400,13 +396,9 @@ where
     }
 
     fn forward_owned(&mut self, x: Tensor<T, N>) -> Result<Tensor<T, N>> {
+        let shape = self.check_forward(x.shape())?;
+        let mut y = self.spare[1].tensor(shape)?;
         let (weight, bias) = (self.affine.weight.view::<N>()?, self.affine.bias_view()?);
-        let Ok(shape) = self.conv.output_shape(x.shape(), weight.shape()) else {
-            // With the error of a call that is known to the user.
-            return self.infer(x.view());
-        };
-        let [_, spare] = &mut self.spare;
-        let mut y = spare.tensor(shape)?;
         self.conv.forward_into(x.view(), weight, bias, y.view_mut())?;
         let room = self.room(&y)?;
         self.spare[0].0 = self.affine.input.take(x);
@@ -428,7 +420,7 @@ where
         // First what can fail for lack of memory.
         let shape = self.check_backward(dy.shape())?;
         let mut dx = self.spare[0].tensor(shape)?;
-        let (x, weight) = self.checked(dy.shape())?;
+        let (x, weight) = (self.affine.input.get("Conv::backward")?, self.affine.weight.view::<N>()?);
         let mut dw = Tensor::zeros(weight.shape())?;
         if let Some(silent) = self.silent(dy.shape())? {
             Self::rectify(silent, dy.as_mut_slice())?;
@@ -503,7 +495,8 @@ where
 
     /// As [`Affine::checked`].
     fn checked(&self, dy: [usize; N]) -> Result<(TensorView<'_, T, N>, TensorView<'_, T, N>)> {
-        self.affine.checked("ConvTranspose::backward", dy, |x, w| self.conv.output_shape(x, w))
+        let op = "ConvTranspose::backward";
+        self.affine.checked(op, dy, |x, w, bias| self.conv.output_of(op, x, w, bias))
     }
 
     /// The weight, `[c_in, c_out / groups, kernel…]`.
@@ -534,9 +527,9 @@ where
     Spatial<S>: ImageRank<N>,
 {
     fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
-        let y = self.conv.output_shape(x, self.affine.weight.view::<N>()?.shape())?;
-        self.affine.check_bias("ConvTranspose::forward", y[1])?;
-        Ok(y)
+        let (weight, bias) = (self.affine.weight.view::<N>()?, self.affine.bias_view()?);
+        // With the errors of the call.
+        self.conv.output_of("ConvolutionTranspose::forward", x, weight.shape(), bias.map(|bias| bias.len()))
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {

@@ -100,11 +100,11 @@ pub trait Parameters<T: Element> {
 /// [`infer`](Self::infer) is inference: there is no mode to set or to forget.
 /// The first axis is the batch, or the time before it. Layers are used as `dyn Layer` too, so the trait has no generic methods.
 pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<T> {
-    /// The shape of what [`forward`](Self::forward) gives for an input of this shape: a layer of layers asks all of them before
-    /// the first one is called.
+    /// The shape of what [`forward`](Self::forward) gives for an input of this shape. A layer of layers asks all of them before it
+    /// calls the first, here and in [`check_backward`](Self::check_backward): where one refuses, none has changed.
     ///
     /// # Errors
-    /// Those of `forward` that do not depend on memory.
+    /// Those of `forward` that depend on shapes alone: not on memory, elements, or an instruction set that cannot be had.
     ///
     /// ```
     /// use tilewise::layer::{Init, Layer, Linear};
@@ -116,17 +116,17 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     /// ```
     fn check_forward(&self, x: [usize; I]) -> Result<[usize; O]>;
 
-    /// The shape of what [`backward`](Self::backward) gives for a gradient of this shape, that of the last input.
+    /// The shape of the last input, which is that of what [`backward`](Self::backward) gives, for a gradient of this shape.
     ///
     /// # Errors
-    /// Those of `backward` that do not depend on memory.
+    /// Those of `backward`, as in [`check_forward`](Self::check_forward).
     fn check_backward(&self, dy: [usize; O]) -> Result<[usize; I]>;
 
     /// The output, keeping what [`backward`](Self::backward) needs.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the input or a parameter does not fit, [`Error::Alloc`] where there is no memory; then what was
-    /// kept before is kept still.
+    /// [`Error::Shape`] or [`Error::Argument`] where the input or a parameter does not fit; then what was kept before is kept
+    /// still. [`Error::Alloc`] where there is no memory; a layer of several may then have lost what was kept.
     fn forward(&mut self, x: TensorView<'_, T, I>) -> Result<Tensor<T, O>>;
 
     /// [`forward`](Self::forward) of an input that nobody else needs: what a layer keeps of it is then no copy.

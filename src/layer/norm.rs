@@ -130,6 +130,12 @@ macro_rules! layer {
             }
 
             accessors!();
+
+            fn check(&self, op: &'static str, x: [usize; N]) -> Result<[usize; N]> {
+                let (weight, bias) = (self.affine.weight()?, self.affine.bias()?);
+                self.operation.check(op, hollow(&[T::ZERO], x)?, weight, bias)?;
+                Ok(x)
+            }
         }
 
         debug!([T: Element, const N: usize] $name<T, N>, stringify!($name), operation);
@@ -146,15 +152,13 @@ macro_rules! layer {
 
         impl<T: Element, const N: usize> Layer<T, N, N> for $name<T, N> {
             fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
-                let (op, weight, bias) =
-                    (concat!(stringify!($name), "::forward"), self.affine.weight()?, self.affine.bias()?);
-                self.operation.check(op, hollow(&[T::ZERO], x)?, weight, bias)?;
-                Ok(x)
+                self.check(concat!(stringify!($name), "::forward"), x)
             }
 
             fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
-                check_dy(concat!(stringify!($name), "::backward"), &self.input, dy)?;
-                self.check_forward(dy)
+                let op = concat!(stringify!($name), "::backward");
+                check_dy(op, &self.input, dy)?;
+                self.check(op, dy)
             }
 
             fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
@@ -317,6 +321,12 @@ impl<T: Element, const N: usize> RmsNorm<T, N> {
         self.weight.as_ref()
     }
 
+    fn check(&self, op: &'static str, x: [usize; N]) -> Result<[usize; N]> {
+        let weight = self.weight.as_ref().map(Parameter::view).transpose()?;
+        self.operation.check(op, hollow(&[T::ZERO], x)?, weight)?;
+        Ok(x)
+    }
+
     /// As [`forward`](Layer::forward) of x + residual: that sum, and its normalisation.
     ///
     /// # Errors
@@ -383,14 +393,13 @@ impl<T: Element, const N: usize> Parameters<T> for RmsNorm<T, N> {
 
 impl<T: Element, const N: usize> Layer<T, N, N> for RmsNorm<T, N> {
     fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
-        let weight = self.weight.as_ref().map(Parameter::view).transpose()?;
-        self.operation.check("RmsNorm::forward", hollow(&[T::ZERO], x)?, weight)?;
-        Ok(x)
+        self.check("RmsNorm::forward", x)
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
-        check_dy("RmsNorm::backward", &self.input, dy)?;
-        self.check_forward(dy)
+        let op = "RmsNorm::backward";
+        check_dy(op, &self.input, dy)?;
+        self.check(op, dy)
     }
 
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
@@ -483,6 +492,11 @@ impl<T: Element, const N: usize> BatchNorm<T, N> {
 
     accessors!();
 
+    fn check(&self, op: &'static str, x: [usize; N]) -> Result<[usize; N]> {
+        self.operation.check(op, hollow(&[T::ZERO], x)?, self.affine.weight()?, self.affine.bias()?)?;
+        Ok(x)
+    }
+
     /// The running mean of each channel.
     pub fn running_mean(&self) -> &[T] {
         self.running_mean.as_slice()
@@ -509,7 +523,7 @@ impl<T: Element, const N: usize> Parameters<T> for BatchNorm<T, N> {
 impl<T: Element, const N: usize> Layer<T, N, N> for BatchNorm<T, N> {
     fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
         let (op, mean) = ("BatchNorm::forward", self.running_mean.shape());
-        self.operation.check(op, hollow(&[T::ZERO], x)?, self.affine.weight()?, self.affine.bias()?)?;
+        self.check(op, x)?;
         if let Some(&channels) = x.get(1) {
             expect(op, "running_mean", &mean, &[channels])?;
         }
@@ -521,8 +535,9 @@ impl<T: Element, const N: usize> Layer<T, N, N> for BatchNorm<T, N> {
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
-        check_dy("BatchNorm::backward", &self.input, dy)?;
-        self.check_forward(dy)
+        let op = "BatchNorm::backward";
+        check_dy(op, &self.input, dy)?;
+        self.check(op, dy)
     }
 
     /// Needs two elements of each channel, as the running variance does.

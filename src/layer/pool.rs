@@ -63,7 +63,7 @@ where
     Spatial<S>: ImageRank<N>,
 {
     fn check_forward(&self, x: [usize; N]) -> Result<[usize; N]> {
-        self.pool.output_shape(x)
+        self.pool.check_indices(x)
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {

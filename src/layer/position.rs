@@ -180,10 +180,8 @@ impl<T: Element> Rotary<T> {
         positions: Positions<'_>,
         sign: T,
     ) -> Result<()> {
-        let ([batch, heads, length, dim], [_, half]) = (x.shape(), self.cos.shape());
-        if dim < 2 * half || (dim > 2 * half && !self.partial) {
-            return Err(Error::shape(op, "x", &x.shape(), &[batch, heads, length, 2 * half]));
-        }
+        let ([batch, heads, length, _], [_, half]) = (x.shape(), self.cos.shape());
+        self.check_dim(op, "x", &x.shape())?;
         self.check_positions(op, positions, [batch, length])?;
         if x.is_empty() {
             return Ok(()); // its other sizes may be anything
@@ -245,6 +243,17 @@ impl<T: Element> Rotary<T> {
             return Err(Error::shape(op, "positions", &[all.len()], &[batch, length]));
         }
         all.iter().try_for_each(|&position| self.check(op, position, 1))
+    }
+
+    /// An error where the last axis of this shape is not one to be turned.
+    pub(super) fn check_dim(&self, op: &'static str, arg: &'static str, shape: &[usize]) -> Result<()> {
+        let (dim, turned) = (shape[shape.len() - 1], self.dim());
+        if dim == turned || (dim > turned && self.partial) {
+            return Ok(());
+        }
+        let mut expected = shape.to_vec();
+        expected[shape.len() - 1] = turned;
+        Err(Error::shape(op, arg, shape, &expected))
     }
 
     pub(super) fn check(&self, op: &'static str, first: usize, length: usize) -> Result<()> {

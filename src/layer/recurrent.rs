@@ -9,6 +9,7 @@ use super::describe::describe;
 use super::{Layer, Parameter, Parameters, hollow, not_called};
 use crate::element::Element;
 use crate::error::{Error, Result, expect};
+use crate::machine;
 use crate::random::Rng;
 use crate::rnn::{
     self, GradientsMut, OutputGradients, PackedWeights, Sequence, StateMut, Tape, WeightTensors, Weights,
@@ -386,7 +387,7 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     /// top layer's h, `[batch, state]`.
     ///
     /// # Errors
-    /// As [`step`](rnn::Recurrent::step) of the cell; the state may then be changed in part.
+    /// As [`step`](rnn::Recurrent::step) of the cell; the state is then as it was, but where memory ran out.
     ///
     /// ```
     /// use tilewise::layer::{Layer, Lstm};
@@ -409,7 +410,18 @@ impl<C: rnn::Recurrent, T: Element> Recurrent<C, T> {
     ) -> Result<Tensor<T, 2>> {
         const OP: &str = "Recurrent::step";
         expect(OP, "packed", &[packed.len()], &[self.layers.len()])?;
-        self.check_state(OP, STATE, Some(state), x.shape()[0])?;
+        self.check_count(OP, STATE, state)?;
+        // Layers above are reached when the states of those below have changed. The weights may be others than those that were
+        // packed.
+        let (isa, [batch, mut inputs]) = (machine::isa()?, x.shape());
+        for (number, packed) in packed.iter().enumerate() {
+            let sizes = packed.check(OP, self.cell.spec(), isa)?;
+            let [h, c] = [sizes.state, sizes.hidden].map(|size| [sizes.directions, batch, size]);
+            expect(OP, "inputs of the packed weights", &[sizes.inputs], &[inputs])?;
+            expect(OP, STATE[0], &state.hidden[number].shape(), &h)?;
+            state.cell.get(number).map_or(Ok(()), |cell| expect(OP, STATE[1], &cell.shape(), &c))?;
+            inputs = sizes.state;
+        }
         let mut cells = state.cell.iter_mut();
         let mut below: Option<Tensor<T, 2>> = None;
         for (hidden, packed) in state.hidden.iter_mut().zip(packed) {

@@ -36,7 +36,7 @@ pub struct CrossEntropy {
 pub enum Target<'a, T> {
     /// The class of each row.
     Classes(&'a [usize]),
-    /// The class of each row, and the weight of each class, `[classes]`, not negative.
+    /// The class of each row, and the weight of each class, `[classes]`, not negative where the reduction is a mean.
     Weighted(&'a [usize], TensorView<'a, T, 1>),
     /// A distribution for each row, `[batch, classes]`: one-hot or soft. It need not add up to 1.
     Probabilities(TensorView<'a, T, 2>),
@@ -127,9 +127,11 @@ impl CrossEntropy {
         target: impl Into<Target<'a, T>>,
     ) -> Result<Tensor<T, 1>> {
         let (op, target) = ("CrossEntropy::row_losses", target.into());
-        let weight = self.check(op, logits, &target)?;
+        // Nothing is divided, and no weight refused for that.
+        let rows = Self { reduction: Reduction::Sum, ..*self };
+        let weight = rows.check(op, logits, &target)?;
         let mut losses = Tensor::zeros([logits.shape()[0]])?;
-        self.run(op, logits, target, weight, Outputs { d_logits: None, losses: Some(losses.view_mut()) })?;
+        rows.run(op, logits, target, weight, Outputs { d_logits: None, losses: Some(losses.view_mut()) })?;
         Ok(losses)
     }
 
@@ -137,7 +139,7 @@ impl CrossEntropy {
     ///
     /// # Errors
     /// [`Error::Shape`] where the target does not fit the logits; [`Error::Argument`] where a class does not
-    /// exist (with its row), a weight is negative, ε is not between 0 and 1, or an ignored class is set for probabilities.
+    /// exist (with its row), a weight is negative and the reduction a mean, ε is not between 0 and 1, or an ignored class is set for probabilities.
     pub fn forward<'a, T: Element>(
         &self,
         logits: TensorView<'_, T, 2>,
@@ -219,7 +221,9 @@ impl CrossEntropy {
             return Err(Error::shape(op, "target", &[targets.len()], &[batch]));
         }
         // With weights of both signs Σ w_t may be 0 or negative, and what is divided by it is no mean.
-        let negative = weights.and_then(|weights| weights.iter().zip(0..).find(|&(&w, _)| w < T::ZERO));
+        let negative = weights
+            .filter(|_| self.reduction == Reduction::Mean)
+            .and_then(|weights| weights.iter().zip(0..).find(|&(&w, _)| w < T::ZERO));
         if let Some((weight, class)) = negative {
             let value = format!("{weight} for class {class}");
             return Err(Error::argument(op, "weights", value, "at least 0"));

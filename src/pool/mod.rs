@@ -327,6 +327,16 @@ impl<const S: usize> MaxPool<S> {
         indices::Call { op: call.op, isa, x, axes: call.axes }.run(y, indices)
     }
 
+    /// [`output_shape`](Self::output_shape) where there are to be indices.
+    pub(crate) fn check_indices<const N: usize>(&self, x: [usize; N]) -> Result<[usize; N]>
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        let call = Call::new("MaxPool::forward_with_indices", &self.windows, lift(x))?;
+        call.check_indexable()?;
+        Ok(lower(call.outputs()))
+    }
+
     /// dX `[batch, channels, image…]` from dY and the indices of
     /// [`forward_with_indices`](Self::forward_with_indices).
     ///

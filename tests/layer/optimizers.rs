@@ -158,8 +158,14 @@ fn optimizers_refuse_wrong_options_and_other_parameters() {
             &mut Sgd::new(0.1).weight_decay(f64::INFINITY),
             "Sgd::step: weight decay is inf, expected finite and at least 0",
         ),
-        (&mut Adam::new(0.1).betas(1.0, 0.9), "Adam::step: beta 1 is 1, expected at least 0, below 1"),
-        (&mut Adam::new(0.1).betas(0.9, -0.1), "Adam::step: beta 2 is -0.1, expected at least 0, below 1"),
+        (
+            &mut Adam::new(0.1).betas(1.0, 0.9),
+            "Adam::step: beta 1 is 1, expected at least 0, below 1 in the type of the parameters",
+        ),
+        (
+            &mut Adam::new(0.1).betas(0.9, -0.1),
+            "Adam::step: beta 2 is -0.1, expected at least 0, below 1 in the type of the parameters",
+        ),
         (&mut Adam::new(0.1).epsilon(-1.0), "Adam::step: epsilon is -1, expected finite and at least 0"),
         (&mut AdamW::new(f64::INFINITY), "AdamW::step: learning rate is inf, expected finite and at least 0"),
         (

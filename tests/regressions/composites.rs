@@ -193,3 +193,35 @@ fn one_row_has_no_running_variance() {
     let mut layer = LayerNorm::<f64>::new(4).unwrap();
     assert!(matches!(layer.forward(ones([2, 3]).view()), Err(Error::Shape { .. })));
 }
+
+/// Attention found out when what stood before it had changed.
+#[test]
+fn an_encoding_of_other_heads_is_refused_before_anything_changes() {
+    let mut rng = Rng::seed(1);
+    let attention = MultiHeadAttention::<f64>::new(8, 2, &mut rng).unwrap();
+    let attention = attention.rotary(Rotary::new(6, 16, 1e4).unwrap());
+    assert!(matches!(attention.check_forward([1, 3, 8]), Err(Error::Shape { .. })));
+    let feed_forward = FeedForward::new(8, 6, Activation::Relu, &mut rng).unwrap();
+    let norms: [Box<dyn Layer<f64, 3, 3> + Send + Sync>; 2] =
+        [Box::new(BatchNorm::<f64, 3>::new(3).unwrap()), Box::new(LayerNorm::new(8).unwrap())];
+    let mut block = TransformerBlock::from_parts(attention, feed_forward, norms, NormOrder::Pre);
+    let error = block.forward(ones([1, 3, 8]).view()).unwrap_err().to_string();
+    assert_eq!(error, "MultiHeadAttention::forward: a head has shape [4], expected [6]");
+}
+
+#[test]
+fn a_step_refuses_packed_weights_that_do_not_fit_each_other() {
+    let lstm = |inputs, layers| {
+        let sizes = RecurrentSizes { inputs, hidden: 4, layers, directions: 1 };
+        Lstm::<f64>::stacked(rnn::Lstm::new(), sizes, &mut Rng::seed(1)).unwrap()
+    };
+    let (two, other) = (lstm(4, 2), lstm(5, 1));
+    let mut packed = two.pack().unwrap();
+    packed[1] = other.pack().unwrap().remove(0);
+    let mut state = two.zero_state(2).unwrap();
+    let x = ones([2, 4]);
+    assert!(matches!(two.step(&packed, x.view(), &mut state), Err(Error::Shape { .. })));
+    assert!(state.hidden.iter().flat_map(|h| h.iter()).all(|&h| h == 0.0));
+    two.step(&two.pack().unwrap(), x.view(), &mut state).unwrap();
+    assert!(state.hidden[1].iter().any(|&h| h != 0.0));
+}

@@ -83,6 +83,7 @@ impl Parameters<f32> for Net {
 impl Net {
     /// The gradient for what the first convolution gave.
     fn backward_to_first(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
+        self.check_backward(dy.shape())?;
         let d = self.head.backward(dy)?;
         let d = self.hidden.1.backward(d.view())?;
         let d = self.hidden.0.backward_owned(d)?;
@@ -107,6 +108,7 @@ impl Layer<f32, 4, 2> for Net {
     }
 
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
+        self.check_forward(x.shape())?;
         let mut y = x.to_tensor()?;
         for layer in &mut self.convolutions {
             y = layer.forward_owned(y)?;

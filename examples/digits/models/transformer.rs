@@ -109,6 +109,7 @@ impl Net {
 
     /// The gradient for what the convolution gives.
     fn backward_to_patches(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<Tensor<f32, 4>> {
+        self.check_backward(dy.shape())?;
         let d = self.head.backward(dy)?;
         let batch = d.shape()[0];
         let d: Tensor<f32, 3> = self.mean.backward(d.view().reshape([batch, WIDTH, 1])?)?;
@@ -150,20 +151,25 @@ impl Parameters<f32> for Net {
 /// From images `[batch, 1, rows, cols]` to scores `[batch, CLASSES]`.
 impl Layer<f32, 4, 2> for Net {
     fn check_forward(&self, x: [usize; 4]) -> tilewise::Result<[usize; 2]> {
-        let [batch, ..] = self.patches.check_forward(x)?;
-        let x = [batch, self.grid[0] * self.grid[1], WIDTH];
-        let [batch, _, width] = self.blocks.iter().try_fold(x, |x, block| block.check_forward(x))?;
+        let [batch, width, rows, cols] = self.patches.check_forward(x)?;
+        if [rows, cols] != self.grid {
+            return Err(tilewise::Error::shape("Net::forward", "grid of patches", &[rows, cols], &self.grid));
+        }
+        let x =
+            self.blocks.iter().try_fold([batch, rows * cols, width], |x, block| block.check_forward(x))?;
+        let [batch, _, width] = self.norm.check_forward(x)?;
         self.head.check_forward([batch, width])
     }
 
     fn check_backward(&self, dy: [usize; 2]) -> tilewise::Result<[usize; 4]> {
         let [batch, width] = self.head.check_backward(dy)?;
-        let d = [batch, self.grid[0] * self.grid[1], width];
+        let d = self.norm.check_backward([batch, self.grid[0] * self.grid[1], width])?;
         self.blocks.iter().rev().try_fold(d, |d, block| block.check_backward(d))?;
         self.patches.check_backward([batch, width, self.grid[0], self.grid[1]])
     }
 
     fn forward(&mut self, x: TensorView<'_, f32, 4>) -> tilewise::Result<Tensor<f32, 2>> {
+        self.check_forward(x.shape())?;
         let y = self.patches.forward(x)?;
         let mut x = self.sequence(&y)?;
         for block in &mut self.blocks {

@@ -187,6 +187,7 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
     fn backward(&mut self, other: Option<(u8, Number)>, how: u8) {
         let Some(Kept { x, y }) = self.kept else {
             let none = Tensor::zeros([0; O]).expect("nothing");
+            assert!(self.layer.check_backward([0; O]).is_err() || self.unknown, "there was no forward");
             assert!(self.layer.backward(none.view()).is_err() || self.unknown, "there was no forward");
             return;
         };

@@ -55,8 +55,8 @@ impl<T: Element> Moments<T> {
     fn step(&mut self, op: &'static str, parameters: &mut dyn Parameters<T>, decoupled: bool) -> Result<()> {
         let (beta1, beta2) = self.betas;
         check::<T>(op, "learning rate", self.rate)?;
-        check_beta(op, "beta 1", beta1)?;
-        check_beta(op, "beta 2", beta2)?;
+        check_beta::<T>(op, "beta 1", beta1)?;
+        check_beta::<T>(op, "beta 2", beta2)?;
         check::<T>(op, "epsilon", self.epsilon)?;
         check::<T>(op, "weight decay", self.weight_decay)?;
         let epsilon = T::from_f64(self.epsilon);

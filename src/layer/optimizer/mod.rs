@@ -170,11 +170,10 @@ fn check_finite<T: Element>(op: &'static str, arg: &'static str, value: f64) -> 
     Err(Error::argument(op, arg, value, "finite in the type of the parameters"))
 }
 
-/// A decay factor.
-fn check_beta(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        Ok(())
-    } else {
-        Err(Error::argument(op, arg, value, "at least 0, below 1"))
+/// A decay factor, which 1 would not be.
+fn check_beta<T: Element>(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) && T::from_f64(value) < T::ONE {
+        return Ok(());
     }
+    Err(Error::argument(op, arg, value, "at least 0, below 1 in the type of the parameters"))
 }
