@@ -315,7 +315,7 @@ fn bad_input_is_refused_before_anything_changes() {
         "OneVsRest::fit: classes has shape [1], expected [2]",
         "OneVsRest::scores: x has shape [1, 4], expected [1, 3]",
         "OneVsRest::predict: number of classes is 0, expected at least 1",
-        "layout: the sizes of shape [18446744073709551615, 2] overflow",
+        "Tensor::full: the sizes of shape [18446744073709551615, 2] overflow",
     ];
     for (error, expected) in errors.into_iter().zip(expected) {
         assert_eq!(error.unwrap_err().to_string(), expected);

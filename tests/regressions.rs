@@ -32,6 +32,7 @@ fn reshape_of_elements_without_a_size_does_not_overflow() {
 
 #[test]
 fn no_finite_number_is_close_to_an_infinity() {
+    let ones = |x: f32| Tensor::full([1], x).unwrap();
     let close = |a: f32, b: f32| {
         let (a, b) = ([a], [b]);
         let view = |x| TensorView::from_slice(x, [1]).unwrap();
@@ -41,6 +42,10 @@ fn no_finite_number_is_close_to_an_infinity() {
     assert!(!close(f32::NEG_INFINITY, f32::INFINITY));
     assert!(!close(f32::INFINITY, 1.0));
     assert!(close(f32::INFINITY, f32::INFINITY));
+    // Nor where the tolerance is one.
+    let (one, infinity) = (ones(1.0), ones(f32::INFINITY));
+    assert!(!infinity.view().all_close(one.view(), 0.0, f64::INFINITY));
+    assert!(!one.view().all_close(infinity.view(), f64::INFINITY, 0.0));
 }
 
 /// A matrix without elements whose other side is longer than anything can walk.

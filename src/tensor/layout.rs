@@ -29,7 +29,7 @@ impl<const N: usize> Layout<N> {
     /// # Errors
     /// [`Error::Overflow`] where a size or a distance does not fit in `isize`.
     pub fn new(shape: [usize; N], strides: [isize; N]) -> Result<Self> {
-        Self::checked("layout", shape, strides)
+        Self::checked("Layout::new", shape, strides)
     }
 
     /// The row-major layout: the last axis is contiguous.
@@ -37,6 +37,11 @@ impl<const N: usize> Layout<N> {
     /// # Errors
     /// [`Error::Overflow`] where the number of elements does not fit in `isize`.
     pub fn contiguous(shape: [usize; N]) -> Result<Self> {
+        Self::dense("Layout::contiguous", shape)
+    }
+
+    /// [`contiguous`](Self::contiguous) of an operation that its errors name.
+    pub(crate) fn dense(op: &'static str, shape: [usize; N]) -> Result<Self> {
         let mut strides = [0; N];
         let mut next = 1isize;
         for axis in (0..N).rev() {
@@ -44,7 +49,7 @@ impl<const N: usize> Layout<N> {
             next = isize::try_from(shape[axis].max(1))
                 .ok()
                 .and_then(|n| next.checked_mul(n))
-                .ok_or_else(|| Error::Overflow { op: "layout", shape: Dims::new(&shape) })?;
+                .ok_or_else(|| Error::Overflow { op, shape: Dims::new(&shape) })?;
         }
         Ok(Self { shape, strides })
     }
@@ -221,7 +226,7 @@ impl<const N: usize> Layout<N> {
             return Err(Error::argument("slice", "step", 0, "at least 1"));
         }
         if start > end || end > self.shape[axis] {
-            let value = format!("{start}..{end}");
+            let value = self.along(axis, format_args!("{start}..{end}"));
             return Err(Error::argument("slice", "range", value, "a range inside the axis"));
         }
         let mut sliced = *self;
@@ -234,10 +239,17 @@ impl<const N: usize> Layout<N> {
         Ok((first, sliced))
     }
 
+    /// What is wrong about an axis, as errors say it.
+    #[cold]
+    fn along(&self, axis: usize, what: std::fmt::Arguments<'_>) -> String {
+        format!("{what} along axis {axis} of shape {}", Dims::new(&self.shape))
+    }
+
     pub(crate) fn check_split(&self, axis: usize, at: usize) -> Result<()> {
         expect_axis("split_at", axis, N)?;
         if at > self.shape[axis] {
-            return Err(Error::argument("split_at", "at", at, "at most the axis's size"));
+            let value = self.along(axis, format_args!("{at}"));
+            return Err(Error::argument("split_at", "at", value, "at most the axis's size"));
         }
         Ok(())
     }
@@ -259,7 +271,7 @@ impl<const N: usize> Layout<N> {
     /// The layout of the same elements, in the same row-major order, under another shape; an error where
     /// no strides give it.
     pub(crate) fn reshape<const M: usize>(&self, shape: [usize; M]) -> Result<Layout<M>> {
-        let target = Layout::contiguous(shape)?;
+        let target = Layout::dense("reshape", shape)?;
         if target.len() != self.len() {
             return Err(Error::shape("reshape", "self", &self.shape, &shape));
         }
@@ -328,10 +340,12 @@ impl<const N: usize> Layout<N> {
     pub(crate) fn select<const M: usize>(&self, axis: usize, index: usize) -> Result<(isize, Layout<M>)> {
         expect_axis("select", axis, N)?;
         if M + 1 != N {
-            return Err(Error::argument("select", "rank of the result", M, "one less than the rank"));
+            let value = format!("{M} at rank {N}");
+            return Err(Error::argument("select", "rank of the result", value, "one less than the rank"));
         }
         if index >= self.shape[axis] {
-            return Err(Error::argument("select", "index", index, "less than the axis's size"));
+            let value = self.along(axis, format_args!("{index}"));
+            return Err(Error::argument("select", "index", value, "less than the axis's size"));
         }
         let from = |at: usize| if at < axis { at } else { at + 1 };
         let layout = Layout {
@@ -345,7 +359,13 @@ impl<const N: usize> Layout<N> {
     /// This layout with an axis of size 1 put in. `M` must be `N + 1`.
     pub(crate) fn insert_axis<const M: usize>(&self, axis: usize) -> Result<Layout<M>> {
         if M != N + 1 {
-            return Err(Error::argument("insert_axis", "rank of the result", M, "one more than the rank"));
+            let value = format!("{M} at rank {N}");
+            return Err(Error::argument(
+                "insert_axis",
+                "rank of the result",
+                value,
+                "one more than the rank",
+            ));
         }
         expect_axis("insert_axis", axis, M)?;
         let from = |at: usize| if at < axis { at } else { at - 1 };

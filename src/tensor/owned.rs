@@ -28,8 +28,8 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
     /// # Errors
     /// [`Error::Overflow`] where the shape's sizes overflow, [`Error::Alloc`] where there is no memory.
     pub fn full(shape: [usize; N], value: T) -> Result<Self> {
-        let layout = Layout::contiguous(shape)?;
-        let mut data = workspace::try_vec("tensor", layout.len())?;
+        let layout = Layout::dense("Tensor::full", shape)?;
+        let mut data = workspace::try_vec("Tensor::full", layout.len())?;
         data.resize(layout.len(), value);
         Ok(Self { data, layout })
     }
@@ -51,11 +51,11 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
     /// [`Error::Shape`] where the slice does not have as many elements as the shape, otherwise as
     /// [`full`](Self::full).
     pub fn from_slice(elements: &[T], shape: [usize; N]) -> Result<Self> {
-        let layout = Layout::contiguous(shape)?;
+        let layout = Layout::dense("Tensor::from_slice", shape)?;
         if layout.len() != elements.len() {
-            return Err(Error::shape("from_slice", "elements", &[elements.len()], &[layout.len()]));
+            return Err(Error::shape("Tensor::from_slice", "elements", &[elements.len()], &[layout.len()]));
         }
-        let mut data = workspace::try_vec("tensor", layout.len())?;
+        let mut data = workspace::try_vec("Tensor::from_slice", layout.len())?;
         data.extend_from_slice(elements);
         Ok(Self { data, layout })
     }
@@ -65,8 +65,8 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
     /// # Errors
     /// As [`full`](Self::full).
     pub fn from_fn(shape: [usize; N], mut f: impl FnMut([usize; N]) -> T) -> Result<Self> {
-        let layout = Layout::contiguous(shape)?;
-        let mut data = workspace::try_vec("tensor", layout.len())?;
+        let layout = Layout::dense("Tensor::from_fn", shape)?;
+        let mut data = workspace::try_vec("Tensor::from_fn", layout.len())?;
         let mut index = [0; N];
         for _ in 0..layout.len() {
             data.push(f(index));
@@ -83,7 +83,7 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
 
     pub(super) fn from_view(view: TensorView<'_, T, N>) -> Result<Self> {
         let Some(&first) = view.iter().next() else {
-            return Ok(Self { data: Aligned::new(0), layout: Layout::contiguous(view.shape())? });
+            return Ok(Self { data: Aligned::new(0), layout: Layout::dense("to_tensor", view.shape())? });
         };
         if let Some(elements) = view.as_slice() {
             return Self::from_slice(elements, view.shape());

@@ -91,7 +91,7 @@ macro_rules! view {
             /// [`Error::Shape`] where the slice does not have as many elements as the shape,
             /// [`Error::Overflow`] where the shape's sizes overflow.
             pub fn from_slice(data: $slice, shape: [usize; N]) -> Result<Self> {
-                let layout = Layout::contiguous(shape)?;
+                let layout = Layout::dense("from_slice", shape)?;
                 if layout.len() != data.len() {
                     return Err(Error::shape("from_slice", "data", &[data.len()], &[layout.len()]));
                 }
@@ -343,11 +343,10 @@ impl<'a, T, const N: usize> TensorView<'a, T, N> {
         T: Element,
     {
         self.shape() == other.shape()
-            && self
-                .iter()
-                .zip(other.iter())
-                .map(|(&a, &b)| (a.to_f64(), b.to_f64()))
-                .all(|(a, b)| a == b || (b.is_finite() && (a - b).abs() <= atol + rtol * b.abs()))
+            && self.iter().zip(other.iter()).map(|(&a, &b)| (a.to_f64(), b.to_f64())).all(|(a, b)| {
+                let finite = a.is_finite() && b.is_finite();
+                a == b || (finite && (a - b).abs() <= atol + rtol * b.abs())
+            })
     }
 }
 
