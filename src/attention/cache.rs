@@ -33,14 +33,7 @@ impl<T: Element> KvCache<T> {
     /// # Errors
     /// [`Error::Overflow`] or [`Error::Alloc`] where there is no memory.
     pub fn new([batch, kv_heads]: [usize; 2], capacity: usize, [dim, value_dim]: [usize; 2]) -> Result<Self> {
-        let op = "KvCache::new";
-        let room = |dim| {
-            Tensor::zeros([batch, kv_heads, capacity, dim]).map_err(|error| match error {
-                Error::Overflow { shape, .. } => Error::Overflow { op, shape },
-                Error::Alloc { bytes, .. } => Error::Alloc { op, bytes },
-                other => other,
-            })
-        };
+        let room = |dim| Tensor::filled("KvCache::new", [batch, kv_heads, capacity, dim], T::ZERO);
         Ok(Self { keys: room(dim)?, values: room(value_dim)?, len: 0 })
     }
 

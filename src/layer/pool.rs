@@ -39,6 +39,14 @@ impl<const S: usize, const N: usize> MaxPool<S, N> {
     pub fn new(pool: pool::MaxPool<S>) -> Self {
         Self { pool, taken: None }
     }
+
+    /// The indices and the input's shape of the last call, whose output had this shape.
+    fn taken(&self, dy: [usize; N]) -> Result<(TensorView<'_, u32, N>, [usize; N])> {
+        let op = "MaxPool::backward";
+        let (indices, shape) = self.taken.as_ref().ok_or_else(|| not_called(op))?;
+        expect(op, "dy", &dy, &indices.shape())?;
+        Ok((indices.view(), *shape))
+    }
 }
 
 impl<const S: usize, const N: usize> Debug for MaxPool<S, N> {
@@ -67,10 +75,7 @@ where
     }
 
     fn check_backward(&self, dy: [usize; N]) -> Result<[usize; N]> {
-        let op = "MaxPool::backward";
-        let (indices, shape) = self.taken.as_ref().ok_or_else(|| not_called(op))?;
-        expect(op, "dy", &dy, &indices.shape())?;
-        Ok(*shape)
+        Ok(self.taken(dy)?.1)
     }
 
     fn forward(&mut self, x: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
@@ -84,9 +89,8 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        Layer::<T, N, N>::check_backward(self, dy.shape())?;
-        let (indices, shape) = self.taken.as_ref().ok_or_else(|| not_called("MaxPool::backward"))?;
-        self.pool.backward(dy, indices.view(), image(*shape))
+        let (indices, shape) = self.taken(dy.shape())?;
+        self.pool.backward(dy, indices, image(shape))
     }
 }
 

@@ -70,7 +70,7 @@ impl<T: Element> TransformerBlock<T> {
         order: NormOrder,
         rng: &mut Rng,
     ) -> Result<Self> {
-        // A part that is refused has used the generator no more than one that comes first.
+        // Where a part is refused, the generator stays as it was.
         let mut draws = rng.clone();
         let attention = MultiHeadAttention::new(width, heads, &mut draws)?;
         let feed_forward = FeedForward::new(width, hidden, Activation::Gelu, &mut draws)?;

@@ -76,9 +76,7 @@ impl<T: Element> OneVsRest<T> {
         let mut copy = None;
         let x = with_rows(x, &mut copy)?;
         let mut learners = workspace::try_vec(op, count)?;
-        let mut outcomes = Vec::new();
-        let bytes = count.saturating_mul(size_of::<Outcome>());
-        outcomes.try_reserve_exact(count).map_err(|_| Error::Alloc { op, bytes })?;
+        let mut outcomes = workspace::room(op, count)?;
         let mut rest = self.weights.as_mut_slice();
         for bias in self.bias.as_mut_slice() {
             let (weights, after) = std::mem::take(&mut rest).split_at_mut(features);

@@ -28,8 +28,13 @@ impl<T: Copy, const N: usize> Tensor<T, N> {
     /// # Errors
     /// [`Error::Overflow`] where the shape's sizes overflow, [`Error::Alloc`] where there is no memory.
     pub fn full(shape: [usize; N], value: T) -> Result<Self> {
-        let layout = Layout::dense("Tensor::full", shape)?;
-        let mut data = workspace::try_vec("Tensor::full", layout.len())?;
+        Self::filled("Tensor::full", shape, value)
+    }
+
+    /// [`full`](Self::full) of an operation that its errors name.
+    pub(crate) fn filled(op: &'static str, shape: [usize; N], value: T) -> Result<Self> {
+        let layout = Layout::dense(op, shape)?;
+        let mut data = workspace::try_vec(op, layout.len())?;
         data.resize(layout.len(), value);
         Ok(Self { data, layout })
     }
