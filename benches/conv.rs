@@ -50,10 +50,21 @@ const LAYERS: &[Layer] = &[
     layer("ResNeXt-50 3x3, 32 groups", [128, 128, 32], 56, 3, 1),
 ];
 
-fn images(c: &mut Criterion, batch: usize) {
+/// Layers of small networks, which are trained on batches.
+const SMALL: &[Layer] = &[
+    layer("LeNet", [1, 6, 1], 28, 5, 1),
+    layer("digits", [1, 16, 1], 28, 5, 1),
+    layer("digits s2", [16, 32, 1], 28, 3, 2),
+    layer("digits s2", [32, 64, 1], 14, 3, 2),
+    layer("ResNet-20 stem", [3, 16, 1], 32, 3, 1),
+    layer("ResNet-20", [16, 16, 1], 32, 3, 1),
+    layer("ResNet-20 s2", [32, 64, 1], 16, 3, 2),
+];
+
+fn images(c: &mut Criterion, batch: usize, layers: &[Layer]) {
     support::measure_peaks();
     let mut group = c.benchmark_group(format!("conv2d batch {batch} f32"));
-    for layer in LAYERS {
+    for layer in layers {
         let &Layer { name, c_in, c_out, groups, size, kernel, stride } = layer;
         let conv = Convolution::<2>::new().stride([stride; 2]).padding([kernel / 2; 2]).groups(groups);
         let x = random::<f32, 4>([batch, c_in, size, size]);
@@ -150,8 +161,9 @@ fn sequences(c: &mut Criterion) {
 
 fn main() {
     let mut criterion = support::criterion();
-    images(&mut criterion, 1);
-    images(&mut criterion, 8);
+    images(&mut criterion, 1, LAYERS);
+    images(&mut criterion, 8, LAYERS);
+    images(&mut criterion, 64, SMALL);
     sequences(&mut criterion);
     criterion.final_summary();
     support::table();

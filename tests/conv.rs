@@ -72,6 +72,21 @@ impl<T: Element, const S: usize, const N: usize> Arbitrary for Few<T, S, N> {
     }
 }
 
+/// A case with many images.
+#[derive(Clone, Debug)]
+struct Many<T, const S: usize, const N: usize>(Case<T, S, N>);
+
+impl<T: Element, const S: usize, const N: usize> Arbitrary for Many<T, S, N> {
+    fn arbitrary(g: &mut Gen) -> Self {
+        let problem = Problem::many(g);
+        let mut case = Case::of(g, problem);
+        if within(g, 0..4) > 0 {
+            case.algorithm = *g.choose(&[Algorithm::Auto, Algorithm::Direct]).expect("two");
+        }
+        Many(case)
+    }
+}
+
 /// |found − expected| ≤ 2 ε (terms + 4) · magnitude for each element.
 fn near<T: Element, const N: usize>(
     what: &str,
@@ -282,6 +297,20 @@ fn equals_the_reference_in_two_dimensions_in_f64() {
 fn equals_the_reference_in_three_dimensions() {
     quickcheck(80, check::<f32, 3, 5> as fn(Case<f32, 3, 5>) -> bool);
     quickcheck(40, check::<f64, 3, 5> as fn(Case<f64, 3, 5>) -> bool);
+}
+
+#[test]
+fn many_images_equal_the_reference() {
+    fn many<T: Element, const S: usize, const N: usize>(case: Many<T, S, N>) -> bool
+    where
+        Spatial<S>: ImageRank<N>,
+    {
+        check(case.0)
+    }
+    quickcheck(200, many::<f32, 2, 4> as fn(Many<f32, 2, 4>) -> bool);
+    quickcheck(60, many::<f64, 2, 4> as fn(Many<f64, 2, 4>) -> bool);
+    quickcheck(60, many::<f32, 1, 3> as fn(Many<f32, 1, 3>) -> bool);
+    quickcheck(30, many::<f32, 3, 5> as fn(Many<f32, 3, 5>) -> bool);
 }
 
 #[test]

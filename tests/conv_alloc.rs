@@ -77,7 +77,7 @@ fn wave<T: Element, const N: usize>(shape: [usize; N]) -> Tensor<T, N> {
 }
 
 /// Batch, channels in and out, groups, size, kernel, stride, padding, dilation.
-const LAYERS: [[usize; 9]; 10] = [
+const LAYERS: [[usize; 9]; 11] = [
     [1, 64, 64, 1, 28, 3, 1, 1, 1],
     [2, 33, 40, 1, 14, 3, 1, 1, 1],
     [2, 32, 48, 1, 15, 3, 2, 1, 1],
@@ -88,6 +88,7 @@ const LAYERS: [[usize; 9]; 10] = [
     [1, 48, 96, 48, 21, 3, 2, 1, 1],
     [2, 32, 64, 4, 12, 3, 1, 1, 1],
     [1, 16, 16, 1, 20, 3, 1, 2, 2],
+    [16, 4, 8, 1, 12, 3, 2, 1, 1],
 ];
 
 /// Hands `call` every call of each layer, with its name.

@@ -242,12 +242,17 @@ fn handing_over_changes_nothing() {
                 let dx = one.backward_owned(dy()).unwrap();
                 assert!(dx == two.backward(dy().view()).unwrap());
             }
+            one.backward_parameters_owned(dy()).unwrap();
+            two.backward_parameters(dy().view()).unwrap();
             let gradients =
                 |layer: &Conv2d<f64>| [layer.weight(), layer.bias().unwrap()].map(|p| p.gradient().to_vec());
             assert_eq!(gradients(&one), gradients(&two));
         }
-        let shape = one.backward_owned(wave([3, 4, 6, 4], 0.1)).err().unwrap().to_string();
-        assert_eq!(shape, "Conv::backward: dy has shape [3, 4, 6, 4], expected [3, 4, 6, 3]");
+        let other = || wave([3, 4, 6, 4], 0.1);
+        for refused in [one.backward_owned(other()).err(), one.backward_parameters_owned(other()).err()] {
+            let shape = refused.unwrap().to_string();
+            assert_eq!(shape, "Conv::backward: dy has shape [3, 4, 6, 4], expected [3, 4, 6, 3]");
+        }
     }
 }
 

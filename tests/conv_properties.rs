@@ -407,6 +407,8 @@ fn large_gradients_are_adjoint() {
         problem([3, 32, 24, 1], [14, 28], 3, 1),
         problem([2, 16, 20, 1], [27, 13], 5, 1),
         problem([2, 16, 4, 1], [14, 14], 1, 1),
+        problem([35, 12, 8, 1], [21, 30], 3, 1),
+        problem([16, 3, 4, 1], [90, 70], 4, 2),
     ] {
         for &isa in machine::supported() {
             machine::with_isa(isa, || assert!(adjoint(problem, 7), "{isa} {problem:?}")).unwrap();
@@ -434,6 +436,8 @@ fn any_number_of_threads_gives_the_same_bits() {
         ([16, 64, 7, 7], [64, 64, 3, 3], 1, 1, 1),
         ([3, 16, 28, 28], [32, 16, 3, 3], 1, 2, 1),
         ([1, 8, 42, 42], [64, 8, 5, 5], 1, 1, 2),
+        ([50, 16, 28, 28], [32, 16, 3, 3], 1, 2, 1),
+        ([13, 5, 20, 30], [6, 5, 5, 5], 1, 1, 2),
     ];
     for (x, w, groups, stride, padding) in cases {
         let (x, w, b) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>(w, 0.2), wave::<f32, 1>([w[0]], 0.3));

@@ -89,14 +89,13 @@ impl Training {
         let d = hidden.1.backward(d.view())?;
         let mut d = hidden.0.backward_owned(d)?.reshape(shape)?;
         lap("dense layers, back");
-        for (i, layer) in convolutions.iter_mut().enumerate().rev() {
-            if i > 0 {
-                d = layer.backward_owned(d)?;
-            } else {
-                layer.backward_parameters(d.view())?;
-            }
-            lap(&format!("convolution and ReLU {i}, back"));
+        let (first, others) = convolutions.split_at_mut(1);
+        for (i, layer) in others.iter_mut().enumerate().rev() {
+            d = layer.backward_owned(d)?;
+            lap(&format!("convolution and ReLU {}, back", i + 1));
         }
+        first[0].backward_parameters_owned(d)?;
+        lap("convolution and ReLU 0, back");
         self.optimizer.step(&mut self.net)?;
         lap("AdamW");
         Ok(loss)

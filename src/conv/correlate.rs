@@ -50,6 +50,8 @@ pub(super) enum Path {
     Patches,
     /// Groups of one input channel, or of a few and as many output channels: channels are lanes.
     Depthwise,
+    /// Images are lanes.
+    Images,
     /// Boxes of outputs, by patches in panels or in place, or by Winograd.
     Implicit,
 }
@@ -61,12 +63,13 @@ impl Path {
             Path::PointwiseImages => "planes",
             Path::Patches => "patches",
             Path::Depthwise => "channels as lanes",
+            Path::Images => "images as lanes",
             Path::Implicit => "boxes",
         }
     }
 }
 
-impl<T: Element> Call<'_, T> {
+impl<'a, T: Element> Call<'a, T> {
     /// Computes `y`, `[images, groups · rows, depth, height, width]`.
     pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         if y.is_empty() {
@@ -81,6 +84,10 @@ impl<T: Element> Call<'_, T> {
             }
             (Path::Patches, Operand::View(w)) => call.patches_of(w, y),
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
+            (Path::Images, Operand::View(w)) => match call.by_images(w, y.shape(), y.strides()) {
+                Some(images) => images.run(y),
+                None => call.implicit(y),
+            },
             _ => call.implicit(y),
         }
     }
@@ -121,6 +128,11 @@ impl<T: Element> Call<'_, T> {
         let free = packed.is_none() && (vectors || self.algorithm.is_open());
         if free && self.fits_groups(y, strides, vectors) {
             return Path::Depthwise;
+        }
+        if let Operand::View(w) = self.w
+            && self.by_images(w, y, strides).is_some()
+        {
+            return Path::Images;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
         if packed.is_some_and(|packed| packed.columns().is_some()) {
@@ -172,7 +184,7 @@ impl<T: Element> Call<'_, T> {
     }
 
     /// As [`winograd`], for a call over `w`.
-    fn winograd(&self, w: Filter<'_, T>, [images, _, image @ ..]: [usize; 5]) -> usize {
+    pub(super) fn winograd(&self, w: Filter<'_, T>, [images, _, image @ ..]: [usize; 5]) -> usize {
         let plain = self.stride == [1; 3] && self.dilation == [1; 3];
         let positions = image.iter().fold(images, |positions, &size| positions * size);
         winograd(self.algorithm, w.sizes(self.groups), plain, Some(positions))
@@ -314,6 +326,25 @@ mod tests {
         assert_eq!(path(dense, [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
         let direct = dense.algorithm(Algorithm::Direct);
         assert_eq!(path(direct, [1, 128, 56, 56], [128, 3], true, View), Path::Patches);
+    }
+
+    #[test]
+    fn images_of_a_batch_are_lanes() {
+        use Form::*;
+        let (conv, strided) = (Convolution::<2>::new().padding([1, 1]), Convolution::new().stride([2, 2]));
+        assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, View), Path::Images);
+        assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], false, View), Path::Images);
+        // Weights packed before, pixels as neighbours, few images, Winograd's, another algorithm.
+        assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, Packed), Path::Implicit);
+        assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, View), Path::Implicit);
+        assert_eq!(path(strided, [1, 16, 14, 14], [32, 3], false, View), Path::Implicit);
+        assert_eq!(path(conv, [64, 16, 14, 14], [24, 3], false, View), Path::Implicit);
+        assert_eq!(
+            path(conv.algorithm(Algorithm::Direct), [64, 16, 14, 14], [24, 3], false, View),
+            Path::Images
+        );
+        let implicit = strided.algorithm(Algorithm::ImplicitGemm);
+        assert_eq!(path(implicit, [64, 16, 14, 14], [32, 3], false, View), Path::Implicit);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use self::in_place::InPlace;
 use super::Algorithm;
 use super::backward::trace;
 use super::correlate::{Call, Operand};
+use super::depthwise::Reach;
 use super::emit::Finish;
 use super::geometry::{self, Geometry, Padding, flip, gcd};
 use super::weights::{Filter, Taps};
@@ -28,9 +29,9 @@ use crate::spatial::{self, ImageRank, Sliding, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 
 /// Positions of one residue along an axis, as a correlation.
-struct Residue {
+pub(super) struct Residue {
     /// The first position; the others follow in steps of the stride.
-    first: usize,
+    pub(super) first: usize,
     /// The first tap, their distance and number.
     tap: usize,
     step: usize,
@@ -59,7 +60,7 @@ fn first_multiple(factor: usize, residue: usize, modulus: usize) -> Option<usize
 }
 
 /// The residues of an axis of `size` positions that have any.
-fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item = Residue> {
+pub(super) fn residues(sliding: &Sliding, axis: usize, size: usize) -> impl Iterator<Item = Residue> {
     let (kernel, stride) = (sliding.kernel[axis], sliding.stride[axis]);
     let (dilation, before) = (sliding.dilation[axis], sliding.padding[axis][0]);
     let divisor = gcd(stride, dilation);
@@ -91,7 +92,7 @@ pub struct Scatter<'a, T> {
     pub(super) algorithm: Algorithm,
 }
 
-impl<T: Element> Scatter<'_, T> {
+impl<'a, T: Element> Scatter<'a, T> {
     /// Computes `y`.
     pub(super) fn run(&self, mut y: TensorViewMut<'_, T, 5>) -> Result<()> {
         if y.is_empty() {
@@ -102,6 +103,9 @@ impl<T: Element> Scatter<'_, T> {
             return call.run(y);
         }
         if let Some(call) = Depthwise::new(self, &y) {
+            return call.run(y);
+        }
+        if let Some(call) = self.by_images(y.shape(), y.strides())? {
             return call.run(y);
         }
         if let Some(call) = InPlace::new(self, &y) {
@@ -135,6 +139,27 @@ impl<T: Element> Scatter<'_, T> {
         bias.is_none() && residual.is_none() && activation == Activation::Identity
     }
 
+    /// The weights that one residue along each axis sees, and where it reads Z.
+    pub(super) fn seen(&self, axes: [&Residue; 3]) -> Result<(Filter<'a, T>, Reach)> {
+        let mut w = self.w;
+        let mut taps = axes.map(|residue| {
+            let Residue { tap: first, step, taps: count, .. } = *residue;
+            Taps { first, step, count, backwards: true }
+        });
+        if axes.iter().any(|residue| residue.taps == 0) {
+            // No tap falls there: nothing is summed up.
+            w = w.slice(0, ..0, 1)?;
+            taps = [Taps { first: 0, step: 1, count: 1, backwards: false }; 3];
+        }
+        let reach = Reach {
+            kernel: taps.map(|taps| taps.count),
+            stride: [1; 3],
+            dilation: axes.map(|residue| residue.dilation),
+            start: axes.map(|residue| residue.start),
+        };
+        Ok((Filter::transposed(w, taps), reach))
+    }
+
     /// The positions `y` of one residue along each axis, from images of Z.
     fn residue(
         &self,
@@ -143,31 +168,14 @@ impl<T: Element> Scatter<'_, T> {
         finish: Finish<'_, T>,
         y: TensorViewMut<'_, T, 5>,
     ) -> Result<()> {
-        let Self { op, isa, mut w, groups, algorithm, .. } = *self;
-        let mut taps = axes.map(|residue| {
-            let Residue { tap: first, step, taps: count, .. } = *residue;
-            Taps { first, step, count, backwards: true }
-        });
-        if axes.iter().any(|residue| residue.taps == 0) {
-            // No tap falls there: nothing is summed up.
+        let (filter, reach) = self.seen(axes)?;
+        if filter.sizes(1)[1] == 0 {
             z = z.slice(1, ..0, 1)?;
-            w = w.slice(0, ..0, 1)?;
-            taps = [Taps { first: 0, step: 1, count: 1, backwards: false }; 3];
         }
-        Call {
-            op,
-            isa,
-            x: z,
-            w: Operand::View(Filter::transposed(w, taps)),
-            groups,
-            kernel: taps.map(|taps| taps.count),
-            stride: [1; 3],
-            dilation: axes.map(|residue| residue.dilation),
-            start: axes.map(|residue| residue.start),
-            finish,
-            algorithm,
-        }
-        .run(y)
+        let Self { op, isa, groups, algorithm, .. } = *self;
+        let Reach { kernel, stride, dilation, start } = reach;
+        let w = Operand::View(filter);
+        Call { op, isa, x: z, w, groups, kernel, stride, dilation, start, finish, algorithm }.run(y)
     }
 }
 

@@ -23,6 +23,7 @@ use super::Algorithm;
 use super::depthwise::{self, Reach};
 use super::emit::channels_last;
 use super::halo::{self, Fill, Halo};
+use super::images;
 use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -55,6 +56,14 @@ pub(super) fn run<T: Element>(
     if groups > 1 && dw.shape()[1] == 1 && reach.fits(1) || small() {
         return depthwise::weight_gradient(op, isa, x, dz, reach, dw);
     }
+    let tiles = winograd::outputs([&x, &dz], groups, sliding, algorithm);
+    if groups == 1
+        && tiles == 0
+        && algorithm.is_open()
+        && let Some(by_images) = images::Gradient::new(op, isa, [x, dz], sliding)
+    {
+        return by_images.run(dw);
+    }
     if groups == 1 && pointwise::single(sliding) && pointwise::sums_products(&x, &dz) {
         return pointwise::weight_gradient(x, dz, dw);
     }
@@ -80,7 +89,7 @@ pub(super) fn run<T: Element>(
     let positions = [images, depth, height, width].iter().fold(1usize, |n, &size| n.saturating_mul(size));
     let work = dw.len().saturating_mul(positions);
     let tasks = parallel::threads_for(work, GRAIN);
-    match winograd::outputs([&x, &dz], groups, sliding, algorithm) {
+    match tiles {
         0 => {}
         2 => return Winograd::<T, 2, 4>::new(op, isa, [x, dz], sliding).run(dw, tasks),
         _ => return Winograd::<T, 4, 6>::new(op, isa, [x, dz], sliding).run(dw, tasks),

@@ -343,6 +343,19 @@ where
         Ok(())
     }
 
+    /// dW and db.
+    fn parameters(
+        &self,
+        x: TensorView<'_, T, N>,
+        weight: TensorView<'_, T, N>,
+        dz: TensorView<'_, T, N>,
+    ) -> Result<(Tensor<T, N>, Tensor<T, 1>)> {
+        let mut dw = Tensor::zeros(weight.shape())?;
+        let db = self.conv.backward_bias(dz)?;
+        self.conv.backward_weight_into(x, dz, dw.view_mut())?;
+        Ok((dw, db))
+    }
+
     /// `gradients` of X, W and the gradient for the affine part: dY, 0 where the output was rectified to 0.
     fn back<R>(
         &self,
@@ -417,30 +430,34 @@ where
     }
 
     fn backward_owned(&mut self, mut dy: Tensor<T, N>) -> Result<Tensor<T, N>> {
-        // First what can fail for lack of memory.
         let shape = self.check_backward(dy.shape())?;
         let mut dx = self.spare[0].tensor(shape)?;
         let (x, weight) = (self.affine.input.get("Conv::backward")?, self.affine.weight.view::<N>()?);
-        let mut dw = Tensor::zeros(weight.shape())?;
         if let Some(silent) = self.silent(dy.shape())? {
             Self::rectify(silent, dy.as_mut_slice())?;
         }
-        let db = self.conv.backward_bias(dy.view())?;
         self.conv.backward_input_into(dy.view(), weight, dx.view_mut())?;
-        self.conv.backward_weight_into(x, dy.view(), dw.view_mut())?;
+        let (dw, db) = self.parameters(x, weight, dy.view())?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         self.spare[1].0 = Some(dy);
         Ok(dx)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
-        let (dw, db) = self.back("Conv::backward_parameters", dy, |x, weight, dz| {
-            let mut dw = Tensor::zeros(weight.shape())?;
-            let db = self.conv.backward_bias(dz)?;
-            self.conv.backward_weight_into(x, dz, dw.view_mut())?;
-            Ok((dw, db))
-        })?;
+        let (dw, db) =
+            self.back("Conv::backward_parameters", dy, |x, weight, dz| self.parameters(x, weight, dz))?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
+        Ok(())
+    }
+
+    fn backward_parameters_owned(&mut self, mut dy: Tensor<T, N>) -> Result<()> {
+        let (x, weight) = self.checked(dy.shape())?;
+        if let Some(silent) = self.silent(dy.shape())? {
+            Self::rectify(silent, dy.as_mut_slice())?;
+        }
+        let (dw, db) = self.parameters(x, weight, dy.view())?;
+        self.affine.accumulate(dw.as_slice(), db.as_slice());
+        self.spare[1].0 = Some(dy);
         Ok(())
     }
 }

@@ -199,6 +199,25 @@ pub trait Layer<T: Element, const I: usize = 2, const O: usize = 2>: Parameters<
     fn backward_parameters(&mut self, dy: TensorView<'_, T, O>) -> Result<()> {
         self.backward(dy).map(|_| ())
     }
+
+    /// [`backward_parameters`](Self::backward_parameters) of a gradient that nobody else needs, as in
+    /// [`backward_owned`](Self::backward_owned).
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    ///
+    /// ```
+    /// use tilewise::layer::{Init, Layer, Linear};
+    /// use tilewise::{Tensor, random::Rng};
+    /// let mut layer = Linear::<f64>::new(3, 2, Init::kaiming_uniform(), &mut Rng::seed(1))?;
+    /// let y = layer.forward(Tensor::full([4, 3], 1.0)?.view())?;
+    /// layer.backward_parameters_owned(Tensor::full(y.shape(), 1.0)?)?;
+    /// assert_eq!(layer.weight().gradient(), [4.0; 6]);
+    /// # Ok::<(), tilewise::Error>(())
+    /// ```
+    fn backward_parameters_owned(&mut self, dy: Tensor<T, O>) -> Result<()> {
+        self.backward_parameters(dy.view())
+    }
 }
 
 /// What `forward` keeps for `backward`.

@@ -144,6 +144,9 @@ impl<T: Element> Layer<T> for Sequential<T> {
         self.check_backward(dy.shape())?;
         let Some((first, others)) = self.layers.split_first_mut() else { return Ok(()) };
         let dx = back(others, dy)?;
-        first.backward_parameters(dx.as_ref().map_or(dy, Tensor::view))
+        match dx {
+            Some(dx) => first.backward_parameters_owned(dx),
+            None => first.backward_parameters(dy),
+        }
     }
 }

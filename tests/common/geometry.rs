@@ -42,6 +42,20 @@ impl<const S: usize, const N: usize> Problem<S, N> {
         few
     }
 
+    /// As many images as fill vectors, or nearly, over few channels.
+    pub fn many(g: &mut Gen) -> Self {
+        let mut many = Self::arbitrary(g);
+        (many.geometry.groups, many.batch) = (1, mostly(g, &[4, 7, 8, 13, 16], &[14, 17, 31, 33]));
+        (many.c_in, many.c_out) = (mostly(g, &[1, 2, 3], &[4, 5, 8]), mostly(g, &[3, 4, 8], &[6, 7, 13, 17]));
+        for axis in 0..S {
+            many.geometry.stride[axis] = many.geometry.stride[axis].min(2);
+        }
+        let most = if S == 3 { 4 } else { 8 };
+        let outputs = std::array::from_fn(|_| within(g, 1..most));
+        many.fit(g, outputs);
+        many
+    }
+
     /// An image on which as many windows as `outputs` says fit, or more where the padding alone holds more.
     fn fit(&mut self, g: &mut Gen, outputs: [usize; S]) {
         let Geometry { stride, dilation, padding, .. } = self.geometry;

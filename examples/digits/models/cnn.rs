@@ -139,7 +139,7 @@ impl Layer<f32, 4, 2> for Net {
 
     fn backward_parameters(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<()> {
         let d = self.backward_to_first(dy)?;
-        self.convolutions[0].backward_parameters(d.view())
+        self.convolutions[0].backward_parameters_owned(d)
     }
 }
 

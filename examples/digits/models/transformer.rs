@@ -197,7 +197,7 @@ impl Layer<f32, 4, 2> for Net {
 
     fn backward_parameters(&mut self, dy: TensorView<'_, f32, 2>) -> tilewise::Result<()> {
         let d = self.backward_to_patches(dy)?;
-        self.patches.backward_parameters(d.view())
+        self.patches.backward_parameters_owned(d)
     }
 }
 

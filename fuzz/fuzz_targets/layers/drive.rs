@@ -193,10 +193,13 @@ impl<const I: usize, const O: usize> Driver<'_, I, O> {
         };
         let Some(dy) = operand(y, other, self.input.lies[1], &mut self.values) else { return };
         let (told, before) = (self.layer.check_backward(dy.shape), self.gradients());
-        let result = match how % 4 {
+        let result = match how % 5 {
             0 | 1 => self.layer.backward(dy.view()).map(Some),
             2 if small(&dy.shape) => {
                 self.layer.backward_owned(dy.view().to_tensor().expect("small")).map(Some)
+            }
+            3 if small(&dy.shape) => {
+                self.layer.backward_parameters_owned(dy.view().to_tensor().expect("small")).map(|()| None)
             }
             _ => self.layer.backward_parameters(dy.view()).map(|()| None),
         };

@@ -13,7 +13,7 @@ use crate::tensor::{TensorView, TensorViewMut};
 const AHEAD: usize = 512;
 
 /// Sums `[vectors, positions, lanes]` to the output; behind the positions of each vector lie [`MOST_LANES`] more.
-pub(super) struct Emit<'e, T> {
+pub(in crate::conv) struct Emit<'e, T> {
     pub sums: &'e mut [T],
     pub outputs: [usize; 2],
     /// `[channels, depth, height, width]` of one image, and the residual like it.

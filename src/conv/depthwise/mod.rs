@@ -28,7 +28,7 @@ use std::ops::Range;
 use self::ahead::Ahead;
 use self::direct::{Direct, of_group, place};
 pub(super) use self::direct::{dense, packed_len, pixels, taps_of, vectors_of, within};
-use self::emit::Emit;
+pub(super) use self::emit::Emit;
 use self::kernel::{Products, Sums};
 
 use super::correlate::Call;

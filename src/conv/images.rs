@@ -1,0 +1,560 @@
+//! Images as lanes: in a batch, the same pixel of sixteen images is a vector, whatever kernel, stride and padding are. Few channels,
+//! short rows and strides, which leave other tiles half empty, cost nothing here.
+//!
+//! ```text
+//! for each vector of images and box of rows                 in L2 with all below
+//!     X → pixels with zeros around, channel by channel: `[channels, rows, columns, lanes]`
+//!     for each run of outputs, wherever they are, and tile of output channels
+//!         sums += weight · pixel, channel by channel and tap by tap
+//!     sums → the output's layout
+//! ```
+//!
+//! The gradient for the input is the same for each residue of the stride, all of which read one copy of dZ.
+#![forbid(unsafe_code)]
+
+mod gradient;
+
+use std::ops::Range;
+
+pub(super) use self::gradient::Gradient;
+use super::correlate::{Call, winograd};
+use super::depthwise::{Emit, Reach};
+use super::emit::Finish;
+use super::pixels::{self, Pixels};
+use super::transpose::{Scatter, residues};
+use super::weights::{Cut, Filter};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::gemm::{GRAIN, Tile, balanced, blocks, each, packed_len, tile};
+use crate::machine::{self, Isa};
+use crate::parallel;
+use crate::simd::{MOST_LANES, Simd, SimdOp};
+use crate::tensor::{TensorView, TensorViewMut};
+use crate::workspace;
+
+/// Residues of a stride, of which two axes have two each at most.
+const PHASES: usize = 4;
+
+/// Outputs that see the same taps: all, or those of one residue of the stride of a gradient.
+#[derive(Clone, Copy)]
+struct Phase<'a, T> {
+    filter: Filter<'a, T>,
+    /// Where its windows read.
+    reach: Reach,
+    /// Along height and width, its first position and the distance to the next.
+    first: [usize; 2],
+    step: [usize; 2],
+    /// Channels and taps.
+    depth: usize,
+}
+
+impl<'a, T: Element> Phase<'a, T> {
+    fn new(filter: Filter<'a, T>, reach: Reach, first: [usize; 2], step: [usize; 2]) -> Self {
+        let [_, channels, d, h, w] = filter.sizes(1);
+        Self { filter, reach, first, step, depth: channels * d * h * w }
+    }
+
+    /// Its positions among those of a range, of this axis of height and width: by their number in the phase.
+    fn among(&self, axis: usize, range: Range<usize>) -> Range<usize> {
+        let number = |at: usize| at.saturating_sub(self.first[axis]).div_ceil(self.step[axis]);
+        number(range.start)..number(range.end)
+    }
+
+    /// What of X a range of positions reads along an axis of height and width.
+    fn reads(&self, axis: usize, range: Range<usize>) -> Option<Range<isize>> {
+        let numbers = self.among(axis, range);
+        if numbers.is_empty() || self.depth == 0 {
+            return None;
+        }
+        let first = self.reach.start[1 + axis] + (numbers.start * self.reach.stride[1 + axis]) as isize;
+        Some(first..first + self.reach.span(1 + axis, numbers.len()) as isize)
+    }
+}
+
+/// Correlations over images as lanes, which pay.
+pub(super) struct Images<'a, T> {
+    op: &'static str,
+    isa: Isa,
+    tile: Tile,
+    x: TensorView<'a, T, 5>,
+    finish: Finish<'a, T>,
+    phases: [Option<Phase<'a, T>>; PHASES],
+    /// Output channels of a panel.
+    height: usize,
+    /// Rows of a box of outputs.
+    rows: usize,
+}
+
+/// Whether so many images fill vectors.
+fn fills(tile: Tile, images: usize) -> bool {
+    let padded = images.next_multiple_of(tile.lanes);
+    tile.lanes >= 4 && images.saturating_mul(5) >= padded.saturating_mul(4)
+}
+
+/// Columns up to which a row may fit in L2. Views that repeat an element may have more than can be counted.
+const MOST_COLUMNS: usize = 1 << 14;
+
+/// Whether images or columns are neighbours, so that they are turned as vectors.
+fn turns(shape: [usize; 5], strides: [isize; 5]) -> bool {
+    (strides[0] == 1 || strides[4] == 1 || shape[4] == 1) && shape[4] <= MOST_COLUMNS
+}
+
+/// Output channels and outputs of a tile of so many sums, for all output channels there are.
+const fn tile_of(sums: usize, channels: usize) -> [usize; 2] {
+    match (sums, channels) {
+        (24, ..=4) => [4, 6],
+        (24, _) => [8, 3],
+        (12, _) => [4, 3],
+        _ => [4, 2],
+    }
+}
+
+/// Channels in and out up to which it pays: more fill other tiles, and their copies few rows.
+const MOST_CHANNELS: usize = 128;
+
+/// Whether it pays for so many images and output channels, input channels and taps.
+fn pays(tile: Tile, [images, rows]: [usize; 2], channels: usize, taps: usize) -> bool {
+    let [height, _] = tile_of(tile.sums(), rows);
+    let full = rows >= rows.next_multiple_of(height) / 4 * 3;
+    fills(tile, images) && taps > 1 && full && rows.max(channels) <= MOST_CHANNELS
+}
+
+/// Rows of a box, of `height`, whose copies and sums stay in L2: `one` element for the first, `each` for any other. Few of
+/// them read as many again beside them.
+fn rows_of<T>(l2: usize, height: usize, one: usize, each: usize) -> Option<usize> {
+    let most = (l2 / 8 * 5 / size_of::<T>()).checked_sub(one)? / each.max(1) + 1;
+    (most >= height.min(4)).then(|| balanced(height, most, 1))
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    /// The call over images as lanes, where that is the fastest for `y`.
+    pub(super) fn by_images(
+        &self,
+        filter: Filter<'a, T>,
+        y: [usize; 5],
+        strides: [isize; 5],
+    ) -> Option<Images<'a, T>> {
+        let Call { op, isa, x, finish, kernel, .. } = *self;
+        let ([images, rows, ..], channels) = (y, x.shape()[1]);
+        let taps = kernel.iter().product();
+        let fits = self.groups == 1
+            && self.algorithm.is_open()
+            && finish.residual.is_none()
+            && pays(tile::<T>(isa), [images, rows], channels, taps)
+            // Where there are many more outputs than inputs, other paths read each of these often enough.
+            && rows <= 64.max(2 * channels)
+            && turns(x.shape(), x.strides())
+            && turns(y, strides)
+            && self.reach().fits(channels)
+            && self.winograd(filter, y) == 0;
+        let mut phases = [const { None }; PHASES];
+        phases[0] = Some(Phase::new(filter, self.reach(), [0; 2], [1; 2]));
+        fits.then(|| Images::new(op, isa, x, finish, phases, y)).flatten()
+    }
+}
+
+impl<'a, T: Element> Scatter<'a, T> {
+    /// The gradient over images as lanes, where that is the fastest for `y`.
+    pub(super) fn by_images(&self, y: [usize; 5], strides: [isize; 5]) -> Result<Option<Images<'a, T>>> {
+        let Scatter { op, isa, z, w, groups, ref sliding, finish, algorithm } = *self;
+        let ([images, rows, depth, height, width], channels) = (y, z.shape()[1]);
+        let plane = sliding.kernel[0] == 1 && sliding.stride[0] == 1 && sliding.padding[0] == [0; 2];
+        let ones = [sliding.stride, sliding.dilation] == [[1; 3]; 2];
+        let [_, _, d, h, w] = w.shape();
+        let positions = images * depth * height * width;
+        let fits = groups == 1
+            && algorithm.is_open()
+            && finish.residual.is_none()
+            && plane
+            && sliding.stride.iter().all(|&stride| stride <= 2)
+            && pays(tile::<T>(isa), [images, rows], channels, d * h * w)
+            && turns(z.shape(), z.strides())
+            && turns(y, strides)
+            && !z.is_empty()
+            && Reach::of(sliding).fits(channels)
+            && winograd(algorithm, [rows, channels, d, h, w], ones, Some(positions)) == 0;
+        if !fits {
+            return Ok(None);
+        }
+        let mut phases = [const { None }; PHASES];
+        let mut free = phases.iter_mut();
+        for d in residues(sliding, 0, depth) {
+            for h in residues(sliding, 1, height) {
+                for (w, to) in residues(sliding, 2, width).zip(&mut free) {
+                    let (filter, reach) = self.seen([&d, &h, &w])?;
+                    let [_, step @ ..] = sliding.stride;
+                    *to = Some(Phase::new(filter, reach, [h.first, w.first], step));
+                }
+            }
+        }
+        Ok(Images::new(op, isa, z, finish, phases, y))
+    }
+}
+
+impl<'a, T: Element> Images<'a, T> {
+    fn new(
+        op: &'static str,
+        isa: Isa,
+        x: TensorView<'a, T, 5>,
+        finish: Finish<'a, T>,
+        phases: [Option<Phase<'a, T>>; PHASES],
+        [_, channels, _, height, width]: [usize; 5],
+    ) -> Option<Self> {
+        let tile = tile::<T>(isa);
+        let [of_panel, _] = tile_of(tile.sums(), channels);
+        let images = Self { op, isa, tile, x, finish, phases, height: of_panel, rows: 1 };
+        let len = |rows: usize| {
+            let pixels = images.pixels([0; 3], [rows, width]).plane();
+            let sums = (rows * width + MOST_LANES) * tile.lanes;
+            x.shape()[1].saturating_mul(pixels).saturating_add(channels.saturating_mul(sums))
+        };
+        let one = len(1);
+        let rows = rows_of::<T>(machine::caches().l2, height, one, len(height.min(2)) - one)?;
+        Some(Self { rows, ..images })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Phase<'a, T>> {
+        self.phases.iter().flatten()
+    }
+
+    /// The copy of what a box of outputs at depth, row and column `at` reads.
+    fn pixels(&self, at: [usize; 3], outputs: [usize; 2]) -> Pixels {
+        let reads = |axis: usize| {
+            let from = at[1 + axis];
+            let reads = self.each().filter_map(|phase| phase.reads(axis, from..from + outputs[axis]));
+            let both = |a: Range<isize>, b: Range<isize>| a.start.min(b.start)..a.end.max(b.end);
+            reads.reduce(both).unwrap_or(0..1)
+        };
+        let [rows, columns] = [reads(0), reads(1)];
+        let (mut depth, mut depths) = ([0, 1], 1);
+        if let Some(Phase { reach, .. }) = self.each().next() {
+            depth = [reach.start[0] + (at[0] * reach.stride[0]) as isize, reach.dilation[0] as isize];
+            depths = reach.kernel[0];
+        }
+        Pixels {
+            depth,
+            depths,
+            at: [rows.start, columns.start],
+            rows: rows.len(),
+            columns: columns.len(),
+            lanes: self.tile.lanes,
+            vectors: 1,
+            channel: 0,
+            multiplier: 1,
+            channels: 0,
+        }
+    }
+
+    /// Computes `y`.
+    pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let height = self.height;
+        let none = || Error::Alloc { op: self.op, bytes: usize::MAX };
+        let channels = y.shape()[1];
+        let len = |phase: &Phase<'_, T>| packed_len(channels, height, phase.depth);
+        let all = self.each().try_fold(0usize, |all, phase| all.checked_add(len(phase)?));
+        let mut weights = workspace::scratch(self.op, all.ok_or_else(none)?)?;
+        let mut rest = &mut weights[..];
+        for phase in self.each() {
+            let (these, others) = rest.split_at_mut(len(phase).ok_or_else(none)?);
+            let cut = Cut {
+                isa: self.isa,
+                groups: 1,
+                rows: channels,
+                depth: phase.depth,
+                width: height,
+                kc: phase.depth.max(1),
+                winograd: 0,
+                lanes: false,
+            };
+            phase.filter.pack(self.op, &cut, these)?;
+            rest = others;
+        }
+        let mut bias = workspace::scratch(self.op, channels.next_multiple_of(height))?;
+        bias.fill(T::ZERO);
+        for (channel, bias) in bias.iter_mut().enumerate() {
+            *bias = self.finish.bias(channel);
+        }
+        let depth = self.each().map(|phase| phase.depth).sum::<usize>();
+        let work = (y.len() / self.each().count().max(1)).saturating_mul(depth.max(1));
+        self.split(&weights, &bias, y, [0; 5], parallel::threads_for(work, GRAIN))
+    }
+
+    /// Computes the part `y`, whose first element is `at` in the output, in `tasks` tasks.
+    fn split(
+        &self,
+        weights: &[T],
+        bias: &[T],
+        y: TensorViewMut<'_, T, 5>,
+        at: [usize; 5],
+        tasks: usize,
+    ) -> Result<()> {
+        let (lanes, [images, .., height, _]) = (self.tile.lanes, y.shape());
+        let vectors = images.div_ceil(lanes);
+        let even = vectors.is_multiple_of(tasks) || vectors >= 4 * tasks;
+        let cut = if even || height < 2 * tasks { (0, lanes) } else { (3, 1) };
+        if tasks <= 1 || y.shape()[cut.0] <= cut.1 {
+            return self.compute(weights, bias, y, at);
+        }
+        let f = |part: TensorViewMut<'_, T, 5>, at, tasks| self.split(weights, bias, part, at, tasks);
+        parallel::halves(y, at, cut, tasks, &f)
+    }
+
+    /// Computes the part `y`, whose first element is `at` in the output, on this thread.
+    fn compute(
+        &self,
+        weights: &[T],
+        bias: &[T],
+        mut y: TensorViewMut<'_, T, 5>,
+        at: [usize; 5],
+    ) -> Result<()> {
+        let (op, isa, lanes) = (self.op, self.isa, self.tile.lanes);
+        let [images, channels, depth, height, width] = y.shape();
+        let inputs = self.x.shape()[1];
+        // All memory first: where it is lacking, nothing has been written.
+        let none = || Error::Alloc { op, bytes: usize::MAX };
+        let mut most = 0;
+        for rows in blocks(0..height, self.rows) {
+            let place = [at[2], at[3] + rows.start, at[4]];
+            most = most.max(self.pixels(place, [rows.len(), width]).plane());
+        }
+        let mut planes = workspace::scratch(op, inputs.checked_mul(most).ok_or_else(none)?)?;
+        let pitch = (self.rows.min(height) * width + MOST_LANES) * lanes;
+        let mut sums = workspace::scratch(op, bias.len().checked_mul(pitch).ok_or_else(none)?)?;
+        let longest = self.each().map(|phase| phase.depth).max().unwrap_or(0);
+        let mut offsets = workspace::scratch::<usize>(op, longest)?;
+        for some in blocks(0..images, lanes) {
+            let x = self.x.slice(0, at[0] + some.start..at[0] + some.end, 1)?;
+            for (d, rows) in (0..depth).flat_map(|d| blocks(0..height, self.rows).map(move |rows| (d, rows)))
+            {
+                let place = [at[2] + d, at[3] + rows.start, at[4]];
+                let outputs = [rows.len(), width];
+                let pixels = Pixels { channels: some.len(), ..self.pixels(place, outputs) };
+                fill(isa, x, &pixels, 0..inputs, &mut planes);
+                let mut rest = weights;
+                for phase in self.each() {
+                    let (weights, others) = rest.split_at(bias.len() * phase.depth);
+                    rest = others;
+                    let offsets = &mut offsets[..phase.depth];
+                    phase.offsets(&pixels, offsets);
+                    let grid = phase.grid(&pixels, place, outputs);
+                    let (height, planes, sums) = (self.height, &planes[..], &mut sums[..]);
+                    T::dispatch(isa, Product { weights, height, bias, planes, offsets, grid, sums, pitch });
+                }
+                let len = (outputs[0] * width + MOST_LANES) * lanes;
+                for (c, sums) in sums.chunks_exact_mut(pitch).enumerate().take(channels) {
+                    let emit = Emit {
+                        sums: &mut sums[..len],
+                        outputs,
+                        y: y.view_mut().select::<4>(1, c)?,
+                        residual: None,
+                        channels: some.clone(),
+                        at: [d, rows.start, 0],
+                        finish: &self.finish,
+                    };
+                    T::dispatch(isa, emit);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies channels of some images, one plane after the other.
+fn fill<T: Element>(
+    isa: Isa,
+    x: TensorView<'_, T, 5>,
+    pixels: &Pixels,
+    channels: Range<usize>,
+    to: &mut [T],
+) {
+    for (c, to) in channels.zip(to.chunks_exact_mut(pixels.plane())) {
+        let Ok(x) = x.select::<4>(1, c) else { return };
+        T::dispatch(isa, pixels::Fill { x, pixels: *pixels, to });
+    }
+}
+
+impl<T: Element> Phase<'_, T> {
+    /// Where channels and taps lie in the copy for the first output, from its first tap on.
+    fn offsets(&self, pixels: &Pixels, to: &mut [usize]) {
+        let [_, h, w] = self.reach.kernel;
+        let taps: usize = self.reach.kernel.iter().product();
+        for (at, to) in to.iter_mut().enumerate() {
+            let (c, tap) = (at / taps, at % taps);
+            *to = c * pixels.plane() + offset(&self.reach, pixels, [tap / w / h, tap / w % h, tap % w]);
+        }
+    }
+
+    /// Its outputs in a box at depth, row and column `at`.
+    fn grid(&self, pixels: &Pixels, at: [usize; 3], outputs: [usize; 2]) -> Grid {
+        let [of_rows, of_columns] =
+            [0, 1].map(|axis| self.among(axis, at[1 + axis]..at[1 + axis] + outputs[axis]));
+        let from = |axis: usize, number: usize| {
+            let read = self.reach.start[1 + axis] + (number * self.reach.stride[1 + axis]) as isize;
+            // Without taps nothing is read.
+            usize::try_from(read - pixels.at[axis]).unwrap_or(0)
+        };
+        let to = |axis: usize, number: usize| {
+            (self.first[axis] + number * self.step[axis]).saturating_sub(at[1 + axis])
+        };
+        let [_, down, right] = self.reach.stride;
+        Grid {
+            rows: of_rows.len(),
+            columns: of_columns.len(),
+            from: (from(0, of_rows.start) * pixels.columns + from(1, of_columns.start)) * pixels.lanes,
+            down: down * pixels.columns * pixels.lanes,
+            right: right * pixels.lanes,
+            to: (to(0, of_rows.start) * outputs[1] + to(1, of_columns.start)) * pixels.lanes,
+            to_down: self.step[0] * outputs[1] * pixels.lanes,
+            to_right: self.step[1] * pixels.lanes,
+        }
+    }
+}
+
+/// Where a tap lies in the copy from a window's first one on.
+fn offset(reach: &Reach, pixels: &Pixels, [d, h, w]: [usize; 3]) -> usize {
+    let [_, down, right] = reach.dilation;
+    ((d * pixels.rows + h * down) * pixels.columns + w * right) * pixels.lanes
+}
+
+/// Outputs, where the first is read and written and how far it is to the next, in elements.
+#[derive(Clone, Copy)]
+struct Grid {
+    rows: usize,
+    columns: usize,
+    from: usize,
+    down: usize,
+    right: usize,
+    to: usize,
+    to_down: usize,
+    to_right: usize,
+}
+
+impl Grid {
+    /// Where output `at` in row-major order is read and written.
+    #[inline(always)]
+    fn place(&self, at: usize) -> [usize; 2] {
+        let (row, column) = (at / self.columns, at % self.columns);
+        [
+            self.from + row * self.down + column * self.right,
+            self.to + row * self.to_down + column * self.to_right,
+        ]
+    }
+}
+
+/// The sums of a phase in a box.
+struct Product<'a, T> {
+    /// Panels of `height` rows, step by step of depth.
+    weights: &'a [T],
+    height: usize,
+    /// Of all rows of the panels.
+    bias: &'a [T],
+    planes: &'a [T],
+    offsets: &'a [usize],
+    grid: Grid,
+    /// `[rows, pitch]`.
+    sums: &'a mut [T],
+    pitch: usize,
+}
+
+impl<T: Element> SimdOp<T> for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        macro_rules! tiles {
+            ($($rows:literal x $vectors:literal)*) => {$(
+                // Constant where it is false: then the kernel is not compiled.
+                if const { matches!(tile_of(S::TILE_ROWS * S::TILE_VECTORS, $rows), [$rows, $vectors]) } && self.height == $rows {
+                    return self.tiles::<S, $rows, $vectors>(simd);
+                }
+            )*};
+        }
+        tiles!(8 x 3 4 x 6 4 x 3 4 x 2);
+        unreachable!("internal error: a tile without a kernel");
+    }
+}
+
+impl<T: Element> Product<'_, T> {
+    #[inline(always)]
+    fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
+        let Self { weights, bias, planes, offsets, grid, sums, pitch, .. } = self;
+        let (count, panel) = (grid.rows * grid.columns, R * offsets.len());
+        for (at, bias) in bias.chunks_exact(R).enumerate() {
+            let (weights, sums) = (&weights[at * panel..][..panel], &mut sums[at * R * pitch..]);
+            for first in (0..count).step_by(V) {
+                // What is missing in the last tile is computed again.
+                let places = std::array::from_fn(|v| grid.place((first + v).min(count - 1)));
+                simd.call(Sums::<'_, '_, T, R, V> { weights, bias, planes, offsets, places, sums, pitch });
+            }
+        }
+    }
+}
+
+/// `V` outputs of `R` channels.
+struct Sums<'a, 's, T, const R: usize, const V: usize> {
+    weights: &'a [T],
+    bias: &'a [T],
+    planes: &'a [T],
+    offsets: &'a [usize],
+    places: [[usize; 2]; V],
+    sums: &'s mut [T],
+    pitch: usize,
+}
+
+impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<S: Simd<T>>(self, simd: S) {
+        const { assert!(R <= 12 && V <= 6) };
+        let Self { weights, bias, planes, offsets, places, sums: to, pitch } = self;
+        let mut sums = [[simd.splat(T::ZERO); V]; R];
+        each!(i in rows R {
+            let bias = simd.splat(bias[i]);
+            each!(v in points V { sums[i][v] = bias; });
+        });
+        // All of one length: one check serves all.
+        let last = places.iter().fold(0, |last, place| last.max(place[0]));
+        let runs = places.map(|place| &planes[place[0]..][..planes.len() - last]);
+        for (&offset, weights) in offsets.iter().zip(weights.chunks_exact(R)) {
+            let mut pixels = [simd.splat(T::ZERO); V];
+            each!(v in points V { pixels[v] = simd.load(&runs[v][offset..]); });
+            each!(i in rows R {
+                let weight = simd.splat(weights[i]);
+                each!(v in points V { sums[i][v] = simd.mul_add(weight, pixels[v], sums[i][v]); });
+            });
+        }
+        each!(i in rows R {
+            each!(v in points V { simd.store(sums[i][v], &mut to[i * pitch + places[v][1]..]); });
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TILE: Tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+
+    #[test]
+    fn batches_over_few_channels_pay() {
+        assert!(pays(TILE, [64, 16], 1, 25) && pays(TILE, [64, 32], 16, 9) && pays(TILE, [64, 3], 16, 9));
+        assert!(pays(TILE, [13, 8], 8, 9) && pays(TILE, [30, 8], 8, 9) && pays(TILE, [16, 6], 1, 25));
+        // Vectors with too few images, tiles with too few channels, too many channels, single taps, none.
+        assert!(!pays(TILE, [12, 8], 8, 9) && !pays(TILE, [18, 8], 8, 9) && !pays(TILE, [1, 8], 8, 9));
+        assert!(!pays(TILE, [16, 5], 8, 9) && !pays(TILE, [16, 1], 8, 9));
+        assert!(!pays(TILE, [16, 256], 8, 9) && !pays(TILE, [16, 8], 256, 9) && !pays(TILE, [16, 8], 8, 1));
+        let two = Tile { lanes: 2, ..TILE };
+        assert!(!pays(two, [16, 8], 8, 9));
+    }
+
+    #[test]
+    fn boxes_stay_in_l2() {
+        // 2 MiB: 327,680 elements.
+        assert_eq!(rows_of::<f32>(2 << 20, 14, 20_000, 10_000), Some(14));
+        assert_eq!(rows_of::<f32>(2 << 20, 56, 20_000, 10_000), Some(28));
+        assert_eq!(rows_of::<f32>(2 << 20, 3, 100_000, 100_000), Some(3));
+        assert_eq!(rows_of::<f32>(2 << 20, 14, 100_000, 100_000), None);
+        assert_eq!(rows_of::<f32>(2 << 20, 1, 400_000, 0), None);
+    }
+}
