@@ -424,6 +424,70 @@ fn large_gradients_are_adjoint() {
     }
 }
 
+/// Where no tap of a window meets the image, or there are no channels, nothing is summed up, whoever reads beside it.
+#[test]
+fn batches_whose_windows_read_nothing() {
+    // Stride, padding, X, output channels and kernel.
+    let cases = [
+        ([1, 1], [0, 0], [16, 0, 5, 5], [8, 3, 3]),
+        ([2, 1], [1, 0], [16, 4, 3, 20], [1, 1, 3]),
+        ([2, 1], [0, 0], [16, 4, 18, 40], [3, 1, 3]),
+        ([1, 2], [0, 1], [16, 4, 40, 1], [2, 3, 1]),
+        ([2, 2], [0, 0], [16, 4, 41, 50], [4, 1, 2]),
+        ([1, 1], [0, 0], [16, 8, 5, 5], [0, 3, 3]),
+    ];
+    for (stride, padding, x, [c_out, height, width]) in cases {
+        let (x, w) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>([c_out, x[1], height, width], 0.2));
+        let (bias, back) = (wave::<f32, 1>([c_out], 0.3), wave::<f32, 1>([x.shape()[1]], 0.4));
+        let conv = Convolution::<2>::new().stride(stride).padding(padding);
+        let dz = wave::<f32, 4>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.5);
+        let transpose = ConvolutionTranspose::<2>::new().stride(stride).padding(padding);
+        let all = |algorithm| {
+            let (conv, transpose) = (conv.algorithm(algorithm), transpose.algorithm(algorithm));
+            let gradients = conv.backward(x.view(), w.view(), dz.view()).unwrap();
+            let image = transpose.forward(dz.view(), w.view(), Some(back.view())).unwrap();
+            let y = conv.forward(x.view(), w.view(), Some(bias.view())).unwrap();
+            [y, image, gradients.input, gradients.weight]
+        };
+        for &isa in machine::supported() {
+            let run = |algorithm| in_pools(|| machine::with_isa(isa, || all(algorithm)).unwrap());
+            let (results, expected) = (run(Algorithm::Auto), run(Algorithm::ImplicitGemm));
+            for result in results {
+                for (found, expected) in result.iter().zip(&expected[0]) {
+                    assert!(
+                        found.view().all_close(expected.view(), 1e-4, 1e-4),
+                        "{isa} {:?} {stride:?}",
+                        x.shape()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Batches of long sequences, which are cut along their columns.
+#[test]
+fn batches_of_sequences() {
+    let conv = Convolution::<1>::new().stride([2]).padding_sides([[3, 1]]).activation(Activation::Relu);
+    let (x, w, b) = (wave::<f32, 3>([13, 6, 30_001], 0.1), wave([4, 6, 5], 0.2), wave::<f32, 1>([4], 0.3));
+    let dz = wave::<f32, 3>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.4);
+    let all = |conv: Convolution<1>| {
+        let y = conv.forward(x.view(), w.view(), Some(b.view())).unwrap();
+        let gradients = conv.backward(x.view(), w.view(), dz.view()).unwrap();
+        [y, gradients.input, gradients.weight]
+    };
+    for &isa in machine::supported() {
+        let results =
+            machine::with_isa(isa, || in_pools(|| machine::with_isa(isa, || all(conv)).unwrap())).unwrap();
+        let expected = machine::with_isa(isa, || all(conv.algorithm(Algorithm::ImplicitGemm))).unwrap();
+        // Sums of 30, 20 and 195,000 products.
+        for (i, tolerance) in [(0, 1e-5), (1, 1e-5), (2, 2e-3)] {
+            assert!(results[0][i].view().all_close(expected[i].view(), 1e-5, tolerance), "{isa} {i}");
+            assert!(results.iter().all(|found| bits(found[i].as_slice()) == bits(results[0][i].as_slice())));
+        }
+    }
+}
+
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let cases = [
@@ -468,20 +532,29 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn what_is_chosen_is_nearly_as_accurate_as_the_implicit_gemm() {
     let mut rng = tilewise::random::Rng::seed(7);
-    for [c_in, c_out, size] in
-        [[64, 64, 56], [128, 128, 28], [256, 256, 14], [512, 128, 7], [32, 48, 40], [96, 96, 20]]
-    {
-        let layer = [c_in, c_out, 1, size, 3, 1, 1, 1];
+    // Batch, channels in and out, size, kernel.
+    for [batch, c_in, c_out, size, kernel] in [
+        [1, 64, 64, 56, 3],
+        [1, 128, 128, 28, 3],
+        [1, 256, 256, 14, 3],
+        [1, 512, 128, 7, 3],
+        [1, 32, 48, 40, 3],
+        [1, 96, 96, 20, 3],
+        [16, 128, 16, 8, 3],
+        [16, 40, 32, 9, 7],
+        [16, 128, 24, 6, 7],
+    ] {
+        let layer = [c_in, c_out, 1, size, kernel, 1, kernel / 2, 1];
         let mut draw = |shape: [usize; 4]| Tensor::from_fn(shape, |_| rng.normal(0.0f32, 1.0)).unwrap();
-        let (x, w) = (draw([1, c_in, size, size]), draw([c_out, c_in, 3, 3]));
+        let (x, w) = (draw([batch, c_in, size, size]), draw([c_out, c_in, kernel, kernel]));
         let wide =
             |t: &Tensor<f32, 4>| Tensor::from_fn(t.shape(), |at| f64::from(*t.get(at).unwrap())).unwrap();
-        let [y, dx, dw] = by_columns(layer, &wide(&x), &wide(&w), |[_, c, i, j]| {
-            f64::from(*x.get([0, c % c_in, i, j]).unwrap())
+        let [y, dx, dw] = by_columns(layer, &wide(&x), &wide(&w), |[n, c, i, j]| {
+            f64::from(*x.get([n, c % c_in, i, j]).unwrap())
         });
-        let dz = Tensor::from_fn([1, c_out, size, size], |[_, c, i, j]| *x.get([0, c % c_in, i, j]).unwrap())
-            .unwrap();
-        let conv = Convolution::<2>::new().padding([1, 1]);
+        let dz = |[n, c, i, j]: [usize; 4]| *x.get([n, c % c_in, i, j]).unwrap();
+        let dz = Tensor::from_fn([batch, c_out, size, size], dz).unwrap();
+        let conv = Convolution::<2>::new().padding([kernel / 2; 2]);
         let errors = |algorithm| {
             let conv = conv.algorithm(algorithm);
             let worst = |found: &Tensor<f32, 4>, expected: &Tensor<f64, 4>| {
@@ -491,7 +564,7 @@ fn what_is_chosen_is_nearly_as_accurate_as_the_implicit_gemm() {
             };
             let found = conv.forward(x.view(), w.view(), None).unwrap();
             let gradient = conv.backward_input(dz.view(), w.view(), [size; 2]).unwrap();
-            let of_weight = conv.backward_weight(x.view(), dz.view(), [3, 3]).unwrap();
+            let of_weight = conv.backward_weight(x.view(), dz.view(), [kernel; 2]).unwrap();
             [worst(&found, &y), worst(&gradient, &dx), worst(&of_weight, &dw)]
         };
         let plain = errors(Algorithm::ImplicitGemm);

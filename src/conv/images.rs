@@ -1,10 +1,10 @@
-//! Images as lanes: in a batch, the same pixel of sixteen images is a vector, whatever kernel, stride and padding are. Few channels,
-//! short rows and strides, which leave other tiles half empty, cost nothing here.
+//! Images as lanes: in a batch, the same pixel of sixteen images is a vector, whatever the window is. Few channels, short rows and
+//! strides, which leave other tiles half empty, cost nothing here.
 //!
 //! ```text
 //! for each vector of images and box of rows                 in L2 with all below
 //!     X → pixels with zeros around, channel by channel: `[channels, rows, columns, lanes]`
-//!     for each run of outputs, wherever they are, and tile of output channels
+//!     for each panel of output channels and run of outputs, wherever these are
 //!         sums += weight · pixel, channel by channel and tap by tap
 //!     sums → the output's layout
 //! ```
@@ -17,9 +17,10 @@ mod gradient;
 use std::ops::Range;
 
 pub(super) use self::gradient::Gradient;
-use super::correlate::{Call, winograd};
+use super::correlate::Call;
 use super::depthwise::{Emit, Reach};
 use super::emit::Finish;
+use super::implicit::boxes;
 use super::pixels::{self, Pixels};
 use super::transpose::{Scatter, residues};
 use super::weights::{Cut, Filter};
@@ -31,6 +32,9 @@ use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
+
+/// Steps of depth that are summed up in one: sums in blocks are more accurate.
+const STEPS: usize = 384;
 
 /// Residues of a stride, of which two axes have two each at most.
 const PHASES: usize = 4;
@@ -81,8 +85,8 @@ pub(super) struct Images<'a, T> {
     phases: [Option<Phase<'a, T>>; PHASES],
     /// Output channels of a panel.
     height: usize,
-    /// Rows of a box of outputs.
-    rows: usize,
+    /// Rows and columns of a box of outputs.
+    outputs: [usize; 2],
 }
 
 /// Whether so many images fill vectors.
@@ -91,8 +95,8 @@ fn fills(tile: Tile, images: usize) -> bool {
     tile.lanes >= 4 && images.saturating_mul(5) >= padded.saturating_mul(4)
 }
 
-/// Columns up to which a row may fit in L2. Views that repeat an element may have more than can be counted.
-const MOST_COLUMNS: usize = 1 << 14;
+/// Columns of a row at most. Views that repeat an element may have more than can be counted.
+const MOST_COLUMNS: usize = 1 << 24;
 
 /// Whether images or columns are neighbours, so that they are turned as vectors.
 fn turns(shape: [usize; 5], strides: [isize; 5]) -> bool {
@@ -119,12 +123,32 @@ fn pays(tile: Tile, [images, rows]: [usize; 2], channels: usize, taps: usize) ->
     fills(tile, images) && taps > 1 && full && rows.max(channels) <= MOST_CHANNELS
 }
 
-/// Rows of a box, of `height`, whose copies and sums stay in L2: `one` element for the first, `each` for any other. Few of
-/// them read as many again beside them.
-fn rows_of<T>(l2: usize, height: usize, one: usize, each: usize) -> Option<usize> {
+/// Positions along an axis, of `all`, of a box whose copies and sums stay in L2: `one` element for the first, `each` for any other.
+/// Fewer than `least` read as many again beside them.
+fn balance<T>(l2: usize, all: usize, [one, each]: [usize; 2], least: usize) -> Option<usize> {
     let most = (l2 / 8 * 5 / size_of::<T>()).checked_sub(one)? / each.max(1) + 1;
-    (most >= height.min(4)).then(|| balanced(height, most, 1))
+    (most >= all.min(least)).then(|| balanced(all, most, 1))
 }
+
+/// Rows and columns of a box for which `len` gives the elements of copies and sums: whole rows, or where windows have one row,
+/// parts of single ones.
+fn box_of<T>(
+    [height, width]: [usize; 2],
+    of_window: usize,
+    len: impl Fn([usize; 2]) -> usize,
+) -> Option<[usize; 2]> {
+    let (l2, one) = (machine::caches().l2, len([1, width]));
+    let each = len([height.min(2), width]).saturating_sub(one);
+    if let Some(rows) = balance::<T>(l2, height, [one, each], LEAST[0]) {
+        return Some([rows, width]);
+    }
+    let (one, two) = (len([1, 1]), len([1, width.min(2)]));
+    let columns = || balance::<T>(l2, width, [one, two.saturating_sub(one)], LEAST[1]);
+    Some([1, columns().filter(|_| of_window == 1)?])
+}
+
+/// Rows and columns that a box has at least, where there are as many.
+const LEAST: [usize; 2] = [4, 64];
 
 impl<'a, T: Element> Call<'a, T> {
     /// The call over images as lanes, where that is the fastest for `y`.
@@ -156,23 +180,20 @@ impl<'a, T: Element> Call<'a, T> {
 impl<'a, T: Element> Scatter<'a, T> {
     /// The gradient over images as lanes, where that is the fastest for `y`.
     pub(super) fn by_images(&self, y: [usize; 5], strides: [isize; 5]) -> Result<Option<Images<'a, T>>> {
-        let Scatter { op, isa, z, w, groups, ref sliding, finish, algorithm } = *self;
+        let Scatter { op, isa, z, groups, ref sliding, finish, algorithm, .. } = *self;
         let ([images, rows, depth, height, width], channels) = (y, z.shape()[1]);
-        let plane = sliding.kernel[0] == 1 && sliding.stride[0] == 1 && sliding.padding[0] == [0; 2];
-        let ones = [sliding.stride, sliding.dilation] == [[1; 3]; 2];
-        let [_, _, d, h, w] = w.shape();
-        let positions = images * depth * height * width;
+        let taps = sliding.kernel.iter().product();
         let fits = groups == 1
             && algorithm.is_open()
             && finish.residual.is_none()
-            && plane
+            && self.is_flat()
             && sliding.stride.iter().all(|&stride| stride <= 2)
-            && pays(tile::<T>(isa), [images, rows], channels, d * h * w)
+            && pays(tile::<T>(isa), [images, rows], channels, taps)
             && turns(z.shape(), z.strides())
             && turns(y, strides)
             && !z.is_empty()
             && Reach::of(sliding).fits(channels)
-            && winograd(algorithm, [rows, channels, d, h, w], ones, Some(positions)) == 0;
+            && self.winograd(y) == 0;
         if !fits {
             return Ok(None);
         }
@@ -202,15 +223,15 @@ impl<'a, T: Element> Images<'a, T> {
     ) -> Option<Self> {
         let tile = tile::<T>(isa);
         let [of_panel, _] = tile_of(tile.sums(), channels);
-        let images = Self { op, isa, tile, x, finish, phases, height: of_panel, rows: 1 };
-        let len = |rows: usize| {
-            let pixels = images.pixels([0; 3], [rows, width]).plane();
-            let sums = (rows * width + MOST_LANES) * tile.lanes;
+        let images = Self { op, isa, tile, x, finish, phases, height: of_panel, outputs: [1; 2] };
+        let len = |outputs: [usize; 2]| {
+            let pixels = images.pixels([0; 3], outputs).plane();
+            let sums = (outputs[0] * outputs[1] + MOST_LANES) * tile.lanes;
             x.shape()[1].saturating_mul(pixels).saturating_add(channels.saturating_mul(sums))
         };
-        let one = len(1);
-        let rows = rows_of::<T>(machine::caches().l2, height, one, len(height.min(2)) - one)?;
-        Some(Self { rows, ..images })
+        let of_window = images.each().map(|phase| phase.reach.kernel[1]).max()?;
+        let outputs = box_of::<T>([height, width], of_window, len)?;
+        Some(Self { outputs, ..images })
     }
 
     fn each(&self) -> impl Iterator<Item = &Phase<'a, T>> {
@@ -275,7 +296,7 @@ impl<'a, T: Element> Images<'a, T> {
             *bias = self.finish.bias(channel);
         }
         let depth = self.each().map(|phase| phase.depth).sum::<usize>();
-        let work = (y.len() / self.each().count().max(1)).saturating_mul(depth.max(1));
+        let work = (y.len() / self.each().count()).saturating_mul(depth.max(1));
         self.split(&weights, &bias, y, [0; 5], parallel::threads_for(work, GRAIN))
     }
 
@@ -288,10 +309,18 @@ impl<'a, T: Element> Images<'a, T> {
         at: [usize; 5],
         tasks: usize,
     ) -> Result<()> {
-        let (lanes, [images, .., height, _]) = (self.tile.lanes, y.shape());
+        let (lanes, [images, .., height, width]) = (self.tile.lanes, y.shape());
         let vectors = images.div_ceil(lanes);
         let even = vectors.is_multiple_of(tasks) || vectors >= 4 * tasks;
-        let cut = if even || height < 2 * tasks { (0, lanes) } else { (3, 1) };
+        let cut = if even {
+            (0, lanes)
+        } else if height >= 2 * tasks {
+            (3, 1)
+        } else if width >= LEAST[1] * tasks {
+            (4, 1)
+        } else {
+            (0, lanes)
+        };
         if tasks <= 1 || y.shape()[cut.0] <= cut.1 {
             return self.compute(weights, bias, y, at);
         }
@@ -312,22 +341,23 @@ impl<'a, T: Element> Images<'a, T> {
         let inputs = self.x.shape()[1];
         // All memory first: where it is lacking, nothing has been written.
         let none = || Error::Alloc { op, bytes: usize::MAX };
-        let mut most = 0;
-        for rows in blocks(0..height, self.rows) {
-            let place = [at[2], at[3] + rows.start, at[4]];
-            most = most.max(self.pixels(place, [rows.len(), width]).plane());
-        }
+        let [rows, columns] = self.outputs;
+        let parts = || {
+            boxes([1, depth, height, width], [1, 1, rows, columns])
+                .map(|[_, d, h, w]| ([d.start, h.start, w.start], [h.len(), w.len()]))
+        };
+        let place = |from: [usize; 3]| [0, 1, 2].map(|axis| at[2 + axis] + from[axis]);
+        let most =
+            parts().map(|(from, outputs)| self.pixels(place(from), outputs).plane()).max().unwrap_or(0);
         let mut planes = workspace::scratch(op, inputs.checked_mul(most).ok_or_else(none)?)?;
-        let pitch = (self.rows.min(height) * width + MOST_LANES) * lanes;
+        let pitch = (rows.min(height) * columns.min(width) + MOST_LANES) * lanes;
         let mut sums = workspace::scratch(op, bias.len().checked_mul(pitch).ok_or_else(none)?)?;
         let longest = self.each().map(|phase| phase.depth).max().unwrap_or(0);
         let mut offsets = workspace::scratch::<usize>(op, longest)?;
         for some in blocks(0..images, lanes) {
             let x = self.x.slice(0, at[0] + some.start..at[0] + some.end, 1)?;
-            for (d, rows) in (0..depth).flat_map(|d| blocks(0..height, self.rows).map(move |rows| (d, rows)))
-            {
-                let place = [at[2] + d, at[3] + rows.start, at[4]];
-                let outputs = [rows.len(), width];
+            for (from, outputs) in parts() {
+                let place = place(from);
                 let pixels = Pixels { channels: some.len(), ..self.pixels(place, outputs) };
                 fill(isa, x, &pixels, 0..inputs, &mut planes);
                 let mut rest = weights;
@@ -335,12 +365,12 @@ impl<'a, T: Element> Images<'a, T> {
                     let (weights, others) = rest.split_at(bias.len() * phase.depth);
                     rest = others;
                     let offsets = &mut offsets[..phase.depth];
-                    phase.offsets(&pixels, offsets);
+                    lines(&phase.reach, &pixels, offsets);
                     let grid = phase.grid(&pixels, place, outputs);
                     let (height, planes, sums) = (self.height, &planes[..], &mut sums[..]);
                     T::dispatch(isa, Product { weights, height, bias, planes, offsets, grid, sums, pitch });
                 }
-                let len = (outputs[0] * width + MOST_LANES) * lanes;
+                let len = (outputs[0] * outputs[1] + MOST_LANES) * lanes;
                 for (c, sums) in sums.chunks_exact_mut(pitch).enumerate().take(channels) {
                     let emit = Emit {
                         sums: &mut sums[..len],
@@ -348,7 +378,7 @@ impl<'a, T: Element> Images<'a, T> {
                         y: y.view_mut().select::<4>(1, c)?,
                         residual: None,
                         channels: some.clone(),
-                        at: [d, rows.start, 0],
+                        at: from,
                         finish: &self.finish,
                     };
                     T::dispatch(isa, emit);
@@ -374,33 +404,28 @@ fn fill<T: Element>(
 }
 
 impl<T: Element> Phase<'_, T> {
-    /// Where channels and taps lie in the copy for the first output, from its first tap on.
-    fn offsets(&self, pixels: &Pixels, to: &mut [usize]) {
-        let [_, h, w] = self.reach.kernel;
-        let taps: usize = self.reach.kernel.iter().product();
-        for (at, to) in to.iter_mut().enumerate() {
-            let (c, tap) = (at / taps, at % taps);
-            *to = c * pixels.plane() + offset(&self.reach, pixels, [tap / w / h, tap / w % h, tap % w]);
-        }
-    }
-
     /// Its outputs in a box at depth, row and column `at`.
     fn grid(&self, pixels: &Pixels, at: [usize; 3], outputs: [usize; 2]) -> Grid {
         let [of_rows, of_columns] =
             [0, 1].map(|axis| self.among(axis, at[1 + axis]..at[1 + axis] + outputs[axis]));
         let from = |axis: usize, number: usize| {
             let read = self.reach.start[1 + axis] + (number * self.reach.stride[1 + axis]) as isize;
-            // Without taps nothing is read.
-            usize::try_from(read - pixels.at[axis]).unwrap_or(0)
+            (read - pixels.at[axis]) as usize
         };
         let to = |axis: usize, number: usize| {
             (self.first[axis] + number * self.step[axis]).saturating_sub(at[1 + axis])
         };
-        let [_, down, right] = self.reach.stride;
+        // Without taps nothing is read, and of what others read there may be less.
+        let [_, down, right] = if self.depth == 0 { [0; 3] } else { self.reach.stride };
+        let first = if self.depth == 0 {
+            0
+        } else {
+            from(0, of_rows.start) * pixels.columns + from(1, of_columns.start)
+        };
         Grid {
             rows: of_rows.len(),
             columns: of_columns.len(),
-            from: (from(0, of_rows.start) * pixels.columns + from(1, of_columns.start)) * pixels.lanes,
+            from: first * pixels.lanes,
             down: down * pixels.columns * pixels.lanes,
             right: right * pixels.lanes,
             to: (to(0, of_rows.start) * outputs[1] + to(1, of_columns.start)) * pixels.lanes,
@@ -410,10 +435,15 @@ impl<T: Element> Phase<'_, T> {
     }
 }
 
-/// Where a tap lies in the copy from a window's first one on.
-fn offset(reach: &Reach, pixels: &Pixels, [d, h, w]: [usize; 3]) -> usize {
-    let [_, down, right] = reach.dilation;
-    ((d * pixels.rows + h * down) * pixels.columns + w * right) * pixels.lanes
+/// Where channels and taps lie in a copy from a window's first one on.
+fn lines(reach: &Reach, pixels: &Pixels, to: &mut [usize]) {
+    let ([depth, h, w], [_, down, right]) = (reach.kernel, reach.dilation);
+    let taps = depth * h * w;
+    for (at, to) in to.iter_mut().enumerate() {
+        let (c, tap) = (at / taps, at % taps);
+        let row = tap / w / h * pixels.rows + tap / w % h * down;
+        *to = c * pixels.plane() + (row * pixels.columns + tap % w * right) * pixels.lanes;
+    }
 }
 
 /// Outputs, where the first is read and written and how far it is to the next, in elements.
@@ -478,22 +508,44 @@ impl<T: Element> Product<'_, T> {
     #[inline(always)]
     fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
         let Self { weights, bias, planes, offsets, grid, sums, pitch, .. } = self;
-        let (count, panel) = (grid.rows * grid.columns, R * offsets.len());
+        let (count, depth) = (grid.rows * grid.columns, offsets.len());
+        let (block, panel) = (balanced(depth, STEPS, 1), R * depth);
         for (at, bias) in bias.chunks_exact(R).enumerate() {
             let (weights, sums) = (&weights[at * panel..][..panel], &mut sums[at * R * pitch..]);
-            for first in (0..count).step_by(V) {
-                // What is missing in the last tile is computed again.
-                let places = std::array::from_fn(|v| grid.place((first + v).min(count - 1)));
-                simd.call(Sums::<'_, '_, T, R, V> { weights, bias, planes, offsets, places, sums, pitch });
+            let mut start = 0;
+            loop {
+                let steps = start..depth.min(start + block);
+                let (offsets, weights) = (&offsets[steps.clone()], &weights[steps.start * R..steps.end * R]);
+                let bias = (start == 0).then_some(bias);
+                for first in (0..count).step_by(V) {
+                    // What is missing in the last tile is computed again.
+                    let mut places = [[0; 2]; V];
+                    each!(v in points V { places[v] = grid.place((first + v).min(count - 1)); });
+                    let sums = &mut *sums;
+                    simd.call(Sums::<'_, '_, T, R, V> {
+                        weights,
+                        bias,
+                        planes,
+                        offsets,
+                        places,
+                        sums,
+                        pitch,
+                    });
+                }
+                start = steps.end;
+                if start == depth {
+                    break;
+                }
             }
         }
     }
 }
 
-/// `V` outputs of `R` channels.
+/// `V` outputs of `R` channels: some steps of depth.
 struct Sums<'a, 's, T, const R: usize, const V: usize> {
     weights: &'a [T],
-    bias: &'a [T],
+    /// With the first step; later ones are added to what is there.
+    bias: Option<&'a [T]>,
     planes: &'a [T],
     offsets: &'a [usize],
     places: [[usize; 2]; V],
@@ -509,10 +561,12 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R
         const { assert!(R <= 12 && V <= 6) };
         let Self { weights, bias, planes, offsets, places, sums: to, pitch } = self;
         let mut sums = [[simd.splat(T::ZERO); V]; R];
-        each!(i in rows R {
-            let bias = simd.splat(bias[i]);
-            each!(v in points V { sums[i][v] = bias; });
-        });
+        if let Some(bias) = bias {
+            each!(i in rows R {
+                let bias = simd.splat(bias[i]);
+                each!(v in points V { sums[i][v] = bias; });
+            });
+        }
         // All of one length: one check serves all.
         let last = places.iter().fold(0, |last, place| last.max(place[0]));
         let runs = places.map(|place| &planes[place[0]..][..planes.len() - last]);
@@ -522,6 +576,14 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R
             each!(i in rows R {
                 let weight = simd.splat(weights[i]);
                 each!(v in points V { sums[i][v] = simd.mul_add(weight, pixels[v], sums[i][v]); });
+            });
+        }
+        if bias.is_none() {
+            // All before the first is written: the last places may be one.
+            each!(i in rows R {
+                each!(v in points V {
+                    sums[i][v] = simd.add(simd.load(&to[i * pitch + places[v][1]..]), sums[i][v]);
+                });
             });
         }
         each!(i in rows R {
@@ -551,10 +613,22 @@ mod tests {
     #[test]
     fn boxes_stay_in_l2() {
         // 2 MiB: 327,680 elements.
-        assert_eq!(rows_of::<f32>(2 << 20, 14, 20_000, 10_000), Some(14));
-        assert_eq!(rows_of::<f32>(2 << 20, 56, 20_000, 10_000), Some(28));
-        assert_eq!(rows_of::<f32>(2 << 20, 3, 100_000, 100_000), Some(3));
-        assert_eq!(rows_of::<f32>(2 << 20, 14, 100_000, 100_000), None);
-        assert_eq!(rows_of::<f32>(2 << 20, 1, 400_000, 0), None);
+        let rows = |all, one, each| balance::<f32>(2 << 20, all, [one, each], 4);
+        assert_eq!(rows(14, 20_000, 10_000), Some(14));
+        assert_eq!(rows(56, 20_000, 10_000), Some(28));
+        assert_eq!(rows(3, 100_000, 100_000), Some(3));
+        assert_eq!(rows(14, 100_000, 100_000), None);
+        assert_eq!(rows(1, 400_000, 0), None);
+    }
+
+    /// Long lines are cut where windows have one row.
+    #[test]
+    fn single_rows_are_cut() {
+        let len = |[rows, columns]: [usize; 2]| rows.saturating_mul(columns).saturating_mul(16);
+        let long = usize::MAX >> 10;
+        assert_eq!(box_of::<f32>([3, 50], 3, len), Some([3, 50]));
+        assert_eq!(box_of::<f32>([1, long], 3, len), None);
+        let [rows, columns] = box_of::<f32>([3, long], 1, len).unwrap();
+        assert!(rows == 1 && columns >= 64 && 64 * columns <= machine::caches().l2 / 8 * 5);
     }
 }

@@ -33,7 +33,7 @@
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights fill three quarters of L2 at most, the kernel has no depth and no dilation, and windows touch; or over the image's lines as they lie, but for their ends, where these are dense, the kernel has one axis without dilation and a row of the output is longer than four times what a quarter of L2 holds of its patches |
 //! | weights not packed before, [`Algorithm::Auto`] or [`Algorithm::Direct`], one group, at least 32 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge), not Winograd's | the same, the weights turned in the call |
-//! | weights not packed before, one group, images that fill vectors to four fifths (13 of 16 with AVX-512), images or columns as neighbours, up to 128 channels in and out, 64 out or twice as many as in, that fill tiles of 8 (4 without AVX-512, or where there are no more) to three quarters, several taps, copies of which a few rows stay in L2, no residual, [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | images as lanes: patches read in place in a copy of their pixels |
+//! | weights not packed before, one group, images that fill vectors to four fifths (13 of 16 with AVX-512), images or columns as neighbours, up to 128 channels in and out, out 64 or twice as many as in, that fill tiles of 8 (4 without AVX-512, or where there are no more) to three quarters, several taps, strides up to 64, copies of which a few rows stay in L2 (with windows of one row, a part of one), no residual, [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | images as lanes: patches read in place in a copy of their pixels |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | [`Algorithm::Auto`], 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before; [`Algorithm::Winograd2`], 3 × 3, stride and dilation 1 | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
@@ -45,12 +45,12 @@
 //! | anything else | implicit GEMM: boxes of outputs, whose patches go from a copy of their input into panels, weights where they lie if that is in order |
 //! | `backward_input`, transposed convolution without bias or activation, several taps, one group, [`Algorithm::Auto`] or [`Algorithm::Direct`], weights of a channel in the order of memory, no more positions of dZ than channels, or four times as many in some megabytes; not where Winograd follows | the patches' gradients as one product over the weights as they lie, then col2im |
 //! | `backward_input`, transposed convolution without bias or activation, depthwise with multiplier 1, 3 × 3, stride 2, no dilation, channels last | channels as lanes, both tensors as they lie |
-//! | `backward_input`, transposed convolution, strides up to 2, none along the depth, otherwise as forward | images as lanes: all residues read one copy of dZ |
+//! | `backward_input`, transposed convolution, strides up to 2, windows without depth and padding along it, images, channels and taps as forward, whatever their ratio | images as lanes: all residues read one copy of dZ |
 //! | `backward_input`, transposed convolution, stride 2 along rows whose columns are neighbours | a copy of dZ read in place by all residues, no panels of patches; few output channels as lanes |
 //! | `backward_input`, transposed convolution, otherwise | the same paths, once for each residue of the stride |
 //! | `backward_weight`, 1 × 1, no padding, one group, pixels of dZ mergeable | a GEMM for each run of pixels, summed in order; pixels of X that are not, as with a stride, are copied |
 //! | `backward_weight`, 3 × 3, stride and dilation 1, one group, no depth, where Winograd is taken as above | Winograd's adjoint, tiles of 2 × 2 gradients, of 4 × 4 where an image has 400 outputs and fills them: a product over tiles for each point, boxes summed in order |
-//! | `backward_weight`, images that fill vectors as above, up to 64 input and 16 output channels, or from 4 input channels on up to 64, several taps, one group | images as lanes: copies of both tensors, up to eight parts of the images each summed by itself |
+//! | `backward_weight`, images and copies as forward, up to 64 input and 16 output channels, or from 4 input channels on up to 64, no more than 2048 pairs of them, several taps, one group, [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | images as lanes: copies of both tensors, up to eight parts of the images each summed by itself |
 //! | `backward_weight`, at most 64 output channels a group, sums that stay in L2 | boxes of positions, dZ into panels, patches read in place, summed in order |
 //! | `backward_weight` | boxes of positions, patches and dZ into panels, summed in order |
 //! | the last two, one group, at most three input channels and a tile of output channels, several images | up to eight parts of the images, each summed by itself |
@@ -60,7 +60,7 @@
 //! The patch matrix of im2col is never there, but that of a gradient of few positions, which is no larger than the weights or than
 //! some megabytes. Weights that are turned in the call are there once more meanwhile, or twice, and so are the pixels that a weight gradient of
 //! single taps with a stride copies. A thread has a copy of the input of one box of outputs and the patches of some hundred of
-//! them, in its L2. Winograd's weight gradient has some hundred tiles for each
+//! them, or the pixels of a vector of images, in its L2. Winograd's weight gradient has some hundred tiles for each
 //! thread at a time, and its sums, 16/9 or 4 times the weights. One of depthwise weights or small groups, of pixels that are read where
 //! they lie, has as many sums as there are weights for each 2048 outputs or fewer, one of few channels for each part. [`Im2col`] makes
 //! the whole matrix, for those who want it. Beyond its tensors, for a 3 × 3
@@ -144,9 +144,9 @@ pub enum Algorithm {
     Auto,
     /// Patches into panels, for any geometry.
     ImplicitGemm,
-    /// What [`Auto`](Self::Auto) takes where Winograd does not pay, taken everywhere: patches read in place or channels as lanes
-    /// where that fits and pays, else the implicit GEMM. No pixel is mixed with another; sums may be longer than the implicit GEMM's,
-    /// and their errors up to 4 times as large.
+    /// What [`Auto`](Self::Auto) takes where Winograd does not pay, taken everywhere: patches read in place, or channels or images as
+    /// lanes, where that fits and pays, else the implicit GEMM. No pixel is mixed with another; sums may be longer than the implicit
+    /// GEMM's, and their errors up to 4 times as large.
     Direct,
     /// Winograd's F(2 × 2, 3 × 3) for 3 × 3 kernels with stride and dilation 1, else the implicit GEMM.
     Winograd2,

@@ -16,7 +16,7 @@ use self::depthwise::Depthwise;
 use self::in_place::InPlace;
 use super::Algorithm;
 use super::backward::trace;
-use super::correlate::{Call, Operand};
+use super::correlate::{self, Call, Operand};
 use super::depthwise::Reach;
 use super::emit::Finish;
 use super::geometry::{self, Geometry, Padding, flip, gcd};
@@ -137,6 +137,21 @@ impl<'a, T: Element> Scatter<'a, T> {
     fn is_plain(&self) -> bool {
         let Finish { bias, residual, activation } = self.finish;
         bias.is_none() && residual.is_none() && activation == Activation::Identity
+    }
+
+    /// Depth is as if there was none: each plane of Y is one of Z.
+    pub(super) fn is_flat(&self) -> bool {
+        let Sliding { kernel, stride, padding, .. } = self.sliding;
+        kernel[0] == 1 && stride[0] == 1 && padding[0] == [0; 2]
+    }
+
+    /// As [`correlate::winograd`], for `y`.
+    pub(super) fn winograd(&self, [images, channels, image @ ..]: [usize; 5]) -> usize {
+        let ones = [self.sliding.stride, self.sliding.dilation] == [[1; 3]; 2];
+        let positions = image.iter().fold(images, |product, &size| product.saturating_mul(size));
+        let [_, _, d, h, w] = self.w.shape();
+        let outer = self.z.shape()[1] / self.groups;
+        correlate::winograd(self.algorithm, [channels, outer, d, h, w], ones, Some(positions))
     }
 
     /// The weights that one residue along each axis sees, and where it reads Z.

@@ -7,7 +7,7 @@ use tilewise::{Element, Tensor, TensorView, machine};
 use super::common::{ALGORITHMS, last, turned, wave};
 
 /// Batch, channels in and out, groups, size, kernel, stride, padding, dilation: some for each path of `conv`'s table.
-const LAYERS: [[usize; 9]; 27] = [
+const LAYERS: [[usize; 9]; 28] = [
     // Single taps: rows of patches, batched, with a stride, in groups.
     [2, 20, 33, 1, 9, 1, 1, 1, 1],
     [1, 20, 16, 1, 10, 1, 2, 2, 1],
@@ -42,6 +42,8 @@ const LAYERS: [[usize; 9]; 27] = [
     [1, 32, 32, 4, 14, 3, 1, 1, 1],
     [1, 64, 64, 4, 15, 3, 2, 1, 1],
     [1, 12, 20, 4, 9, 3, 1, 1, 1],
+    // Images as lanes.
+    [14, 4, 8, 1, 9, 3, 2, 1, 1],
 ];
 
 /// Fails where an element that is infinite or no number by the reference is not so; where `exact`, also where another one is.

@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 
-use super::{fill, fills, offset, rows_of, turns};
+use super::{box_of, fill, fills, lines, turns};
 use crate::conv::depthwise::Reach;
+use crate::conv::implicit::boxes;
 use crate::conv::pixels::Pixels;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{GRAIN, Tile, blocks, each, tile};
-use crate::machine::{self, Isa};
+use crate::machine::Isa;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
 use crate::spatial::Sliding;
@@ -25,18 +26,16 @@ const fn tile_of(sums: usize) -> [usize; 2] {
     }
 }
 
-/// Bytes of dZ that stay in L1 beside what passes through.
-const NEAR: usize = 16 << 10;
-
-/// Output and input channels up to which it pays.
-const MOST_OUTPUTS: usize = 64;
-const MOST_INPUTS: usize = 64;
+/// Channels in and out, and their product, up to which it pays.
+const MOST_CHANNELS: usize = 64;
+const MOST_PAIRS: usize = 2048;
 
 /// Whether it pays for so many images and output channels, input channels and taps.
 fn pays(tile: Tile, [images, outputs]: [usize; 2], inputs: usize, taps: usize) -> bool {
     // Each channel of dZ is turned, which takes as long as some lines: many of them over few lines are better off elsewhere.
-    let many = outputs <= 16 || inputs >= 4 && outputs <= MOST_OUTPUTS;
-    fills(tile, images) && taps > 1 && many && inputs <= MOST_INPUTS
+    let enough = outputs <= 16 || inputs >= 4;
+    let few = inputs.max(outputs) <= MOST_CHANNELS && inputs * outputs <= MOST_PAIRS;
+    fills(tile, images) && taps > 1 && enough && few
 }
 
 /// The gradient for the weights over images as lanes, where that pays.
@@ -47,8 +46,8 @@ pub(in crate::conv) struct Gradient<'a, T> {
     x: TensorView<'a, T, 5>,
     dz: TensorView<'a, T, 5>,
     reach: Reach,
-    /// Rows of a box of positions.
-    rows: usize,
+    /// Rows and columns of a box of positions.
+    outputs: [usize; 2],
 }
 
 impl<'a, T: Element> Gradient<'a, T> {
@@ -60,7 +59,7 @@ impl<'a, T: Element> Gradient<'a, T> {
         sliding: &Sliding,
     ) -> Option<Self> {
         let (tile, reach, inputs) = (tile::<T>(isa), Reach::of(sliding), x.shape()[1]);
-        let [images, outputs, _, height, _] = dz.shape();
+        let [images, outputs, _, height, width] = dz.shape();
         let fits = pays(tile, [images, outputs], inputs, sliding.kernel.iter().product())
             && turns(x.shape(), x.strides())
             && turns(dz.shape(), dz.strides())
@@ -69,14 +68,13 @@ impl<'a, T: Element> Gradient<'a, T> {
         if !fits {
             return None;
         }
-        let gradient = Self { op, isa, tile, x, dz, reach, rows: 1 };
-        let len = |rows: usize| {
-            let of_x = gradient.of_x([0; 2], rows, 0).plane().saturating_mul(inputs);
-            of_x.saturating_add(gradient.of_z([0; 2], rows, 0).plane().saturating_mul(outputs))
+        let gradient = Self { op, isa, tile, x, dz, reach, outputs: [1; 2] };
+        let len = |sizes: [usize; 2]| {
+            let of_x = gradient.of_x([0; 3], sizes, 0).plane().saturating_mul(inputs);
+            of_x.saturating_add(gradient.of_z([0; 3], sizes, 0).plane().saturating_mul(outputs))
         };
-        let one = len(1);
-        let rows = rows_of::<T>(machine::caches().l2, height, one, len(height.min(2)) - one)?;
-        Some(Self { rows, ..gradient })
+        let outputs = box_of::<T>([height, width], sliding.kernel[1], len)?;
+        Some(Self { outputs, ..gradient })
     }
 
     /// Computes dW, `[outputs, inputs, kernel…]`.
@@ -93,18 +91,16 @@ impl<'a, T: Element> Gradient<'a, T> {
 }
 
 impl<T: Element> Gradient<'_, T> {
-    /// The copy of what the positions of some rows at a depth read, for so many images.
-    fn of_x(&self, [d, first]: [usize; 2], rows: usize, images: usize) -> Pixels {
+    /// The copy of what a box of positions reads, from depth, row and column `at` on, for so many images.
+    fn of_x(&self, at: [usize; 3], sizes: [usize; 2], images: usize) -> Pixels {
         let whole = self.reach.pixels(self.tile.lanes, 1, [1; 2], 1);
-        let width = self.dz.shape()[4];
-        whole.over(&self.reach, [d, first, 0], [rows, width], 0, images)
+        whole.over(&self.reach, at, sizes, 0, images)
     }
 
-    /// The copy of some rows of dZ.
-    fn of_z(&self, [d, first]: [usize; 2], rows: usize, images: usize) -> Pixels {
+    /// The copy of these positions of dZ.
+    fn of_z(&self, at: [usize; 3], sizes: [usize; 2], images: usize) -> Pixels {
         let whole = Reach::SELF.pixels(self.tile.lanes, 1, [1; 2], 1);
-        let width = self.dz.shape()[4];
-        whole.over(&Reach::SELF, [d, first, 0], [rows, width], 0, images)
+        whole.over(&Reach::SELF, at, sizes, 0, images)
     }
 
     /// The gradients of some of the parts of the images, as rows.
@@ -141,7 +137,7 @@ impl<T: Element> Gradient<'_, T> {
         tasks: usize,
     ) -> Result<()> {
         let [height, _] = tile_of(self.tile.sums());
-        let [outputs, lines] = sums.shape();
+        let [outputs, count] = sums.shape();
         if tasks > 1 && outputs > height {
             return parallel::halves(sums, first, (0, height), tasks, &|sums, first, tasks| {
                 self.split(images.clone(), sums, first, tasks)
@@ -151,31 +147,30 @@ impl<T: Element> Gradient<'_, T> {
         let (op, isa, lanes) = (self.op, self.isa, self.tile.lanes);
         let none = || Error::Alloc { op, bytes: usize::MAX };
         // All memory first: where it is lacking, nothing has been written.
-        let [of_x, of_z] = [self.of_x([0; 2], self.rows, 0), self.of_z([0; 2], self.rows, 0)];
+        let [of_x, of_z] = [self.of_x([0; 3], self.outputs, 0), self.of_z([0; 3], self.outputs, 0)];
         let mut x = workspace::scratch(op, inputs.checked_mul(of_x.plane()).ok_or_else(none)?)?;
         // Planes that the last tile has too many are never looked at.
         let z_len = of_z.plane().checked_mul(outputs.next_multiple_of(height));
         let mut z = workspace::scratch(op, z_len.ok_or_else(none)?)?;
-        let mut offsets = workspace::scratch::<usize>(op, lines)?;
+        let mut offsets = workspace::scratch::<usize>(op, count)?;
         sums.fill(T::ZERO);
         let Some(sums) = sums.as_mut_slice() else { return Ok(()) };
         for some in blocks(images, lanes) {
             let [x_of, z_of] = [self.x, self.dz].map(|t| t.slice(0, some.clone(), 1));
             let (x_of, z_of) = (x_of?, z_of?);
-            for (d, part) in (0..depth).flat_map(|d| blocks(0..rows, self.rows).map(move |part| (d, part))) {
-                let place = [d, part.start];
-                let [of_x, of_z] =
-                    [self.of_x(place, part.len(), some.len()), self.of_z(place, part.len(), some.len())];
+            for [_, d, h, w] in boxes([1, depth, rows, width], [1, 1, self.outputs[0], self.outputs[1]]) {
+                let (at, sizes) = ([d.start, h.start, w.start], [h.len(), w.len()]);
+                let [of_x, of_z] = [self.of_x(at, sizes, some.len()), self.of_z(at, sizes, some.len())];
                 fill(isa, x_of, &of_x, 0..inputs, &mut x);
                 fill(isa, z_of, &of_z, first[0]..first[0] + outputs, &mut z);
-                self.offsets(&of_x, &mut offsets);
+                lines(&self.reach, &of_x, &mut offsets);
                 let [_, down, right] = self.reach.stride;
                 let product = Product {
                     x: &x,
                     z: &z,
                     plane: of_z.plane(),
                     offsets: &offsets,
-                    sizes: [part.len(), width],
+                    sizes,
                     steps: [down * of_x.columns * lanes, right * lanes],
                     sums,
                 };
@@ -183,16 +178,6 @@ impl<T: Element> Gradient<'_, T> {
             }
         }
         Ok(())
-    }
-
-    /// Where channels and taps lie in the copy of X for the first position.
-    fn offsets(&self, pixels: &Pixels, to: &mut [usize]) {
-        let [_, h, w] = self.reach.kernel;
-        let taps: usize = self.reach.kernel.iter().product();
-        for (at, to) in to.iter_mut().enumerate() {
-            let (c, tap) = (at / taps, at % taps);
-            *to = c * pixels.plane() + offset(&self.reach, pixels, [tap / w / h, tap / w % h, tap % w]);
-        }
     }
 }
 
@@ -225,30 +210,27 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
             )*};
         }
         tiles!(4 x 6 2 x 6 2 x 3);
+        unreachable!("internal error: a tile without a kernel");
     }
 }
 
 impl<T: Element> Product<'_, T> {
     #[inline(always)]
     fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
-        let Self { x, z, plane, offsets, sizes: [rows, columns], steps, sums } = self;
+        let Self { x, z, plane, offsets, sizes, steps, sums } = self;
         let lines = offsets.len();
         let outputs = sums.len() / lines;
         let mut tile = [[T::ZERO; V]; R];
-        for some in blocks(0..rows, (NEAR / (R * S::LANES * size_of::<T>() * columns)).max(1)) {
-            let x = &x[some.start * steps[0]..];
+        for line in (0..lines).step_by(V) {
+            // What is missing in the last tile is computed again and never looked at.
+            let mut from = [0; V];
+            each!(v in points V { from[v] = offsets[(line + v).min(lines - 1)]; });
             for output in (0..outputs).step_by(R) {
-                let z = &z[output * plane + some.start * columns * S::LANES..];
-                for line in (0..lines).step_by(V) {
-                    // What is missing in the last tile is computed again and never looked at.
-                    let mut from = [0; V];
-                    each!(v in points V { from[v] = offsets[(line + v).min(lines - 1)]; });
-                    let sizes = [some.len(), columns];
-                    simd.call(Lines::<'_, '_, T, R, V> { x, from, z, plane, sizes, steps, tile: &mut tile });
-                    for (i, tile) in (output..outputs).zip(&tile) {
-                        let to = &mut sums[i * lines + line..(i + 1) * lines];
-                        to.iter_mut().zip(tile).for_each(|(to, &sum)| *to += sum);
-                    }
+                let z = &z[output * plane..];
+                simd.call(Lines::<'_, '_, T, R, V> { x, from, z, plane, sizes, steps, tile: &mut tile });
+                for (i, tile) in (output..outputs).zip(&tile) {
+                    let to = &mut sums[i * lines + line..(i + 1) * lines];
+                    to.iter_mut().zip(tile).for_each(|(to, &sum)| *to += sum);
                 }
             }
         }
@@ -313,7 +295,10 @@ mod tests {
         assert!(pays(tile, [64, 16], 1, 25) && pays(tile, [64, 64], 32, 9) && pays(tile, [13, 3], 16, 9));
         // Many channels over few, too many, too few images, single taps.
         assert!(
-            !pays(tile, [64, 64], 3, 9) && !pays(tile, [64, 128], 16, 9) && !pays(tile, [64, 16], 128, 9)
+            !pays(tile, [64, 64], 3, 9)
+                && !pays(tile, [64, 64], 64, 9)
+                && !pays(tile, [64, 128], 16, 9)
+                && !pays(tile, [64, 16], 128, 9)
         );
         assert!(!pays(tile, [12, 16], 16, 9) && !pays(tile, [64, 16], 16, 1));
     }

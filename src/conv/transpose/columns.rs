@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::conv::correlate::winograd;
 use crate::conv::im2col::Plan;
 use crate::conv::pointwise::merges;
 use crate::element::Element;
@@ -57,11 +56,7 @@ impl<'a, 's, T: Element> Columns<'a, 's, T> {
         let ([batch, outer, output @ ..], [_, channels, image @ ..]) = (z.shape(), y.shape());
         let plan = Plan::new(sliding, batch, channels, image, output)?;
         let sizes = [plan.matrix[0], outer, plan.matrix[1]];
-        let [_, _, kernel @ ..] = w.shape();
-        let ones = sliding.stride == [1; 3] && sliding.dilation == [1; 3];
-        let of_image = image.iter().fold(batch, |product, &size| product.saturating_mul(size));
-        let [d, h, width] = kernel;
-        if winograd(algorithm, [channels, outer, d, h, width], ones, Some(of_image)) > 0 {
+        if scatter.winograd(y.shape()) > 0 {
             return None;
         }
         // Several images are copied, unless channels are neighbours.

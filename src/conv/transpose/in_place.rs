@@ -76,9 +76,8 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
     /// `None` where another path is taken for `y`, which has elements.
     pub(super) fn new(scatter: &'s Scatter<'a, T>, y: &TensorViewMut<'_, T, 5>) -> Option<Self> {
         let Scatter { isa, z, w, groups, sliding, ref finish, .. } = *scatter;
-        let plane = sliding.kernel[0] == 1 && sliding.stride[0] == 1 && sliding.padding[0] == [0; 2];
         let [.., height, width] = y.shape();
-        if !plane
+        if !scatter.is_flat()
             || sliding.stride[2] != 2
             || y.strides()[4] != 1
             || finish.residual.is_some()
