@@ -159,7 +159,7 @@ impl<'a, T: Element> Call<'a, T> {
             && dilation[2] == 1
             && self.x.strides()[4] == channels as isize
             // Each run of pixels reads all weights.
-            && (y[4] >= if plain { 2 * RUN } else { RUN } || merges(y, strides, &[0, 2, 3, 4]))
+            && (y[4] >= if plain || y[1] < MANY { 2 * RUN } else { RUN } || merges(y, strides, &[0, 2, 3, 4]))
             && images * y[2..].iter().product::<usize>() >= POSITIONS
             && self.winograd(w, y) == 0
         {
@@ -245,8 +245,10 @@ fn pays([rows, channels]: [usize; 2], positions: Option<usize>) -> bool {
 }
 
 /// Output channels from which on patches as rows pay.
-const CHANNELS: usize = 32;
-/// Outputs along a row from which on it is a run of its own for patches; twice as many where these are single pixels.
+const CHANNELS: usize = 4;
+/// Output channels from which on they share well what a run of patches costs.
+const MANY: usize = 32;
+/// Outputs along a row from which on it is a run of its own for patches; twice as many where these are single pixels, or channels few.
 const RUN: usize = 14;
 /// Outputs from which on turning the weights in the call pays.
 const POSITIONS: usize = 512;
@@ -319,7 +321,8 @@ mod tests {
         assert_eq!(path(conv, [1, 3, 224, 224], [64, 7], true, View), Path::Patches);
         // Few outputs, few output channels, another algorithm, and Winograd's.
         assert_eq!(path(conv, [1, 128, 14, 14], [128, 3], true, View), Path::Implicit);
-        assert_eq!(path(conv, [1, 128, 56, 56], [16, 3], true, View), Path::Implicit);
+        assert_eq!(path(conv, [1, 128, 56, 56], [16, 3], true, View), Path::Patches);
+        assert_eq!(path(conv, [1, 128, 56, 56], [3, 3], true, View), Path::Implicit);
         let implicit = conv.algorithm(Algorithm::ImplicitGemm);
         assert_eq!(path(implicit, [1, 128, 56, 56], [128, 3], true, View), Path::Implicit);
         let dense = conv.stride([1, 1]);
@@ -336,7 +339,7 @@ mod tests {
         assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], false, View), Path::Images);
         // Weights packed before, pixels as neighbours, few images, Winograd's, another algorithm.
         assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, Packed), Path::Implicit);
-        assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, View), Path::Implicit);
+        assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, View), Path::Patches);
         assert_eq!(path(strided, [1, 16, 14, 14], [32, 3], false, View), Path::Implicit);
         assert_eq!(path(conv, [64, 16, 14, 14], [24, 3], false, View), Path::Implicit);
         assert_eq!(
