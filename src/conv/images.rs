@@ -405,11 +405,9 @@ impl<T: Element> Phase<'_, T> {
             (self.first[axis] + number * self.step[axis]).saturating_sub(at[1 + axis])
         };
         // Without taps nothing is read, and of what others read there may be less.
-        let [_, down, right] = if self.depth == 0 { [0; 3] } else { self.reach.stride };
-        let first = if self.depth == 0 {
-            0
-        } else {
-            from(0, of_rows.start) * pixels.columns + from(1, of_columns.start)
+        let (first, [_, down, right]) = match self.depth {
+            0 => (0, [0; 3]),
+            _ => (from(0, of_rows.start) * pixels.columns + from(1, of_columns.start), self.reach.stride),
         };
         Grid {
             rows: of_rows.len(),

@@ -119,6 +119,43 @@ fn copy_images<T: Element>(
     Ok(())
 }
 
+/// dW as the sum, in order, of what `f` makes of `parts` parts, elements of dW in row-major order: it has the part's number and
+/// its share of the tasks.
+pub(super) fn in_parts<T: Element>(
+    op: &'static str,
+    mut dw: TensorViewMut<'_, T, 5>,
+    parts: usize,
+    tasks: usize,
+    f: &(impl Fn(usize, &mut [T], usize) -> Result<()> + Sync),
+) -> Result<()> {
+    let len = dw.len();
+    let mut sums = workspace::scratch(op, workspace::product(op, &[len, parts])?)?;
+    each_part(TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks, f)?;
+    dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), dw.shape())?);
+    Ok(())
+}
+
+/// Some of the parts, as rows from number `first` on.
+fn each_part<T: Element>(
+    mut sums: TensorViewMut<'_, T, 2>,
+    first: [usize; 1],
+    tasks: usize,
+    f: &(impl Fn(usize, &mut [T], usize) -> Result<()> + Sync),
+) -> Result<()> {
+    let count = sums.shape()[0];
+    if tasks > 1 && count > 1 {
+        return parallel::halves(sums, first, (0, 1), tasks, &|part, at, tasks| {
+            each_part(part, at, tasks, f)
+        });
+    }
+    (0..count).try_for_each(|part| f(first[0] + part, sums.row_mut(part).unwrap_or(&mut []), tasks))
+}
+
+/// Of `count` things, those of one of so many parts.
+pub(super) fn share(count: usize, parts: usize, part: usize) -> Range<usize> {
+    count * part / parts..count * (part + 1) / parts
+}
+
 struct Gradient<'a, T> {
     op: &'static str,
     isa: Isa,
@@ -158,39 +195,15 @@ impl<'a, T: Element> Gradient<'a, T> {
     }
 
     /// The sum of the gradients of so many parts of the images, in order; there is one group.
-    fn in_parts(&self, parts: usize, mut dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
-        let len = dw.len();
-        let mut sums = workspace::scratch(self.op, workspace::product(self.op, &[len, parts])?)?;
-        self.images(parts, TensorViewMut::matrix(&mut sums, [parts, len]), [0], tasks)?;
-        dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), dw.shape())?);
-        Ok(())
-    }
-
-    /// The gradients of some of the parts, as rows.
-    fn images(
-        &self,
-        parts: usize,
-        mut sums: TensorViewMut<'_, T, 2>,
-        first: [usize; 1],
-        tasks: usize,
-    ) -> Result<()> {
-        let count = sums.shape()[0];
-        if tasks > 1 && count > 1 {
-            return parallel::halves(sums, first, (0, 1), tasks, &|part, at, tasks| {
-                self.images(parts, part, at, tasks)
-            });
-        }
-        let ([images, outputs, ..], [_, inputs, ..]) = (self.dz.shape(), self.x.shape());
-        let [depth, height, width] = self.sliding.kernel;
-        for part in 0..count {
-            let [first, end] = [0, 1].map(|next| images * (first[0] + part + next) / parts);
-            let (x, dz) = (self.x.slice(0, first..end, 1)?, self.dz.slice(0, first..end, 1)?);
-            let sums = sums.row_mut(part).unwrap_or(&mut []);
-            let dw = TensorViewMut::from_slice(sums, [outputs, inputs, depth, height, width])?;
+    fn in_parts(&self, parts: usize, dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
+        let (images, shape) = (self.dz.shape()[0], dw.shape());
+        in_parts(self.op, dw, parts, tasks, &|part, sums, tasks| {
+            let images = share(images, parts, part);
+            let (x, dz) = (self.x.slice(0, images.clone(), 1)?, self.dz.slice(0, images, 1)?);
+            let dw = TensorViewMut::from_slice(sums, shape)?;
             let part = Gradient::new(self.op, self.isa, [x, dz], self.groups, self.sliding);
-            part.split(dw, [0, 0], tasks)?;
-        }
-        Ok(())
+            part.split(dw, [0, 0], tasks)
+        })
     }
 
     /// Computes the part `dw`, whose first element has these indices of output and input channel, in `tasks` tasks.

@@ -333,9 +333,9 @@ def compare(problem, peers):
 def problems():
     layers = json.loads((pathlib.Path(__file__).parent.parent / "convolutions.json").read_text())
     batches = [int(batch) for batch in arguments.batch.split(",")]
+    # Layers of small networks are trained on batches of their own.
+    of = lambda layer: [layer["batch"]] if "batch" in layer else batches
     for kind in KINDS:
-        # Layers of small networks are trained on batches of their own.
-        of = lambda layer: [layer["batch"]] if "batch" in layer else batches
         yield from (Convolution(layer, batch, kind) for layer in layers for batch in of(layer))
     yield from (Pool(layer, batch) for layer in POOLS for batch in batches)
 

@@ -7,6 +7,7 @@ use super::{box_of, fill, fills, lines, turns};
 use crate::conv::depthwise::Reach;
 use crate::conv::implicit::boxes;
 use crate::conv::pixels::Pixels;
+use crate::conv::weight_gradient::{in_parts, share};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{GRAIN, Tile, blocks, each, tile};
@@ -78,15 +79,16 @@ impl<'a, T: Element> Gradient<'a, T> {
     }
 
     /// Computes dW, `[outputs, inputs, kernel…]`.
-    pub(in crate::conv) fn run(&self, mut dw: TensorViewMut<'_, T, 5>) -> Result<()> {
-        let (len, [images, _, depth, height, width]) = (dw.len(), self.dz.shape());
+    pub(in crate::conv) fn run(&self, dw: TensorViewMut<'_, T, 5>) -> Result<()> {
+        let ([images, outputs, depth, height, width], len) = (self.dz.shape(), dw.len());
         let work = len.saturating_mul(images * depth * height * width);
-        let parts = parallel::parts(images.div_ceil(self.tile.lanes));
-        let mut sums = workspace::scratch(self.op, workspace::product(self.op, &[len, parts])?)?;
-        let rows = TensorViewMut::matrix(&mut sums, [parts, len]);
-        self.parts(parts, rows, [0], parallel::threads_for(work, GRAIN))?;
-        dw.copy_from(TensorView::from_slice(parallel::total(&mut sums, len), dw.shape())?);
-        Ok(())
+        let (lanes, vectors) = (self.tile.lanes, images.div_ceil(self.tile.lanes));
+        let parts = parallel::parts(vectors);
+        in_parts(self.op, dw, parts, parallel::threads_for(work, GRAIN), &|part, sums, tasks| {
+            let these = share(vectors, parts, part);
+            let sums = TensorViewMut::matrix(sums, [outputs, len / outputs]);
+            self.split(these.start * lanes..images.min(these.end * lanes), sums, [0], tasks)
+        })
     }
 }
 
@@ -101,31 +103,6 @@ impl<T: Element> Gradient<'_, T> {
     fn of_z(&self, at: [usize; 3], sizes: [usize; 2], images: usize) -> Pixels {
         let whole = Reach::SELF.pixels(self.tile.lanes, 1, [1; 2], 1);
         whole.over(&Reach::SELF, at, sizes, 0, images)
-    }
-
-    /// The gradients of some of the parts of the images, as rows.
-    fn parts(
-        &self,
-        parts: usize,
-        mut sums: TensorViewMut<'_, T, 2>,
-        first: [usize; 1],
-        tasks: usize,
-    ) -> Result<()> {
-        let [count, len] = sums.shape();
-        if tasks > 1 && count > 1 {
-            return parallel::halves(sums, first, (0, 1), tasks, &|sums, first, tasks| {
-                self.parts(parts, sums, first, tasks)
-            });
-        }
-        let (images, lanes, outputs) = (self.dz.shape()[0], self.tile.lanes, self.dz.shape()[1]);
-        let vectors = images.div_ceil(lanes);
-        for part in 0..count {
-            let [start, end] = [0, 1].map(|next| vectors * (first[0] + part + next) / parts * lanes);
-            let sums = sums.row_mut(part).unwrap_or(&mut []);
-            let sums = TensorViewMut::matrix(sums, [outputs, len / outputs]);
-            self.split(start..images.min(end), sums, [0], tasks)?;
-        }
-        Ok(())
     }
 
     /// The gradients of some output channels, from `first` on, by some images.
@@ -274,13 +251,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Lines<'_, '_, T, 
             }
         }
         each!(i in rows R {
-            if const { V == 6 } {
-                let [a, b, c, d] = simd.reduce_add_each([sums[i][0], sums[i][1], sums[i][2], sums[i][3 % V]]);
-                (tile[i][0], tile[i][1], tile[i][2], tile[i][3 % V]) = (a, b, c, d);
-                each!(v in points V { if v > 3 { tile[i][v] = simd.reduce_add(sums[i][v]); } });
-            } else {
-                each!(v in points V { tile[i][v] = simd.reduce_add(sums[i][v]); });
-            }
+            each!(v in points V { tile[i][v] = simd.reduce_add(sums[i][v]); });
         });
     }
 }
