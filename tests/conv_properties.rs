@@ -442,21 +442,23 @@ fn batches_whose_windows_read_nothing() {
         let conv = Convolution::<2>::new().stride(stride).padding(padding);
         let dz = wave::<f32, 4>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.5);
         let transpose = ConvolutionTranspose::<2>::new().stride(stride).padding(padding);
-        let all = |algorithm| {
+        let (x_last, dz_last) = (last(&x), last(&dz));
+        let all = |algorithm, last| {
             let (conv, transpose) = (conv.algorithm(algorithm), transpose.algorithm(algorithm));
-            let gradients = conv.backward(x.view(), w.view(), dz.view()).unwrap();
-            let image = transpose.forward(dz.view(), w.view(), Some(back.view())).unwrap();
-            let y = conv.forward(x.view(), w.view(), Some(bias.view())).unwrap();
+            let (x, dz) = if last { (turned(&x_last), turned(&dz_last)) } else { (x.view(), dz.view()) };
+            let gradients = conv.backward(x, w.view(), dz).unwrap();
+            let image = transpose.forward(dz, w.view(), Some(back.view())).unwrap();
+            let y = conv.forward(x, w.view(), Some(bias.view())).unwrap();
             [y, image, gradients.input, gradients.weight]
         };
-        for &isa in machine::supported() {
-            let run = |algorithm| in_pools(|| machine::with_isa(isa, || all(algorithm)).unwrap());
+        for (&isa, last) in machine::supported().iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+            let run = |algorithm| in_pools(|| machine::with_isa(isa, || all(algorithm, last)).unwrap());
             let (results, expected) = (run(Algorithm::Auto), run(Algorithm::ImplicitGemm));
             for result in results {
                 for (found, expected) in result.iter().zip(&expected[0]) {
                     assert!(
                         found.view().all_close(expected.view(), 1e-4, 1e-4),
-                        "{isa} {:?} {stride:?}",
+                        "{isa} {:?} {stride:?} {last}",
                         x.shape()
                     );
                 }
@@ -471,15 +473,27 @@ fn batches_of_sequences() {
     let conv = Convolution::<1>::new().stride([2]).padding_sides([[3, 1]]).activation(Activation::Relu);
     let (x, w, b) = (wave::<f32, 3>([13, 6, 30_001], 0.1), wave([4, 6, 5], 0.2), wave::<f32, 1>([4], 0.3));
     let dz = wave::<f32, 3>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.4);
-    let all = |conv: Convolution<1>| {
-        let y = conv.forward(x.view(), w.view(), Some(b.view())).unwrap();
-        let gradients = conv.backward(x.view(), w.view(), dz.view()).unwrap();
+    let [x_last, dz_last] = [&x, &dz].map(|t| t.view().permute([0, 2, 1]).unwrap().to_tensor().unwrap());
+    let all = |conv: Convolution<1>, last: bool| {
+        let turned = [&x_last, &dz_last].map(|t| t.view().permute([0, 2, 1]).unwrap());
+        let [x, dz] = if last { turned } else { [x.view(), dz.view()] };
+        let mut y_last = Tensor::zeros(dz_last.shape()).unwrap();
+        if last {
+            let y = y_last.view_mut().permute([0, 2, 1]).unwrap();
+            conv.forward_into(x, w.view(), Some(b.view()), y).unwrap();
+        }
+        let y = match last {
+            true => y_last.view().permute([0, 2, 1]).unwrap().to_tensor().unwrap(),
+            false => conv.forward(x, w.view(), Some(b.view())).unwrap(),
+        };
+        let gradients = conv.backward(x, w.view(), dz).unwrap();
         [y, gradients.input, gradients.weight]
     };
-    for &isa in machine::supported() {
+    for (&isa, last) in machine::supported().iter().flat_map(|isa| [(isa, false), (isa, true)]) {
         let results =
-            machine::with_isa(isa, || in_pools(|| machine::with_isa(isa, || all(conv)).unwrap())).unwrap();
-        let expected = machine::with_isa(isa, || all(conv.algorithm(Algorithm::ImplicitGemm))).unwrap();
+            machine::with_isa(isa, || in_pools(|| machine::with_isa(isa, || all(conv, last)).unwrap()))
+                .unwrap();
+        let expected = machine::with_isa(isa, || all(conv.algorithm(Algorithm::ImplicitGemm), last)).unwrap();
         // Sums of 30, 20 and 195,000 products.
         for (i, tolerance) in [(0, 1e-5), (1, 1e-5), (2, 2e-3)] {
             assert!(results[0][i].view().all_close(expected[i].view(), 1e-5, tolerance), "{isa} {i}");

@@ -337,9 +337,12 @@ mod tests {
         let (conv, strided) = (Convolution::<2>::new().padding([1, 1]), Convolution::new().stride([2, 2]));
         assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, View), Path::Images);
         assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], false, View), Path::Images);
-        // Weights packed before, pixels as neighbours, few images, Winograd's, another algorithm.
+        // Weights packed before, pixels as neighbours over short sums, few images, Winograd's, another algorithm.
         assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, Packed), Path::Implicit);
         assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, View), Path::Patches);
+        // Pixels as neighbours: few channels, or sums that are long beside their number.
+        assert_eq!(path(conv, [64, 8, 32, 32], [8, 3], true, View), Path::Images);
+        assert_eq!(path(conv, [64, 3, 14, 14], [16, 3], true, View), Path::Images);
         assert_eq!(path(strided, [1, 16, 14, 14], [32, 3], false, View), Path::Implicit);
         assert_eq!(path(conv, [64, 16, 14, 14], [24, 3], false, View), Path::Implicit);
         assert_eq!(

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! for each vector of images and box of rows                 in L2 with all below
-//!     X → pixels with zeros around, channel by channel: `[channels, rows, columns, lanes]`
+//!     X → pixels with zeros around: `[channels, rows, columns, lanes]`, or `[rows, columns, channels, lanes]` where
+//!                                                       channels are neighbours in memory
 //!     for each panel of output channels and run of outputs, wherever these are
 //!         sums += weight · pixel, channel by channel and tap by tap
 //!     sums → the output's layout
@@ -13,16 +14,19 @@
 #![forbid(unsafe_code)]
 
 mod gradient;
+mod order;
 mod product;
 
 use std::ops::Range;
 
 pub(super) use self::gradient::Gradient;
+use self::order::Order;
 use self::product::{Grid, Product, tile_of};
 use super::correlate::Call;
 use super::depthwise::{Emit, Reach};
 use super::emit::Finish;
 use super::implicit::boxes;
+use super::patches;
 use super::pixels::{self, Pixels};
 use super::transpose::{Scatter, residues};
 use super::weights::{Cut, Filter};
@@ -79,7 +83,10 @@ pub(super) struct Images<'a, T> {
     op: &'static str,
     isa: Isa,
     tile: Tile,
+    /// Its planes.
     x: TensorView<'a, T, 5>,
+    /// Of the input and the output.
+    orders: [Order; 2],
     finish: Finish<'a, T>,
     phases: [Option<Phase<'a, T>>; PHASES],
     /// Output channels of a panel.
@@ -94,14 +101,6 @@ fn fills(tile: Tile, images: usize) -> bool {
     tile.lanes >= 4 && images.saturating_mul(5) >= padded.saturating_mul(4)
 }
 
-/// Columns of a row at most. Views that repeat an element may have more than can be counted.
-const MOST_COLUMNS: usize = 1 << 24;
-
-/// Whether images or columns are neighbours, so that they are turned as vectors.
-fn turns(shape: [usize; 5], strides: [isize; 5]) -> bool {
-    (strides[0] == 1 || strides[4] == 1 || shape[4] == 1) && shape[4] <= MOST_COLUMNS
-}
-
 /// Channels in and out up to which it pays: more fill other tiles, and their copies few rows.
 const MOST_CHANNELS: usize = 128;
 
@@ -110,6 +109,12 @@ fn pays(tile: Tile, [images, rows]: [usize; 2], channels: usize, taps: usize) ->
     let [height, _] = tile_of(tile.sums(), rows);
     let full = rows >= rows.next_multiple_of(height) / 4 * 3;
     fills(tile, images) && taps > 1 && full && rows.max(channels) <= MOST_CHANNELS
+}
+
+/// Whether a correlation of `depth` steps over channels last pays beside rows of patches, whose lanes are the output channels: where
+/// those are few, and sums long where rows are.
+fn beats_rows(tile: Tile, rows: usize, depth: usize, width: usize) -> bool {
+    if width < patches::LEAST { rows <= 2 * tile.lanes } else { rows <= tile.lanes && 2 * rows <= depth }
 }
 
 /// Positions along an axis, of `all`, of a box whose copies and sums stay in L2: `one` element for the first, `each` for any other.
@@ -156,13 +161,11 @@ impl<'a, T: Element> Call<'a, T> {
             && pays(tile::<T>(isa), [images, rows], channels, taps)
             // Where there are many more outputs than inputs, other paths read each of these often enough.
             && rows <= 64.max(2 * channels)
-            && turns(x.shape(), x.strides())
-            && turns(y, strides)
             && self.reach().fits(channels)
             && self.winograd(filter, y) == 0;
         let mut phases = [const { None }; PHASES];
         phases[0] = Some(Phase::new(filter, self.reach(), [0; 2], [1; 2]));
-        fits.then(|| Images::new(op, isa, x, finish, phases, y)).flatten()
+        fits.then(|| Images::new(op, isa, x, finish, phases, y, strides)).flatten()
     }
 }
 
@@ -178,8 +181,6 @@ impl<'a, T: Element> Scatter<'a, T> {
             && self.is_flat()
             && sliding.stride.iter().all(|&stride| stride <= 2)
             && pays(tile::<T>(isa), [images, rows], channels, taps)
-            && turns(z.shape(), z.strides())
-            && turns(y, strides)
             && !z.is_empty()
             && Reach::of(sliding).fits(channels)
             && self.winograd(y) == 0;
@@ -197,7 +198,7 @@ impl<'a, T: Element> Scatter<'a, T> {
                 }
             }
         }
-        Ok(Images::new(op, isa, z, finish, phases, y))
+        Ok(Images::new(op, isa, z, finish, phases, y, strides))
     }
 }
 
@@ -208,19 +209,33 @@ impl<'a, T: Element> Images<'a, T> {
         x: TensorView<'a, T, 5>,
         finish: Finish<'a, T>,
         phases: [Option<Phase<'a, T>>; PHASES],
-        [_, channels, _, height, width]: [usize; 5],
+        y: [usize; 5],
+        strides: [isize; 5],
     ) -> Option<Self> {
-        let tile = tile::<T>(isa);
+        let (tile, [_, channels, _, height, width]) = (tile::<T>(isa), y);
         let [of_panel, _] = tile_of(tile.sums(), channels);
-        let images = Self { op, isa, tile, x, finish, phases, height: of_panel, outputs: [1; 2] };
+        let orders = [Order::of(x.shape(), x.strides())?, Order::of(y, strides)?];
+        if let [Some(phase), None, ..] = &phases
+            && orders.iter().all(|order| order.beside > 1)
+            && !beats_rows(tile, channels, phase.depth, width)
+        {
+            return None;
+        }
+        let x = orders[0].planes(x).ok()?;
+        let images = Self { op, isa, tile, x, orders, finish, phases, height: of_panel, outputs: [1; 2] };
         let len = |outputs: [usize; 2]| {
-            let pixels = images.pixels([0; 3], outputs).plane();
-            let sums = (outputs[0] * outputs[1] + MOST_LANES) * tile.lanes;
-            x.shape()[1].saturating_mul(pixels).saturating_add(channels.saturating_mul(sums))
+            let of_x = x.shape()[1].saturating_mul(images.pixels([0; 3], outputs).plane());
+            let of_y = (channels / orders[1].beside).saturating_mul(images.pitch(outputs));
+            of_x.saturating_add(of_y)
         };
         let of_window = images.each().map(|phase| phase.reach.kernel[1]).max()?;
         let outputs = box_of::<T>([height, width], of_window, len)?;
         Some(Self { outputs, ..images })
+    }
+
+    /// Elements of a plane of sums for a box.
+    fn pitch(&self, [rows, columns]: [usize; 2]) -> usize {
+        (rows * columns * self.orders[1].beside + MOST_LANES) * self.tile.lanes
     }
 
     fn each(&self) -> impl Iterator<Item = &Phase<'a, T>> {
@@ -241,7 +256,7 @@ impl<'a, T: Element> Images<'a, T> {
             depth = [reach.start[0] + (at[0] * reach.stride[0]) as isize, reach.dilation[0] as isize];
             depths = reach.kernel[0];
         }
-        Pixels {
+        let pixels = Pixels {
             depth,
             depths,
             at: [rows.start, columns.start],
@@ -252,7 +267,8 @@ impl<'a, T: Element> Images<'a, T> {
             channel: 0,
             multiplier: 1,
             channels: 0,
-        }
+        };
+        self.orders[0].pixels(pixels)
     }
 
     /// Computes `y`.
@@ -318,15 +334,10 @@ impl<'a, T: Element> Images<'a, T> {
     }
 
     /// Computes the part `y`, whose first element is `at` in the output, on this thread.
-    fn compute(
-        &self,
-        weights: &[T],
-        bias: &[T],
-        mut y: TensorViewMut<'_, T, 5>,
-        at: [usize; 5],
-    ) -> Result<()> {
+    fn compute(&self, weights: &[T], bias: &[T], y: TensorViewMut<'_, T, 5>, at: [usize; 5]) -> Result<()> {
         let (op, isa, lanes) = (self.op, self.isa, self.tile.lanes);
         let [images, channels, depth, height, width] = y.shape();
+        let [of_x, of_y] = self.orders;
         let inputs = self.x.shape()[1];
         // All memory first: where it is lacking, nothing has been written.
         let none = || Error::Alloc { op, bytes: usize::MAX };
@@ -339,8 +350,9 @@ impl<'a, T: Element> Images<'a, T> {
         let most =
             parts().map(|(from, outputs)| self.pixels(place(from), outputs).plane()).max().unwrap_or(0);
         let mut planes = workspace::scratch(op, inputs.checked_mul(most).ok_or_else(none)?)?;
-        let pitch = (rows.min(height) * columns.min(width) + MOST_LANES) * lanes;
-        let mut sums = workspace::scratch(op, bias.len().checked_mul(pitch).ok_or_else(none)?)?;
+        let mut y = of_y.planes_mut(y)?;
+        let pitch = self.pitch([rows.min(height), columns.min(width)]);
+        let mut sums = workspace::scratch(op, y.shape()[1].checked_mul(pitch).ok_or_else(none)?)?;
         let longest = self.each().map(|phase| phase.depth).max().unwrap_or(0);
         let mut offsets = workspace::scratch::<usize>(op, longest)?;
         for some in blocks(0..images, lanes) {
@@ -354,20 +366,23 @@ impl<'a, T: Element> Images<'a, T> {
                     let (weights, others) = rest.split_at(bias.len() * phase.depth);
                     rest = others;
                     let offsets = &mut offsets[..phase.depth];
-                    lines(&phase.reach, &pixels, offsets);
-                    let grid = phase.grid(&pixels, place, outputs);
+                    of_x.lines(&phase.reach, &pixels, offsets);
+                    let grid = phase.grid(&pixels, self.orders, place, outputs);
                     let (height, planes, sums) = (self.height, &planes[..], &mut sums[..]);
-                    T::dispatch(isa, Product { weights, height, bias, planes, offsets, grid, sums, pitch });
+                    let apart = of_y.apart(pitch, lanes);
+                    let product =
+                        Product { weights, height, bias, planes, offsets, grid, sums, channels, apart };
+                    T::dispatch(isa, product);
                 }
-                let len = (outputs[0] * outputs[1] + MOST_LANES) * lanes;
-                for (c, sums) in sums.chunks_exact_mut(pitch).enumerate().take(channels) {
+                let len = self.pitch(outputs);
+                for (plane, sums) in sums.chunks_exact_mut(pitch).enumerate() {
                     let emit = Emit {
                         sums: &mut sums[..len],
-                        outputs,
-                        y: y.view_mut().select::<4>(1, c)?,
+                        outputs: [outputs[0], outputs[1] * of_y.beside],
+                        y: y.view_mut().select::<4>(1, plane)?,
                         residual: None,
                         channels: some.clone(),
-                        at: from,
+                        at: [from[0], from[1], from[2] * of_y.beside],
                         finish: &self.finish,
                     };
                     T::dispatch(isa, emit);
@@ -378,15 +393,9 @@ impl<'a, T: Element> Images<'a, T> {
     }
 }
 
-/// Copies channels of some images, one plane after the other.
-fn fill<T: Element>(
-    isa: Isa,
-    x: TensorView<'_, T, 5>,
-    pixels: &Pixels,
-    channels: Range<usize>,
-    to: &mut [T],
-) {
-    for (c, to) in channels.zip(to.chunks_exact_mut(pixels.plane())) {
+/// Copies planes of some images, one after the other.
+fn fill<T: Element>(isa: Isa, x: TensorView<'_, T, 5>, pixels: &Pixels, planes: Range<usize>, to: &mut [T]) {
+    for (c, to) in planes.zip(to.chunks_exact_mut(pixels.plane())) {
         let Ok(x) = x.select::<4>(1, c) else { return };
         T::dispatch(isa, pixels::Fill { x, pixels: *pixels, to });
     }
@@ -394,12 +403,13 @@ fn fill<T: Element>(
 
 impl<T: Element> Phase<'_, T> {
     /// Its outputs in a box at depth, row and column `at`.
-    fn grid(&self, pixels: &Pixels, at: [usize; 3], outputs: [usize; 2]) -> Grid {
+    fn grid(&self, pixels: &Pixels, orders: [Order; 2], at: [usize; 3], outputs: [usize; 2]) -> Grid {
         let [of_rows, of_columns] =
             [0, 1].map(|axis| self.among(axis, at[1 + axis]..at[1 + axis] + outputs[axis]));
-        let from = |axis: usize, number: usize| {
+        let [of_x, of_y] = orders.map(|order| order.beside);
+        let from = |axis: usize, number: usize, beside: usize| {
             let read = self.reach.start[1 + axis] + (number * self.reach.stride[1 + axis]) as isize;
-            (read - pixels.at[axis]) as usize
+            (read * beside as isize - pixels.at[axis]) as usize
         };
         let to = |axis: usize, number: usize| {
             (self.first[axis] + number * self.step[axis]).saturating_sub(at[1 + axis])
@@ -407,29 +417,22 @@ impl<T: Element> Phase<'_, T> {
         // Without taps nothing is read, and of what others read there may be less.
         let (first, [_, down, right]) = match self.depth {
             0 => (0, [0; 3]),
-            _ => (from(0, of_rows.start) * pixels.columns + from(1, of_columns.start), self.reach.stride),
+            _ => {
+                let row = from(0, of_rows.start, 1);
+                (row * pixels.columns + from(1, of_columns.start, of_x), self.reach.stride)
+            }
         };
+        let (of_pixel, of_output) = (of_x * pixels.lanes, of_y * pixels.lanes);
         Grid {
             rows: of_rows.len(),
             columns: of_columns.len(),
             from: first * pixels.lanes,
             down: down * pixels.columns * pixels.lanes,
-            right: right * pixels.lanes,
-            to: (to(0, of_rows.start) * outputs[1] + to(1, of_columns.start)) * pixels.lanes,
-            to_down: self.step[0] * outputs[1] * pixels.lanes,
-            to_right: self.step[1] * pixels.lanes,
+            right: right * of_pixel,
+            to: (to(0, of_rows.start) * outputs[1] + to(1, of_columns.start)) * of_output,
+            to_down: self.step[0] * outputs[1] * of_output,
+            to_right: self.step[1] * of_output,
         }
-    }
-}
-
-/// Where channels and taps lie in a copy from a window's first one on.
-fn lines(reach: &Reach, pixels: &Pixels, to: &mut [usize]) {
-    let ([depth, h, w], [_, down, right]) = (reach.kernel, reach.dilation);
-    let taps = depth * h * w;
-    for (at, to) in to.iter_mut().enumerate() {
-        let (c, tap) = (at / taps, at % taps);
-        let row = tap / w / h * pixels.rows + tap / w % h * down;
-        *to = c * pixels.plane() + (row * pixels.columns + tap % w * right) * pixels.lanes;
     }
 }
 
@@ -449,6 +452,14 @@ mod tests {
         assert!(!pays(TILE, [16, 256], 8, 9) && !pays(TILE, [16, 8], 256, 9) && !pays(TILE, [16, 8], 8, 1));
         let two = Tile { lanes: 2, ..TILE };
         assert!(!pays(two, [16, 8], 8, 9));
+    }
+
+    #[test]
+    fn few_channels_last_beat_rows_of_patches() {
+        let beats = |rows, depth, width| beats_rows(TILE, rows, depth, width);
+        assert!(beats(16, 144, 32) && beats(8, 27, 32) && beats(16, 27, 14) && beats(32, 288, 14));
+        // Many channels, more of them over long rows, and short sums over these.
+        assert!(!beats(33, 288, 14) && !beats(32, 288, 32) && !beats(16, 27, 32));
     }
 
     #[test]

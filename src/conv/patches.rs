@@ -252,7 +252,7 @@ impl<T: Element> Sums<'_, T> {
 }
 
 /// Outputs of a row from which on its windows are read in place: with fewer, tiles are too low.
-const LEAST: usize = 24;
+pub(super) const LEAST: usize = 24;
 /// Blocks of a row from which on most of them lie in place.
 const LONG: usize = 4;
 

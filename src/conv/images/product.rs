@@ -53,9 +53,10 @@ pub(super) struct Product<'a, T> {
     pub(super) planes: &'a [T],
     pub(super) offsets: &'a [usize],
     pub(super) grid: Grid,
-    /// `[rows, pitch]`.
+    /// Of output channels that are so many elements apart.
     pub(super) sums: &'a mut [T],
-    pub(super) pitch: usize,
+    pub(super) channels: usize,
+    pub(super) apart: usize,
 }
 
 impl<T: Element> SimdOp<T> for Product<'_, T> {
@@ -79,11 +80,12 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
 impl<T: Element> Product<'_, T> {
     #[inline(always)]
     fn tiles<S: Simd<T>, const R: usize, const V: usize>(self, simd: S) {
-        let Self { weights, bias, planes, offsets, grid, sums, pitch, .. } = self;
+        let Self { weights, bias, planes, offsets, grid, sums, channels, apart, .. } = self;
         let (count, depth) = (grid.rows * grid.columns, offsets.len());
         let (block, panel) = (balanced(depth, STEPS, 1), R * depth);
         for (at, bias) in bias.chunks_exact(R).enumerate() {
-            let (weights, sums) = (&weights[at * panel..][..panel], &mut sums[at * R * pitch..]);
+            let (weights, sums) = (&weights[at * panel..][..panel], &mut sums[at * R * apart..]);
+            let channels = channels - at * R;
             let mut start = 0;
             loop {
                 let steps = start..depth.min(start + block);
@@ -101,7 +103,8 @@ impl<T: Element> Product<'_, T> {
                         offsets,
                         places,
                         sums,
-                        pitch,
+                        channels,
+                        apart,
                     });
                 }
                 start = steps.end;
@@ -122,7 +125,9 @@ struct Sums<'a, 's, T, const R: usize, const V: usize> {
     offsets: &'a [usize],
     places: [[usize; 2]; V],
     sums: &'s mut [T],
-    pitch: usize,
+    /// Those that there are.
+    channels: usize,
+    apart: usize,
 }
 
 impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R, V> {
@@ -131,7 +136,7 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         const { assert!(R <= 12 && V <= 6) };
-        let Self { weights, bias, planes, offsets, places, sums: to, pitch } = self;
+        let Self { weights, bias, planes, offsets, places, sums: to, channels, apart } = self;
         let mut sums = [[simd.splat(T::ZERO); V]; R];
         if let Some(bias) = bias {
             each!(i in rows R {
@@ -153,13 +158,17 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Sums<'_, '_, T, R
         if bias.is_none() {
             // All before the first is written: the last places may be one.
             each!(i in rows R {
-                each!(v in points V {
-                    sums[i][v] = simd.add(simd.load(&to[i * pitch + places[v][1]..]), sums[i][v]);
-                });
+                if i < channels {
+                    each!(v in points V {
+                        sums[i][v] = simd.add(simd.load(&to[i * apart + places[v][1]..]), sums[i][v]);
+                    });
+                }
             });
         }
         each!(i in rows R {
-            each!(v in points V { simd.store(sums[i][v], &mut to[i * pitch + places[v][1]..]); });
+            if i < channels {
+                each!(v in points V { simd.store(sums[i][v], &mut to[i * apart + places[v][1]..]); });
+            }
         });
     }
 }
