@@ -15,7 +15,7 @@ use std::ops::Range;
 use super::emit::channels_last;
 use super::geometry::{Geometry, Padding, expect, lift, lower};
 use super::packed::PackedConvolution;
-use super::{Convolution, Weight};
+use super::{Algorithm, Convolution, Weight};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result};
 use crate::gemm::{GRAIN, balanced, blocks};
@@ -378,7 +378,8 @@ where
         let mut sides: [[usize; 2]; S] = std::array::from_fn(|axis| stage.sliding.padding[3 - S + axis]);
         sides[0] = padding;
         let geometry = Geometry { padding: Padding::Sides(sides), ..link.convolution.geometry };
-        let convolution = Convolution { geometry, ..link.convolution };
+        // The weights know how they were packed. Images are no lanes here: whether that pays depends on the rows there are.
+        let convolution = Convolution { geometry, algorithm: Algorithm::ImplicitGemm, ..link.convolution };
         let weight = Weight::Packed(link.weight);
         let call = convolution.call(self.op, x, weight, link.bias, residual, y.shape())?;
         T::correlate(&call, y.lift())

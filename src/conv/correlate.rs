@@ -84,7 +84,7 @@ impl<'a, T: Element> Call<'a, T> {
             }
             (Path::Patches, Operand::View(w)) => call.patches_of(w, y),
             (Path::Depthwise, Operand::View(w)) => call.depthwise(w, vectors, y),
-            (Path::Images, Operand::View(w)) => match call.by_images(w, y.shape(), y.strides()) {
+            (Path::Images, _) => match call.by_images(y.shape(), y.strides()) {
                 Some(images) => images.run(y),
                 None => call.implicit(y),
             },
@@ -129,9 +129,7 @@ impl<'a, T: Element> Call<'a, T> {
         if free && self.fits_groups(y, strides, vectors) {
             return Path::Depthwise;
         }
-        if let Operand::View(w) = self.w
-            && self.by_images(w, y, strides).is_some()
-        {
+        if self.by_images(y, strides).is_some() {
             return Path::Images;
         }
         let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
@@ -337,8 +335,12 @@ mod tests {
         let (conv, strided) = (Convolution::<2>::new().padding([1, 1]), Convolution::new().stride([2, 2]));
         assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, View), Path::Images);
         assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], false, View), Path::Images);
-        // Weights packed before, pixels as neighbours over short sums, few images, Winograd's, another algorithm.
-        assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, Packed), Path::Implicit);
+        // Over weights packed before, too.
+        assert_eq!(path(strided, [64, 16, 14, 14], [32, 3], false, Packed), Path::Images);
+        assert_eq!(path(conv, [64, 8, 32, 32], [8, 3], true, PackedLast), Path::Images);
+        // Pixels as neighbours over short sums, few images, Winograd's, another algorithm.
+        assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, PackedLast), Path::Patches);
+        assert_eq!(path(strided, [8, 16, 14, 14], [32, 3], false, Packed), Path::Implicit);
         assert_eq!(path(conv, [64, 3, 32, 32], [16, 3], true, View), Path::Patches);
         // Pixels as neighbours: few channels, or sums that are long beside their number.
         assert_eq!(path(conv, [64, 8, 32, 32], [8, 3], true, View), Path::Images);

@@ -22,7 +22,7 @@ use std::ops::Range;
 pub(super) use self::gradient::Gradient;
 use self::order::Order;
 use self::product::{Grid, Product, tile_of};
-use super::correlate::Call;
+use super::correlate::{Call, Operand};
 use super::depthwise::{Emit, Reach};
 use super::emit::Finish;
 use super::implicit::boxes;
@@ -104,11 +104,16 @@ fn fills(tile: Tile, images: usize) -> bool {
 /// Channels in and out up to which it pays: more fill other tiles, and their copies few rows.
 const MOST_CHANNELS: usize = 128;
 
-/// Whether it pays for so many images and output channels, input channels and taps.
-fn pays(tile: Tile, [images, rows]: [usize; 2], channels: usize, taps: usize) -> bool {
+/// Whether it may pay for so many output and input channels, and a kernel of these sizes.
+pub(super) fn takes([rows, channels]: [usize; 2], kernel: [usize; 3]) -> bool {
+    kernel != [1; 3] && rows.max(channels) <= MOST_CHANNELS
+}
+
+/// Whether it pays for so many images, output and input channels, and a kernel of these sizes.
+fn pays(tile: Tile, images: usize, [rows, channels]: [usize; 2], kernel: [usize; 3]) -> bool {
     let [height, _] = tile_of(tile.sums(), rows);
     let full = rows >= rows.next_multiple_of(height) / 4 * 3;
-    fills(tile, images) && taps > 1 && full && rows.max(channels) <= MOST_CHANNELS
+    fills(tile, images) && full && takes([rows, channels], kernel)
 }
 
 /// Whether a correlation of `depth` steps over channels last pays beside rows of patches, whose lanes are the output channels: where
@@ -146,19 +151,17 @@ const LEAST: [usize; 2] = [4, 64];
 
 impl<'a, T: Element> Call<'a, T> {
     /// The call over images as lanes, where that is the fastest for `y`.
-    pub(super) fn by_images(
-        &self,
-        filter: Filter<'a, T>,
-        y: [usize; 5],
-        strides: [isize; 5],
-    ) -> Option<Images<'a, T>> {
+    pub(super) fn by_images(&self, y: [usize; 5], strides: [isize; 5]) -> Option<Images<'a, T>> {
+        let filter = match self.w {
+            Operand::View(filter) => filter,
+            Operand::Packed(packed) => packed.plain()?,
+        };
         let Call { op, isa, x, finish, kernel, .. } = *self;
         let ([images, rows, ..], channels) = (y, x.shape()[1]);
-        let taps = kernel.iter().product();
         let fits = self.groups == 1
             && self.algorithm.is_open()
             && finish.residual.is_none()
-            && pays(tile::<T>(isa), [images, rows], channels, taps)
+            && pays(tile::<T>(isa), images, [rows, channels], kernel)
             // Where there are many more outputs than inputs, other paths read each of these often enough.
             && rows <= 64.max(2 * channels)
             && self.reach().fits(channels)
@@ -174,13 +177,12 @@ impl<'a, T: Element> Scatter<'a, T> {
     pub(super) fn by_images(&self, y: [usize; 5], strides: [isize; 5]) -> Result<Option<Images<'a, T>>> {
         let Scatter { op, isa, z, groups, ref sliding, finish, algorithm, .. } = *self;
         let ([images, rows, depth, height, width], channels) = (y, z.shape()[1]);
-        let taps = sliding.kernel.iter().product();
         let fits = groups == 1
             && algorithm.is_open()
             && finish.residual.is_none()
             && self.is_flat()
             && sliding.stride.iter().all(|&stride| stride <= 2)
-            && pays(tile::<T>(isa), [images, rows], channels, taps)
+            && pays(tile::<T>(isa), images, [rows, channels], sliding.kernel)
             && !z.is_empty()
             && Reach::of(sliding).fits(channels)
             && self.winograd(y) == 0;
@@ -444,14 +446,18 @@ mod tests {
 
     #[test]
     fn batches_over_few_channels_pay() {
-        assert!(pays(TILE, [64, 16], 1, 25) && pays(TILE, [64, 32], 16, 9) && pays(TILE, [64, 3], 16, 9));
-        assert!(pays(TILE, [13, 8], 8, 9) && pays(TILE, [30, 8], 8, 9) && pays(TILE, [16, 6], 1, 25));
+        let pays_on = |tile, [images, rows]: [usize; 2], channels, kernel: [usize; 2]| {
+            pays(tile, images, [rows, channels], [1, kernel[0], kernel[1]])
+        };
+        let pays = |sizes, channels, kernel| pays_on(TILE, sizes, channels, kernel);
+        assert!(pays([64, 16], 1, [5, 5]) && pays([64, 32], 16, [3, 3]) && pays([64, 3], 16, [3, 3]));
+        assert!(pays([13, 8], 8, [3, 3]) && pays([30, 8], 8, [1, 3]) && pays([16, 6], 1, [5, 5]));
         // Vectors with too few images, tiles with too few channels, too many channels, single taps, none.
-        assert!(!pays(TILE, [12, 8], 8, 9) && !pays(TILE, [18, 8], 8, 9) && !pays(TILE, [1, 8], 8, 9));
-        assert!(!pays(TILE, [16, 5], 8, 9) && !pays(TILE, [16, 1], 8, 9));
-        assert!(!pays(TILE, [16, 256], 8, 9) && !pays(TILE, [16, 8], 256, 9) && !pays(TILE, [16, 8], 8, 1));
+        assert!(!pays([12, 8], 8, [3, 3]) && !pays([18, 8], 8, [3, 3]) && !pays([1, 8], 8, [3, 3]));
+        assert!(!pays([16, 5], 8, [3, 3]) && !pays([16, 1], 8, [3, 3]));
+        assert!(!pays([16, 256], 8, [3, 3]) && !pays([16, 8], 256, [3, 3]) && !pays([16, 8], 8, [1, 1]));
         let two = Tile { lanes: 2, ..TILE };
-        assert!(!pays(two, [16, 8], 8, 9));
+        assert!(!pays_on(two, [16, 8], 8, [3, 3]));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct PackedConvolution<T> {
     pub(super) flipped: bool,
     cut: Cut,
     form: Form<T>,
+    /// The weights as they are, row-major, where batches with images as lanes may take them; else empty.
+    plain: Aligned<T>,
 }
 
 /// How packed weights lie.
@@ -37,20 +39,27 @@ enum Form<T> {
 
 impl<T: Element> PackedConvolution<T> {
     /// `single`: the kernel is a single tap, with stride 1 and nothing padded; `last`: channels lie last; `lanes`: groups are
-    /// those that [`depthwise`] takes.
+    /// those that [`depthwise`] takes; `batches`: [`images`] may take the weights.
     pub(super) fn new(
         op: &'static str,
         w: TensorView<'_, T, 5>,
         groups: usize,
         flipped: bool,
         winograd: usize,
-        [single, last, lanes]: [bool; 3],
+        [single, last, lanes, batches]: [bool; 4],
     ) -> Result<Self> {
         let isa = machine::isa()?;
         let view = flip(w, flipped)?;
         let filter = Filter::new(view);
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
-        let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form });
+        let copy = |len| -> Result<Aligned<T>> {
+            let mut data = workspace::try_vec(op, len)?;
+            data.resize(len, T::ZERO);
+            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
+            Ok(data)
+        };
+        let plain = copy(if batches { view.len() } else { 0 })?;
+        let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form, plain });
         if groups == 1 && last && winograd == 0 {
             let [rows, ..] = w.shape();
             let taps_first = view.permute([0, 2, 3, 4, 1])?.to_tensor()?;
@@ -61,13 +70,15 @@ impl<T: Element> PackedConvolution<T> {
             let matrix = w.select::<4>(4, 0)?.select::<3>(3, 0)?.select::<2>(2, 0)?;
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
-        let len = if lanes { view.len() } else { cut.len(op)? };
+        if lanes {
+            return packed(Form::Depthwise(
+                copy(view.len())?,
+                depthwise::pack(op, &filter, groups, w.shape())?,
+            ));
+        }
+        let len = cut.len(op)?;
         let mut data = workspace::try_vec(op, len)?;
         data.resize(len, T::ZERO);
-        if lanes {
-            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
-            return packed(Form::Depthwise(data, depthwise::pack(op, &filter, groups, w.shape())?));
-        }
         T::pack(&filter, op, &cut, &mut data)?;
         packed(Form::Panels(data))
     }
@@ -77,6 +88,13 @@ impl<T: Element> PackedConvolution<T> {
         let Form::Depthwise(data, vectors) = &self.form else { return Ok(None) };
         let view = TensorView::from_slice(data, self.shape)?;
         Ok(Some((Filter::new(view), &vectors[..])))
+    }
+
+    /// The weights as they are, where batches with images as lanes may take them.
+    pub(super) fn plain(&self) -> Option<Filter<'_, T>> {
+        // An error would be an allocation.
+        let there = !self.plain.is_empty();
+        there.then(|| TensorView::from_slice(&self.plain, self.shape).ok().map(Filter::new)).flatten()
     }
 
     /// The panels, where they are those of [`Weights`].
@@ -124,7 +142,7 @@ impl<T: Element> PackedConvolution<T> {
             Form::Depthwise(data, vectors) => data.len() + vectors.len(),
             Form::Rows(packed) | Form::Columns(packed) => packed.panels().len(),
         };
-        len * size_of::<T>()
+        (len + self.plain.len()) * size_of::<T>()
     }
 
     /// An error where they were packed for something else than a call like this.
