@@ -201,7 +201,7 @@ impl<const S: usize> Convolution<S> {
         }
         let tasks = parallel::tasks(dz.len(), 1 << 16);
         machine::trace(|| format!("convolution's bias gradient {:?} {} {tasks} tasks", dz.shape(), T::NAME));
-        bias(dz, db, tasks)
+        T::bias_gradient(machine::isa()?, dz, db, tasks)
     }
 
     /// All gradients of the affine part, from X, W and dZ.
@@ -231,92 +231,4 @@ impl<const S: usize> Convolution<S> {
 /// Says what a call does, where that is asked for.
 pub(super) fn trace<T: Element>(op: &'static str, isa: Isa, [a, b, to]: [[usize; 5]; 3]) {
     machine::trace(|| format!("{op} {a:?} by {b:?} to {to:?} {} {isa}", T::NAME));
-}
-
-/// The sums of channels, `tasks` of them at a time.
-fn bias<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>, tasks: usize) -> Result<()> {
-    let channels = db.len();
-    if tasks > 1 && channels > 1 {
-        let (half, cut) = (tasks / 2, channels / 2);
-        let ((low, high), (db_low, db_high)) = (dz.split_at(1, cut)?, db.split_at(0, cut)?);
-        let (first, second) =
-            parallel::join(|| bias(low, db_low, half), || bias(high, db_high, tasks - half));
-        return first.and(second);
-    }
-    if dz.is_empty() {
-        // Before any loop over images, of which there may be more than can be counted.
-        db.fill(T::ZERO);
-        return Ok(());
-    }
-    if super::emit::channels_last(dz.shape(), dz.strides()) {
-        return bias_of_pixels(dz, db);
-    }
-    let [images, _, depth, height, _] = dz.shape();
-    for c in 0..channels {
-        let mut sum = Parts::new();
-        for at in 0..images * depth {
-            let plane = dz.select::<4>(0, at / depth)?.select::<3>(0, c)?.select::<2>(0, at % depth)?;
-            match plane.as_slice() {
-                Some(all) => sum.add(all),
-                None => {
-                    for h in 0..height {
-                        match plane.row(h) {
-                            Some(row) => sum.add(row),
-                            None => (0..plane.shape()[1])
-                                .for_each(|w| sum.add(plane.get([h, w]).map_or(&[], std::slice::from_ref))),
-                        }
-                    }
-                }
-            }
-        }
-        if let Some(db) = db.get_mut([c]) {
-            *db = sum.total();
-        }
-    }
-    Ok(())
-}
-
-/// [`bias`] where channels are neighbours: pixel after pixel.
-fn bias_of_pixels<T: Element>(dz: TensorView<'_, T, 5>, mut db: TensorViewMut<'_, T, 1>) -> Result<()> {
-    let [images, channels, depth, height, _] = dz.shape();
-    db.fill(T::ZERO);
-    for at in 0..images * depth * height {
-        let [n, d, h] = [at / height / depth, at / height % depth, at % height];
-        let pixels = dz.select::<4>(0, n)?.select::<3>(1, d)?.select::<2>(1, h)?.transpose();
-        for w in 0..pixels.shape()[0] {
-            if let (Some(row), Some(db)) = (pixels.row(w), db.as_mut_slice()) {
-                db.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-            } else {
-                for c in 0..channels {
-                    if let (Some(sum), Some(&x)) = (db.get_mut([c]), pixels.get([w, c])) {
-                        *sum += x;
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A sum as partial sums of the neighbouring elements of runs: the compiler's vectors.
-struct Parts<T>([T; 16]);
-
-impl<T: Element> Parts<T> {
-    fn new() -> Self {
-        Self([T::ZERO; 16])
-    }
-
-    fn add(&mut self, run: &[T]) {
-        let (runs, rest) = run.as_chunks::<16>();
-        let mut parts = self.0;
-        for run in runs {
-            parts.iter_mut().zip(run).for_each(|(part, &x)| *part += x);
-        }
-        parts.iter_mut().zip(rest).for_each(|(part, &x)| *part += x);
-        self.0 = parts;
-    }
-
-    fn total(self) -> T {
-        self.0.iter().fold(T::ZERO, |sum, &part| sum + part)
-    }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Algorithm;
+use super::bias;
 use super::correlate::Call;
 use super::transpose::Scatter;
 use super::weight_gradient;
@@ -36,6 +37,16 @@ kernels! {
             dw: TensorViewMut<'_, Self, 5>,
         ) -> Result<()> {
             weight_gradient::run(op, isa, operands, groups, sliding, algorithm, dw)
+        }
+
+        /// [`bias::run`].
+        fn bias_gradient(
+            isa: Isa,
+            dz: TensorView<'_, Self, 5>,
+            db: TensorViewMut<'_, Self, 1>,
+            tasks: usize,
+        ) -> Result<()> {
+            bias::run(isa, dz, db, tasks)
         }
 
         /// [`Filter::pack`].

@@ -74,6 +74,7 @@
 #![forbid(unsafe_code)]
 
 mod backward;
+pub(crate) mod bias;
 mod chain;
 mod columns;
 mod correlate;

@@ -1,14 +1,17 @@
 //! The convolutional layers.
 
+pub(super) mod rectified;
+
+use self::rectified::{Rectify, Silent, rectify};
 use super::describe::debug;
 use super::{Init, Layer, Parameter, Parameters, Saved, Spare, not_called};
+use crate::conv::bias::{LANES, folded};
 use crate::conv::{Convolution, ConvolutionTranspose};
 use crate::element::Element;
 use crate::error::{Dims, Error, Result, expect};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::random::Rng;
-use crate::simd::{Simd, SimdOp, kernels};
 use crate::spatial::{ImageRank, Spatial};
 use crate::tensor::{Tensor, TensorView, TensorViewMut};
 use crate::workspace;
@@ -16,51 +19,6 @@ use crate::workspace;
 /// Elements of an output that a task has at least, and of which it has a multiple.
 const GRAIN: usize = 1 << 16;
 const RUN: usize = 1 << 12;
-
-kernels! {
-    /// Element types with the mask of rectified outputs.
-    pub trait Rectified {
-        /// [`Silent`].
-        fn silent(isa: Isa, op: Silent<'_, Self>);
-
-        /// [`Rectify`].
-        fn rectify(isa: Isa, op: Rectify<'_, Self>);
-    }
-}
-
-/// Where an output is rectified to 0. A plain loop, here and below: compiled for an instruction set it has its vectors.
-pub struct Silent<'s, T> {
-    y: &'s [T],
-    to: &'s mut [bool],
-}
-
-impl<T: Element> SimdOp<T> for Silent<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, _: S) {
-        for (to, &y) in self.to.iter_mut().zip(self.y) {
-            *to = y <= T::ZERO;
-        }
-    }
-}
-
-/// Gradients of such outputs become 0.
-pub struct Rectify<'r, T> {
-    silent: &'r [bool],
-    dy: &'r mut [T],
-}
-
-impl<T: Element> SimdOp<T> for Rectify<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, _: S) {
-        for (dy, &silent) in self.dy.iter_mut().zip(self.silent) {
-            *dy = if silent { T::ZERO } else { *dy };
-        }
-    }
-}
 
 /// A [`Convolution`] over `S` spatial axes of images of rank `N`, with parameters `weight`
 /// `[c_out, c_in / groups, kernel…]` and `bias` `[c_out]`.
@@ -334,41 +292,56 @@ where
         Ok(Some(silent.as_slice()))
     }
 
-    /// dZ from dY, in its place: 0 where the output was rectified to 0.
-    fn rectify(silent: &[bool], dy: &mut [T]) -> Result<()> {
-        let isa = machine::isa()?;
-        parallel::for_each_chunk_mut(dy, RUN, parallel::tasks(silent.len(), GRAIN), &|at, dy| {
-            T::rectify(isa, Rectify { silent: &silent[at * RUN..], dy });
-        });
-        Ok(())
+    /// dZ from dY, in its place: 0 where the output was rectified to 0. And db, where that is the case.
+    fn rectify(&self, op: &'static str, mut dy: TensorViewMut<'_, T, N>) -> Result<Option<Tensor<T, 1>>> {
+        let [images, channels] = [dy.shape()[0], dy.shape()[1]];
+        let Some(silent) = self.silent(dy.shape())? else { return Ok(None) };
+        let (mut db, isa) = (Tensor::zeros([channels])?, machine::isa()?);
+        let Some(dy) = dy.as_mut_slice().filter(|dy| !dy.is_empty()) else { return Ok(Some(db)) };
+        let len = channels * LANES;
+        let mut sums = workspace::scratch(op, images * len)?;
+        rectify(isa, Rectify { silent, dy, sums: &mut sums }, parallel::tasks(silent.len(), GRAIN));
+        let total = parallel::total(&mut sums, len).chunks_exact(LANES);
+        db.as_mut_slice().iter_mut().zip(total).for_each(|(db, parts)| *db = folded(parts));
+        Ok(Some(db))
     }
 
-    /// dW and db.
+    /// dW, and db unless it is there.
     fn parameters(
         &self,
         x: TensorView<'_, T, N>,
         weight: TensorView<'_, T, N>,
         dz: TensorView<'_, T, N>,
+        db: Option<Tensor<T, 1>>,
     ) -> Result<(Tensor<T, N>, Tensor<T, 1>)> {
         let mut dw = Tensor::zeros(weight.shape())?;
-        let db = self.conv.backward_bias(dz)?;
+        let db = db.map_or_else(|| self.conv.backward_bias(dz), Ok)?;
         self.conv.backward_weight_into(x, dz, dw.view_mut())?;
         Ok((dw, db))
     }
 
-    /// `gradients` of X, W and the gradient for the affine part: dY, 0 where the output was rectified to 0.
+    /// Adds dW and db to the gradients and gives what `input` makes of X, W and the gradient for the affine part: dY, 0 where the
+    /// output was rectified to 0.
     fn back<R>(
-        &self,
+        &mut self,
         op: &'static str,
         dy: TensorView<'_, T, N>,
-        gradients: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
+        input: impl FnOnce(TensorView<'_, T, N>, TensorView<'_, T, N>, TensorView<'_, T, N>) -> Result<R>,
     ) -> Result<R> {
         let (x, weight) = self.checked(dy.shape())?;
-        let Some(silent) = self.silent(dy.shape())? else { return gradients(x, weight, dy) };
-        let mut dz = workspace::scratch(op, dy.len())?;
-        TensorViewMut::from_slice(&mut dz[..], dy.shape())?.assign(dy)?;
-        Self::rectify(silent, &mut dz)?;
-        gradients(x, weight, TensorView::from_slice(&dz, dy.shape())?)
+        let mut copy;
+        let (mut dz, mut db) = (dy, None);
+        if self.silent(dy.shape())?.is_some() {
+            copy = workspace::scratch(op, dy.len())?;
+            let mut view = TensorViewMut::from_slice(&mut copy[..], dy.shape())?;
+            view.assign(dy)?;
+            db = self.rectify(op, view)?;
+            dz = TensorView::from_slice(&copy, dy.shape())?;
+        }
+        let dx = input(x, weight, dz)?;
+        let (dw, db) = self.parameters(x, weight, dz, db)?;
+        self.affine.accumulate(dw.as_slice(), db.as_slice());
+        Ok(dx)
     }
 }
 
@@ -424,38 +397,32 @@ where
     }
 
     fn backward(&mut self, dy: TensorView<'_, T, N>) -> Result<Tensor<T, N>> {
-        let gradients = self.back("Conv::backward", dy, |x, weight, dz| self.conv.backward(x, weight, dz))?;
-        self.affine.accumulate(gradients.weight.as_slice(), gradients.bias.as_slice());
-        Ok(gradients.input)
+        let conv = self.conv;
+        self.back("Conv::backward", dy, |x, weight, dz| {
+            conv.backward_input(dz, weight, std::array::from_fn(|axis| x.shape()[2 + axis]))
+        })
     }
 
     fn backward_owned(&mut self, mut dy: Tensor<T, N>) -> Result<Tensor<T, N>> {
         let shape = self.check_backward(dy.shape())?;
         let mut dx = self.spare[0].tensor(shape)?;
         let (x, weight) = (self.affine.input.get("Conv::backward")?, self.affine.weight.view::<N>()?);
-        if let Some(silent) = self.silent(dy.shape())? {
-            Self::rectify(silent, dy.as_mut_slice())?;
-        }
+        let db = self.rectify("Conv::backward", dy.view_mut())?;
         self.conv.backward_input_into(dy.view(), weight, dx.view_mut())?;
-        let (dw, db) = self.parameters(x, weight, dy.view())?;
+        let (dw, db) = self.parameters(x, weight, dy.view(), db)?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         self.spare[1].0 = Some(dy);
         Ok(dx)
     }
 
     fn backward_parameters(&mut self, dy: TensorView<'_, T, N>) -> Result<()> {
-        let (dw, db) =
-            self.back("Conv::backward_parameters", dy, |x, weight, dz| self.parameters(x, weight, dz))?;
-        self.affine.accumulate(dw.as_slice(), db.as_slice());
-        Ok(())
+        self.back("Conv::backward_parameters", dy, |_, _, _| Ok(()))
     }
 
     fn backward_parameters_owned(&mut self, mut dy: Tensor<T, N>) -> Result<()> {
         let (x, weight) = self.checked(dy.shape())?;
-        if let Some(silent) = self.silent(dy.shape())? {
-            Self::rectify(silent, dy.as_mut_slice())?;
-        }
-        let (dw, db) = self.parameters(x, weight, dy.view())?;
+        let db = self.rectify("Conv::backward_parameters", dy.view_mut())?;
+        let (dw, db) = self.parameters(x, weight, dy.view(), db)?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         self.spare[1].0 = Some(dy);
         Ok(())

@@ -46,7 +46,7 @@ mod recurrent;
 mod sequential;
 mod transformer;
 
-pub(crate) use conv::Rectified;
+pub(crate) use conv::rectified::Rectified;
 
 pub use activate::Activate;
 pub use attention::MultiHeadAttention;
