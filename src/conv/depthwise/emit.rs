@@ -34,6 +34,10 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
         let ([rows, columns], [d, h, w]) = (outputs, at);
         let positions = rows * columns;
         let vector = (positions + MOST_LANES) * S::LANES;
+        // Bounds are applied on the way, other activations before.
+        let bounds = finish.activation.bounds();
+        let [low, high] = bounds.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]).map(T::from_f64);
+        let limits = [simd.splat(low), simd.splat(high)];
         for (v, sums) in sums.chunks_exact_mut(vector).enumerate() {
             let sums = &mut sums[..positions * S::LANES];
             if let Some(residual) = residual {
@@ -44,7 +48,9 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
                     }
                 }
             }
-            activation::apply(simd, finish.activation, sums);
+            if bounds.is_none() {
+                activation::apply(simd, finish.activation, sums);
+            }
         }
         if y.strides()[0] == 1 && channels.len() > 1 {
             let Ok(mut y) = y.permute([1, 2, 3, 0]) else { return };
@@ -56,13 +62,12 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
                     let to = &mut to[channels.clone()];
                     let at = (row * columns + column) * S::LANES;
                     for v in 0..whole {
-                        simd.store(simd.load(&sums[v * vector + at..]), &mut to[v * S::LANES..]);
+                        let sum = bounded(simd, limits, simd.load(&sums[v * vector + at..]));
+                        simd.store(sum, &mut to[v * S::LANES..]);
                     }
                     if whole * S::LANES < to.len() {
-                        simd.store_partial(
-                            simd.load(&sums[whole * vector + at..]),
-                            &mut to[whole * S::LANES..],
-                        );
+                        let sum = bounded(simd, limits, simd.load(&sums[whole * vector + at..]));
+                        simd.store_partial(sum, &mut to[whole * S::LANES..]);
                     }
                 }
             }
@@ -86,7 +91,7 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
                 let channels = channels.start + v * S::LANES..channels.end;
                 let places = start..start + len;
                 if S::LANES >= 4 && to.strides()[1] == 1 {
-                    turn(simd, sums, line * len, &mut to, channels, places);
+                    turn(simd, limits, sums, line * len, &mut to, channels, places);
                     continue;
                 }
                 for (lane, channel) in channels.enumerate().take(S::LANES) {
@@ -94,7 +99,9 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
                         if let (Some(to), Some(&sum)) =
                             (to.get_mut([channel, place]), sums.get([line * len + i, lane]))
                         {
-                            *to = sum;
+                            // NaN stays.
+                            let sum = if sum > high { high } else { sum };
+                            *to = if sum < low { low } else { sum };
                         }
                     }
                 }
@@ -103,10 +110,17 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
     }
 }
 
+/// The order of the operands lets NaN through.
+#[inline(always)]
+fn bounded<T: Element, S: Simd<T>>(simd: S, [low, high]: [S::V; 2], x: S::V) -> S::V {
+    simd.max(low, simd.min(high, x))
+}
+
 /// The sums `[positions, lanes]` from `first` on to places of channels.
 #[inline(always)]
 fn turn<T: Element, S: Simd<T>>(
     simd: S,
+    limits: [S::V; 2],
     sums: TensorView<'_, T, 2>,
     first: usize,
     to: &mut TensorViewMut<'_, T, 2>,
@@ -122,7 +136,7 @@ fn turn<T: Element, S: Simd<T>>(
                     let to = &mut line[place.clone()];
                     // So many planes are no stream that the processor sees.
                     simd::prefetch(to.as_ptr().wrapping_byte_add(AHEAD));
-                    simd.store_up_to(vector, to);
+                    simd.store_up_to(bounded(simd, limits, vector), to);
                 }
             }
         }
