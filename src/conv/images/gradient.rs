@@ -28,6 +28,11 @@ const fn tile_of(sums: usize) -> [usize; 2] {
     }
 }
 
+/// Whether tiles of five lines leave so many fewer over than tiles of six, as for 25 or 9 lines, that they pay.
+fn in_fives(lines: usize) -> bool {
+    lines.next_multiple_of(5) * 10 < lines.next_multiple_of(6) * 9
+}
+
 /// Channels in and out, and their product, up to which it pays.
 const MOST_CHANNELS: usize = 64;
 const MOST_PAIRS: usize = 2048;
@@ -197,6 +202,7 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
+        let lines = self.offsets.len();
         macro_rules! tiles {
             ($($rows:literal x $lines:literal)*) => {$(
                 // Constant where it is false: then the kernel is not compiled.
@@ -204,6 +210,9 @@ impl<T: Element> SimdOp<T> for Product<'_, T> {
                     return self.tiles::<S, $rows, $lines>(simd);
                 }
             )*};
+        }
+        if const { matches!(tile_of(S::TILE_ROWS * S::TILE_VECTORS), [4, 6]) } && in_fives(lines) {
+            return self.tiles::<S, 4, 5>(simd);
         }
         tiles!(4 x 6 2 x 6 2 x 3);
         unreachable!("internal error: a tile without a kernel");
@@ -288,6 +297,14 @@ impl<T: Element, const R: usize, const V: usize> SimdOp<T> for Lines<'_, '_, T, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_leave_few_lines_over() {
+        assert_eq!(
+            [25, 9, 50, 27, 72, 75, 150].map(in_fives),
+            [true, true, false, false, false, false, false]
+        );
+    }
 
     #[test]
     fn batches_over_few_channels_pay() {
