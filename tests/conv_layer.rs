@@ -204,7 +204,8 @@ fn a_rectified_layer_is_two_layers() {
     let mut one = part(relu.activation(Activation::Relu));
     let (mut two, mut rectify) = (part(relu), Activate::new(Activation::Relu));
     // Another shape needs other memory, the same again does not.
-    for (owned, height) in [(false, 6), (true, 6), (false, 4), (true, 7)] {
+    // Small planes, and such that are summed up where they are rectified.
+    for (owned, height) in [(false, 6), (true, 6), (false, 4), (true, 80), (false, 61), (true, 7)] {
         let x = wave([3, 2, height, 5], 0.1);
         let expected = rectify.forward_owned(two.forward(x.view()).unwrap()).unwrap();
         let dy = wave(expected.shape(), 0.5);

@@ -436,12 +436,15 @@ fn batches_whose_windows_read_nothing() {
         ([2, 2], [0, 0], [16, 4, 41, 50], [4, 1, 2]),
         ([1, 1], [0, 0], [16, 8, 5, 5], [0, 3, 3]),
     ];
-    for (stride, padding, x, [c_out, height, width]) in cases {
+    // A row of a long image at a time: one of two residues has no output in it.
+    let cases = cases.map(|(stride, padding, x, w)| (stride, padding, [1, 1], x, w));
+    let long = ([2, 1], [0, 0], [3, 1], [16, 4, 6, 2001], [4, 2, 1]);
+    for (stride, padding, dilation, x, [c_out, height, width]) in cases.into_iter().chain([long]) {
         let (x, w) = (wave::<f32, 4>(x, 0.1), wave::<f32, 4>([c_out, x[1], height, width], 0.2));
         let (bias, back) = (wave::<f32, 1>([c_out], 0.3), wave::<f32, 1>([x.shape()[1]], 0.4));
-        let conv = Convolution::<2>::new().stride(stride).padding(padding);
+        let conv = Convolution::<2>::new().stride(stride).padding(padding).dilation(dilation);
         let dz = wave::<f32, 4>(conv.output_shape(x.shape(), w.shape()).unwrap(), 0.5);
-        let transpose = ConvolutionTranspose::<2>::new().stride(stride).padding(padding);
+        let transpose = ConvolutionTranspose::<2>::new().stride(stride).padding(padding).dilation(dilation);
         let (x_last, dz_last) = (last(&x), last(&dz));
         let all = |algorithm, last| {
             let (conv, transpose) = (conv.algorithm(algorithm), transpose.algorithm(algorithm));
@@ -465,6 +468,64 @@ fn batches_whose_windows_read_nothing() {
             }
         }
     }
+}
+
+/// Sums of planes and of pixels, in order or apart, whoever adds them up.
+#[test]
+fn bias_gradients_of_any_layout() {
+    let (conv, [n, c, h, w]) = (Convolution::<2>::new(), [9, 24, 40, 31]);
+    let dz = wave::<f32, 4>([n, c, h, w], 0.3);
+    let expected = columns_of(&dz);
+    let apart = |order: [usize; 4], more: [usize; 4]| {
+        let mut shape = [0, 1, 2, 3].map(|axis| dz.shape()[order[axis]] + more[axis]);
+        let mut stored = Tensor::full(shape, f32::NAN).unwrap();
+        shape = [0, 1, 2, 3].map(|axis| dz.shape()[order[axis]]);
+        let mut view = stored.view_mut();
+        for (axis, &size) in shape.iter().enumerate() {
+            view = view.slice(axis, ..size, 1).unwrap();
+        }
+        view.assign(dz.view().permute(order).unwrap()).unwrap();
+        stored
+    };
+    // Planes, planes with rows apart, pixels, those apart, rows of these apart, and channels of columns.
+    for (order, more) in [
+        ([0, 1, 2, 3], [0; 4]),
+        ([0, 1, 2, 3], [0, 0, 0, 2]),
+        ([0, 2, 3, 1], [0; 4]),
+        ([0, 2, 3, 1], [0, 0, 0, 1]),
+        ([0, 2, 3, 1], [0, 0, 1, 0]),
+        ([0, 3, 1, 2], [0; 4]),
+    ] {
+        let stored = apart(order, more);
+        let mut view = stored.view();
+        for axis in 0..4 {
+            view = view.slice(axis, ..dz.shape()[order[axis]], 1).unwrap();
+        }
+        let mut back = [0; 4];
+        (0..4).for_each(|axis| back[order[axis]] = axis);
+        let view = view.permute(back).unwrap();
+        for &isa in machine::supported() {
+            let pools = in_pools(|| machine::with_isa(isa, || conv.backward_bias(view).unwrap()).unwrap());
+            assert!(pools.iter().all(|db| bits(db.as_slice()) == bits(pools[0].as_slice())), "{order:?}");
+            for (db, expected) in pools[0].iter().zip(&expected) {
+                assert!(
+                    (f64::from(*db) - expected).abs() < 1e-2,
+                    "{isa} {order:?} {more:?}: {db} {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// The sums of channels.
+fn columns_of(dz: &Tensor<f32, 4>) -> Vec<f64> {
+    let [n, c, ..] = dz.shape();
+    let mut sums = vec![0.0; c];
+    for at in 0..n * c {
+        let plane = dz.view().select::<3>(0, at / c).unwrap().select::<2>(0, at % c).unwrap();
+        sums[at % c] += plane.iter().map(|&x| f64::from(x)).sum::<f64>();
+    }
+    sums
 }
 
 /// Batches of long sequences, which are cut along their columns.

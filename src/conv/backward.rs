@@ -173,7 +173,7 @@ impl<const S: usize> Convolution<S> {
     /// db `[c_out]`, the sums of dZ `[batch, c_out, spatial…]` over all but the channels, in a fixed order.
     ///
     /// # Errors
-    /// [`Error::Alloc`] where there is no memory.
+    /// [`Error::Alloc`] where there is no memory, [`Error::Isa`] where `TILEWISE_ISA` is wrong.
     pub fn backward_bias<T: Element, const N: usize>(&self, dz: TensorView<'_, T, N>) -> Result<Tensor<T, 1>>
     where
         Spatial<S>: ImageRank<N>,
@@ -186,7 +186,8 @@ impl<const S: usize> Convolution<S> {
     /// [`backward_bias`](Self::backward_bias) into `db`, whose old contents are not read.
     ///
     /// # Errors
-    /// [`Error::Shape`] where `db` does not have an element for each channel.
+    /// As [`backward_bias`](Self::backward_bias); [`Error::Shape`] where `db` does not have an element for each channel. Nothing is
+    /// written then.
     pub fn backward_bias_into<T: Element, const N: usize>(
         &self,
         dz: TensorView<'_, T, N>,
@@ -195,13 +196,13 @@ impl<const S: usize> Convolution<S> {
     where
         Spatial<S>: ImageRank<N>,
     {
-        let (dz, channels) = (dz.lift(), dz.shape()[1]);
+        let (op, dz, channels) = ("Convolution::backward_bias_into", dz.lift(), dz.shape()[1]);
         if db.shape() != [channels] {
-            return Err(Error::shape("Convolution::backward_bias_into", "db", &db.shape(), &[channels]));
+            return Err(Error::shape(op, "db", &db.shape(), &[channels]));
         }
         let tasks = parallel::tasks(dz.len(), 1 << 16);
         machine::trace(|| format!("convolution's bias gradient {:?} {} {tasks} tasks", dz.shape(), T::NAME));
-        T::bias_gradient(machine::isa()?, dz, db, tasks)
+        T::bias_gradient(op, machine::isa()?, dz, db, tasks)
     }
 
     /// All gradients of the affine part, from X, W and dZ.

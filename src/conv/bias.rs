@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::emit::channels_last;
+use super::weight_gradient::share;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
@@ -12,7 +13,6 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace;
 
-const OP: &str = "Convolution::backward_bias";
 /// Partial sums of a plane: neighbouring elements.
 pub(crate) const LANES: usize = 16;
 /// Partial sums of a row of pixels at least, of as many pixels as it takes.
@@ -22,6 +22,7 @@ const PART: usize = 1 << 16;
 
 /// Computes db, in `tasks` tasks.
 pub(super) fn run<T: Element>(
+    op: &'static str,
     isa: Isa,
     dz: TensorView<'_, T, 5>,
     mut db: TensorViewMut<'_, T, 1>,
@@ -33,10 +34,11 @@ pub(super) fn run<T: Element>(
         return Ok(());
     }
     if channels_last(dz.shape(), dz.strides()) {
-        pixels(isa, dz, db, tasks)
-    } else {
-        planes(isa, dz, db, tasks)
+        return pixels(op, isa, dz, db, tasks);
     }
+    // All memory first: where it is lacking, nothing has been written.
+    let mut sums = workspace::scratch(op, db.len() * LANES)?;
+    planes(isa, dz, db, &mut sums, tasks)
 }
 
 /// Some channels at a time, each the sum over its planes.
@@ -44,20 +46,23 @@ fn planes<T: Element>(
     isa: Isa,
     dz: TensorView<'_, T, 5>,
     mut db: TensorViewMut<'_, T, 1>,
+    sums: &mut [T],
     tasks: usize,
 ) -> Result<()> {
     let channels = db.len();
     if tasks > 1 && channels > 1 {
         let (half, cut) = (tasks / 2, channels / 2);
         let ((low, high), (db_low, db_high)) = (dz.split_at(1, cut)?, db.split_at(0, cut)?);
-        let (first, second) =
-            parallel::join(|| planes(isa, low, db_low, half), || planes(isa, high, db_high, tasks - half));
+        let (sums_low, sums_high) = sums.split_at_mut(cut * LANES);
+        let (first, second) = parallel::join(
+            || planes(isa, low, db_low, sums_low, half),
+            || planes(isa, high, db_high, sums_high, tasks - half),
+        );
         return first.and(second);
     }
-    let mut sums = workspace::scratch(OP, channels * LANES)?;
     sums.fill(T::ZERO);
     for d in 0..dz.shape()[2] {
-        T::dispatch(isa, Planes { dz: dz.select::<4>(2, d)?, sums: &mut sums });
+        T::dispatch(isa, Planes { dz: dz.select::<4>(2, d)?, sums: &mut *sums });
     }
     for (c, parts) in sums.chunks_exact(LANES).enumerate() {
         if let Some(db) = db.get_mut([c]) {
@@ -119,21 +124,22 @@ pub(crate) fn add<T: Element>(sums: &mut [T], run: &[T]) {
 
 /// Where channels are neighbours: parts of the rows, as many for any number of threads.
 fn pixels<T: Element>(
+    op: &'static str,
     isa: Isa,
     dz: TensorView<'_, T, 5>,
     mut db: TensorViewMut<'_, T, 1>,
     tasks: usize,
 ) -> Result<()> {
     let [images, channels, depth, height, _] = dz.shape();
-    let (rows, len) = (images * depth * height, channels * LEAST.div_ceil(channels));
+    let rows = images.saturating_mul(depth).saturating_mul(height);
+    let len = channels * LEAST.div_ceil(channels);
     let dz = dz.permute([0, 2, 3, 4, 1])?;
     let parts = parallel::parts((dz.len() / PART).min(rows));
-    let mut sums = workspace::scratch(OP, parts * len)?;
+    let mut sums = workspace::scratch(op, parts * len)?;
     sums.fill(T::ZERO);
     parallel::for_each_chunk_mut(&mut sums, len, tasks.min(parts), &|first, sums| {
         for (part, sums) in (first..).zip(sums.chunks_exact_mut(len)) {
-            let rows = rows * part / parts..rows * (part + 1) / parts;
-            T::dispatch(isa, Pixels { dz, rows, sums });
+            T::dispatch(isa, Pixels { dz, rows: share(rows, parts, part), sums });
         }
     });
     for (c, sum) in parallel::total(&mut sums, channels).iter().enumerate() {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Rows that two strips read are kept, those that two tasks read are computed by both. Each convolution adds up as it does
-//! alone: neither strips nor tasks change a bit.
+//! alone, images as lanes excepted: neither strips nor tasks change a bit.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -47,7 +47,8 @@ impl<'a, T, const S: usize> Link<'a, T, S> {
 /// Convolutions that run as one, each over what the one before gives: the blocks of networks for inference, such as
 /// MobileNetV2's expansion, depthwise convolution and projection, whose widest tensor is never written to memory.
 ///
-/// The result is that of the convolutions one by one, in every bit.
+/// The result is that of the convolutions one by one, in every bit; in batches whose images fill vectors, over few channels, but for
+/// rounding.
 ///
 /// ```
 /// use tilewise::{Tensor, activation::Activation, conv::{Chain, Convolution, Link}};

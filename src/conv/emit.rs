@@ -187,20 +187,25 @@ impl<T: Element> Finish<'_, T> {
         let bias = simd.splat(bias);
         let bounds = self.activation.bounds();
         let [low, high] = bounds.unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
-        let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
+        let limits = [simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high))];
         for (i, y) in y.chunks_mut(S::LANES).enumerate() {
             let run = i * S::LANES..i * S::LANES + y.len();
             let mut sum = simd.add(simd.load_up_to(&sums[run.clone()]), bias);
             if let Some(residual) = residual {
                 sum = simd.add(sum, simd.load_up_to(&residual[run]));
             }
-            // The order of the operands lets NaN through.
-            simd.store_up_to(simd.max(low, simd.min(high, sum)), y);
+            simd.store_up_to(bounded(simd, limits, sum), y);
         }
         if bounds.is_none() {
             activation::apply(simd, self.activation, y);
         }
     }
+}
+
+/// The order of the operands lets NaN through.
+#[inline(always)]
+pub(super) fn bounded<T: Element, S: Simd<T>>(simd: S, [low, high]: [S::V; 2], x: S::V) -> S::V {
+    simd.max(low, simd.min(high, x))
 }
 
 /// y += x.

@@ -83,7 +83,7 @@ pub(super) struct Images<'a, T> {
     op: &'static str,
     isa: Isa,
     tile: Tile,
-    /// Its planes.
+    /// The input's planes.
     x: TensorView<'a, T, 5>,
     /// Of the input and the output.
     orders: [Order; 2],
@@ -104,16 +104,16 @@ fn fills(tile: Tile, images: usize) -> bool {
 /// Channels in and out up to which it pays: more fill other tiles, and their copies few rows.
 const MOST_CHANNELS: usize = 128;
 
-/// Whether it may pay for so many output and input channels, and a kernel of these sizes.
-pub(super) fn takes([rows, channels]: [usize; 2], kernel: [usize; 3]) -> bool {
-    kernel != [1; 3] && rows.max(channels) <= MOST_CHANNELS
-}
-
-/// Whether it pays for so many images, output and input channels, and a kernel of these sizes.
-fn pays(tile: Tile, images: usize, [rows, channels]: [usize; 2], kernel: [usize; 3]) -> bool {
+/// Whether it pays for so many output and input channels and such windows, where images fill vectors.
+fn pays(tile: Tile, [rows, channels]: [usize; 2], reach: &Reach) -> bool {
     let [height, _] = tile_of(tile.sums(), rows);
     let full = rows >= rows.next_multiple_of(height) / 4 * 3;
-    fills(tile, images) && full && takes([rows, channels], kernel)
+    reach.kernel != [1; 3] && full && rows.max(channels) <= MOST_CHANNELS && reach.fits(channels)
+}
+
+/// [`pays`] for a convolution. Where there are many more outputs than inputs, other paths read each of these often enough.
+pub(super) fn takes<T: Element>(isa: Isa, [rows, channels]: [usize; 2], reach: &Reach) -> bool {
+    rows <= 64.max(2 * channels) && pays(tile::<T>(isa), [rows, channels], reach)
 }
 
 /// Whether a correlation of `depth` steps over channels last pays beside rows of patches, whose lanes are the output channels: where
@@ -156,15 +156,13 @@ impl<'a, T: Element> Call<'a, T> {
             Operand::View(filter) => filter,
             Operand::Packed(packed) => packed.plain()?,
         };
-        let Call { op, isa, x, finish, kernel, .. } = *self;
+        let Call { op, isa, x, finish, .. } = *self;
         let ([images, rows, ..], channels) = (y, x.shape()[1]);
         let fits = self.groups == 1
             && self.algorithm.is_open()
             && finish.residual.is_none()
-            && pays(tile::<T>(isa), images, [rows, channels], kernel)
-            // Where there are many more outputs than inputs, other paths read each of these often enough.
-            && rows <= 64.max(2 * channels)
-            && self.reach().fits(channels)
+            && fills(tile::<T>(isa), images)
+            && takes::<T>(isa, [rows, channels], &self.reach())
             && self.winograd(filter, y) == 0;
         let mut phases = [const { None }; PHASES];
         phases[0] = Some(Phase::new(filter, self.reach(), [0; 2], [1; 2]));
@@ -182,9 +180,9 @@ impl<'a, T: Element> Scatter<'a, T> {
             && finish.residual.is_none()
             && self.is_flat()
             && sliding.stride.iter().all(|&stride| stride <= 2)
-            && pays(tile::<T>(isa), images, [rows, channels], sliding.kernel)
+            && fills(tile::<T>(isa), images)
+            && pays(tile::<T>(isa), [rows, channels], &Reach::of(sliding))
             && !z.is_empty()
-            && Reach::of(sliding).fits(channels)
             && self.winograd(y) == 0;
         if !fits {
             return Ok(None);
@@ -416,14 +414,13 @@ impl<T: Element> Phase<'_, T> {
         let to = |axis: usize, number: usize| {
             (self.first[axis] + number * self.step[axis]).saturating_sub(at[1 + axis])
         };
-        // Without taps nothing is read, and of what others read there may be less.
-        let (first, [_, down, right]) = match self.depth {
-            0 => (0, [0; 3]),
-            _ => {
-                let row = from(0, of_rows.start, 1);
-                (row * pixels.columns + from(1, of_columns.start, of_x), self.reach.stride)
-            }
-        };
+        // Without taps or outputs nothing is read, and of what others read there may be less.
+        let (mut first, [_, mut down, mut right]) = (0, self.reach.stride);
+        if self.depth == 0 || of_rows.is_empty() || of_columns.is_empty() {
+            (down, right) = (0, 0);
+        } else {
+            first = from(0, of_rows.start, 1) * pixels.columns + from(1, of_columns.start, of_x);
+        }
         let (of_pixel, of_output) = (of_x * pixels.lanes, of_y * pixels.lanes);
         Grid {
             rows: of_rows.len(),
@@ -446,15 +443,16 @@ mod tests {
 
     #[test]
     fn batches_over_few_channels_pay() {
-        let pays_on = |tile, [images, rows]: [usize; 2], channels, kernel: [usize; 2]| {
-            pays(tile, images, [rows, channels], [1, kernel[0], kernel[1]])
+        let pays_on = |tile, [images, rows]: [usize; 2], channels, [h, w]: [usize; 2]| {
+            let reach = Reach { kernel: [1, h, w], ..Reach::SELF };
+            fills(tile, images) && pays(tile, [rows, channels], &reach)
         };
         let pays = |sizes, channels, kernel| pays_on(TILE, sizes, channels, kernel);
         assert!(pays([64, 16], 1, [5, 5]) && pays([64, 32], 16, [3, 3]) && pays([64, 3], 16, [3, 3]));
         assert!(pays([13, 8], 8, [3, 3]) && pays([30, 8], 8, [1, 3]) && pays([16, 6], 1, [5, 5]));
-        // Vectors with too few images, tiles with too few channels, too many channels, single taps, none.
+        // Vectors with too few images, tiles with too few channels, too many channels, single taps, large windows, none.
         assert!(!pays([12, 8], 8, [3, 3]) && !pays([18, 8], 8, [3, 3]) && !pays([1, 8], 8, [3, 3]));
-        assert!(!pays([16, 5], 8, [3, 3]) && !pays([16, 1], 8, [3, 3]));
+        assert!(!pays([16, 5], 8, [3, 3]) && !pays([16, 1], 8, [3, 3]) && !pays([16, 8], 8, [64, 64]));
         assert!(!pays([16, 256], 8, [3, 3]) && !pays([16, 8], 256, [3, 3]) && !pays([16, 8], 8, [1, 1]));
         let two = Tile { lanes: 2, ..TILE };
         assert!(!pays_on(two, [16, 8], 8, [3, 3]));

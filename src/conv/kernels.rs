@@ -41,12 +41,13 @@ kernels! {
 
         /// [`bias::run`].
         fn bias_gradient(
+            op: &'static str,
             isa: Isa,
             dz: TensorView<'_, Self, 5>,
             db: TensorViewMut<'_, Self, 1>,
             tasks: usize,
         ) -> Result<()> {
-            bias::run(isa, dz, db, tasks)
+            bias::run(op, isa, dz, db, tasks)
         }
 
         /// [`Filter::pack`].

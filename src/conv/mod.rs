@@ -30,10 +30,10 @@
 //! | --- | --- |
 //! | 1 × 1, stride 1, no padding, pixels mergeable into rows (NHWC) | one GEMM, in place |
 //! | the same with mergeable planes (NCHW), one image or at least 128 pixels | a batched GEMM, in place |
+//! | one group, images that fill vectors to four fifths (13 of 16 with AVX-512), images or columns as neighbours, or dense pixels of channels last (where both tensors have them up to 2 vectors of output channels, and where rows have 24 outputs one, half as many as steps of depth), up to 128 channels in and out, out 64 or twice as many as in, that fill tiles of 8 (4 without AVX-512, or where there are no more) to three quarters, several taps, strides up to 64, copies of which a few rows stay in L2 (with windows of one row, a part of one), no residual, not among others in a [`Chain`], [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | images as lanes: patches read in place in a copy of their pixels |
 //! | weights packed by [`Convolution::pack_channels_last`], one group, 1 × 1, stride 1, no padding | a GEMM for each run of pixels |
 //! | the same, any other geometry but Winograd's | GEMMs over rows of patches, copied some dozen pixels at a time; or over windows of a copy with zeros around, where rows of the output are long, weights fill three quarters of L2 at most, the kernel has no depth and no dilation, and windows touch; or over the image's lines as they lie, but for their ends, where these are dense, the kernel has one axis without dilation and a row of the output is longer than four times what a quarter of L2 holds of its patches |
 //! | weights not packed before, [`Algorithm::Auto`] or [`Algorithm::Direct`], one group, at least 4 output channels and 512 outputs of each, several channels, last in both tensors, dense rows of the image, no dilation along them, outputs that merge into one axis or rows of 14 (of 28 for single pixels, which do not merge, or fewer than 32 output channels), not Winograd's | the same, the weights turned in the call |
-//! | one group, images that fill vectors to four fifths (13 of 16 with AVX-512), images or columns as neighbours, or dense pixels of channels last (where both tensors have them up to 2 vectors of output channels, and where rows have 24 outputs one, half as many as steps of depth), up to 128 channels in and out, out 64 or twice as many as in, that fill tiles of 8 (4 without AVX-512, or where there are no more) to three quarters, several taps, strides up to 64, copies of which a few rows stay in L2 (with windows of one row, a part of one), no residual, not in a [`Chain`], [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | images as lanes: patches read in place in a copy of their pixels |
 //! | weights not packed before, at most 64 output channels a group that fill vectors, rows that fill the runs of a tile (of 7 outputs with AVX-512), [`Algorithm::Auto`] or [`Algorithm::Direct`], not Winograd's | output channels as lanes: patches read in place in a copy of a box's input, no panels of patches |
 //! | [`Algorithm::Auto`], 3 × 3, stride and dilation 1, at least 16 channels in and out of a group and 24 on one side, 192 outputs and not many fewer than channels, or weights packed before; [`Algorithm::Winograd2`], 3 × 3, stride and dilation 1 | Winograd, tiles of 2 × 2 outputs |
 //! | [`Algorithm::Winograd4`], 3 × 3, stride and dilation 1 | Winograd, tiles of 4 × 4 outputs |
@@ -501,7 +501,8 @@ impl<const S: usize> Convolution<S> {
         let open = self.algorithm.is_open();
         let isa = machine::isa()?;
         let lanes = groups > 1 && depthwise::takes::<T>(isa, groups, w.shape(), &sliding, [last, open]);
-        let batches = groups == 1 && winograd == 0 && open && images::takes([rows, channels], kernel);
+        let fits = || images::takes::<T>(isa, [rows, channels], &depthwise::Reach::of(&sliding));
+        let batches = groups == 1 && winograd == 0 && open && fits();
         let form = [single(&sliding), last, lanes, batches];
         PackedConvolution::new(op, w, groups, self.geometry.flipped, winograd, form)
     }

@@ -12,7 +12,8 @@ use crate::spatial::Sliding;
 use crate::tensor::TensorView;
 use crate::workspace::{self, Aligned};
 
-/// Weights packed by [`Convolution::pack`](super::Convolution::pack): a copy in the order in which the kernels read.
+/// Weights packed by [`Convolution::pack`](super::Convolution::pack): a copy in the order in which the kernels read, and of few channels
+/// one as they are.
 ///
 /// It remembers the instruction set, the groups and the kernel's sizes; a call that differs refuses it.
 pub struct PackedConvolution<T> {

@@ -153,7 +153,8 @@ fn each_part<T: Element>(
 
 /// Of `count` things, those of one of so many parts.
 pub(super) fn share(count: usize, parts: usize, part: usize) -> Range<usize> {
-    count * part / parts..count * (part + 1) / parts
+    let cut = |part: usize| (count as u128 * part as u128 / parts as u128) as usize;
+    cut(part)..cut(part + 1)
 }
 
 struct Gradient<'a, T> {

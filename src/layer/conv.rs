@@ -19,6 +19,9 @@ use crate::workspace;
 /// Elements of an output that a task has at least, and of which it has a multiple.
 const GRAIN: usize = 1 << 16;
 const RUN: usize = 1 << 12;
+/// Planes of a gradient, and elements of each, from which on sums of planes are few beside it, and shared well.
+const PLANES: usize = 8;
+const LEAST: usize = 128;
 
 /// A [`Convolution`] over `S` spatial axes of images of rank `N`, with parameters `weight`
 /// `[c_out, c_in / groups, kernel…]` and `bias` `[c_out]`.
@@ -292,15 +295,20 @@ where
         Ok(Some(silent.as_slice()))
     }
 
-    /// dZ from dY, in its place: 0 where the output was rectified to 0. And db, where that is the case.
-    fn rectify(&self, op: &'static str, mut dy: TensorViewMut<'_, T, N>) -> Result<Option<Tensor<T, 1>>> {
-        let [images, channels] = [dy.shape()[0], dy.shape()[1]];
-        let Some(silent) = self.silent(dy.shape())? else { return Ok(None) };
-        let (mut db, isa) = (Tensor::zeros([channels])?, machine::isa()?);
-        let Some(dy) = dy.as_mut_slice().filter(|dy| !dy.is_empty()) else { return Ok(Some(db)) };
-        let len = channels * LANES;
-        let mut sums = workspace::scratch(op, images * len)?;
-        rectify(isa, Rectify { silent, dy, sums: &mut sums }, parallel::tasks(silent.len(), GRAIN));
+    /// dZ from dY, in its place: 0 where the output was rectified to 0. And db, where planes of dY are summed up meanwhile.
+    fn rectify(&self, op: &'static str, shape: [usize; N], dy: &mut [T]) -> Result<Option<Tensor<T, 1>>> {
+        let Some(silent) = self.silent(shape)? else { return Ok(None) };
+        let (isa, tasks) = (machine::isa()?, parallel::tasks(silent.len(), GRAIN));
+        let planes = shape[0] * shape[1];
+        if planes < PLANES || silent.len() / planes < LEAST {
+            parallel::for_each_chunk_mut(dy, RUN, tasks, &|at, dy| {
+                T::rectify(isa, Rectify { silent: &silent[at * RUN..][..dy.len()], dy, sums: &mut [] });
+            });
+            return Ok(None);
+        }
+        let (mut db, len) = (Tensor::zeros([shape[1]])?, shape[1] * LANES);
+        let mut sums = workspace::scratch(op, planes * LANES)?;
+        rectify(isa, Rectify { silent, dy, sums: &mut sums }, tasks);
         let total = parallel::total(&mut sums, len).chunks_exact(LANES);
         db.as_mut_slice().iter_mut().zip(total).for_each(|(db, parts)| *db = folded(parts));
         Ok(Some(db))
@@ -331,11 +339,10 @@ where
         let (x, weight) = self.checked(dy.shape())?;
         let mut copy;
         let (mut dz, mut db) = (dy, None);
-        if self.silent(dy.shape())?.is_some() {
+        if self.conv.is_rectified() {
             copy = workspace::scratch(op, dy.len())?;
-            let mut view = TensorViewMut::from_slice(&mut copy[..], dy.shape())?;
-            view.assign(dy)?;
-            db = self.rectify(op, view)?;
+            TensorViewMut::from_slice(&mut copy[..], dy.shape())?.assign(dy)?;
+            db = self.rectify(op, dy.shape(), &mut copy)?;
             dz = TensorView::from_slice(&copy, dy.shape())?;
         }
         let dx = input(x, weight, dz)?;
@@ -407,7 +414,7 @@ where
         let shape = self.check_backward(dy.shape())?;
         let mut dx = self.spare[0].tensor(shape)?;
         let (x, weight) = (self.affine.input.get("Conv::backward")?, self.affine.weight.view::<N>()?);
-        let db = self.rectify("Conv::backward", dy.view_mut())?;
+        let db = self.rectify("Conv::backward", dy.shape(), dy.as_mut_slice())?;
         self.conv.backward_input_into(dy.view(), weight, dx.view_mut())?;
         let (dw, db) = self.parameters(x, weight, dy.view(), db)?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
@@ -421,7 +428,7 @@ where
 
     fn backward_parameters_owned(&mut self, mut dy: Tensor<T, N>) -> Result<()> {
         let (x, weight) = self.checked(dy.shape())?;
-        let db = self.rectify("Conv::backward_parameters", dy.view_mut())?;
+        let db = self.rectify("Conv::backward_parameters", dy.shape(), dy.as_mut_slice())?;
         let (dw, db) = self.parameters(x, weight, dy.view(), db)?;
         self.affine.accumulate(dw.as_slice(), db.as_slice());
         self.spare[1].0 = Some(dy);

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::activation;
-use crate::conv::emit::Finish;
+use crate::conv::emit::{Finish, bounded};
 use crate::element::Element;
 use crate::simd::{self, MOST_LANES, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -108,12 +108,6 @@ impl<T: Element> SimdOp<T> for Emit<'_, T> {
             }
         }
     }
-}
-
-/// The order of the operands lets NaN through.
-#[inline(always)]
-fn bounded<T: Element, S: Simd<T>>(simd: S, [low, high]: [S::V; 2], x: S::V) -> S::V {
-    simd.max(low, simd.min(high, x))
 }
 
 /// The sums `[positions, lanes]` from `first` on to places of channels.

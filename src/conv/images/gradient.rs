@@ -54,7 +54,7 @@ pub(in crate::conv) struct Gradient<'a, T> {
     op: &'static str,
     isa: Isa,
     tile: Tile,
-    /// Their planes.
+    /// The planes of both.
     x: TensorView<'a, T, 5>,
     dz: TensorView<'a, T, 5>,
     orders: [Order; 2],
@@ -95,7 +95,8 @@ impl<'a, T: Element> Gradient<'a, T> {
     pub(in crate::conv) fn run(&self, dw: TensorViewMut<'_, T, 5>) -> Result<()> {
         let ([images, planes, depth, height, columns], len) = (self.dz.shape(), dw.len());
         let outputs = planes * self.orders[1].beside;
-        let work = len / outputs * planes.saturating_mul(images * depth * height * columns);
+        let positions = [images, depth, height, columns];
+        let work = positions.iter().fold(len / outputs * planes, |work, &size| work.saturating_mul(size));
         let (lanes, vectors) = (self.tile.lanes, images.div_ceil(self.tile.lanes));
         let parts = parallel::parts(vectors);
         in_parts(self.op, dw, parts, parallel::threads_for(work, GRAIN), &|part, sums, tasks| {
@@ -231,17 +232,8 @@ impl<T: Element> Product<'_, T> {
             let mut from = [0; V];
             each!(v in points V { from[v] = offsets[(line + v).min(lines - 1)]; });
             for output in (0..outputs).step_by(R) {
-                let (z, tile_of) = (&z[output * apart..], &mut tile);
-                simd.call(Lines::<'_, '_, T, R, V> {
-                    x,
-                    from,
-                    z,
-                    apart,
-                    z_step,
-                    sizes,
-                    steps,
-                    tile: tile_of,
-                });
+                let (z, to) = (&z[output * apart..], &mut tile);
+                simd.call(Lines::<'_, '_, T, R, V> { x, from, z, apart, z_step, sizes, steps, tile: to });
                 for (i, tile) in (output..outputs).zip(&tile) {
                     let to = &mut sums[i * lines + line..(i + 1) * lines];
                     to.iter_mut().zip(tile).for_each(|(to, &sum)| *to += sum);

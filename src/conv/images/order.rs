@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// The order of a tensor's channels and columns, which a copy of its pixels keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) struct Order {
     /// Channels of a plane, side by side in each of its columns: one, or all of them.
     pub(super) beside: usize,
@@ -25,7 +25,7 @@ impl Order {
         if image == 1 || column == 1 || width == 1 {
             return few(Some(width)).then_some(Self { beside: 1 });
         }
-        let dense = channel == 1 && usize::try_from(column) == Ok(channels);
+        let dense = channels > 1 && channel == 1 && usize::try_from(column) == Ok(channels);
         (dense && few(width.checked_mul(channels))).then_some(Self { beside: channels })
     }
 
@@ -91,6 +91,8 @@ mod tests {
         assert_eq!(of(shape, [140, 1, 140, 28, 4]), None);
         assert_eq!(of(shape, [105, 1, 105, 21, -3]), None);
         assert_eq!(of(shape, [210, 2, 210, 42, 6]), None);
+        assert_eq!(of([16, 0, 1, 5, 7], [1, 1, 0, 0, 0]), Some(1));
+        assert_eq!(of([16, 0, 1, 5, 7], [64, 1, 0, 0, 0]), None);
         assert_eq!(of([16, 3, 1, 5, usize::MAX], [0, 1, 0, 0, 3]), None);
         assert_eq!(of([16, 3, 1, 5, MOST_COLUMNS], [0, 1, 0, 0, 3]), None);
     }

@@ -35,7 +35,7 @@ impl<T: Element> SimdOp<T> for Silent<'_, T> {
 }
 
 /// Gradients of such outputs become 0. The others are summed up for each plane, a channel of an image, while they are here, as
-/// the gradient for the bias is elsewhere.
+/// the gradient for the bias is elsewhere; without sums nothing is.
 pub struct Rectify<'r, T> {
     pub silent: &'r [bool],
     pub dy: &'r mut [T],
@@ -50,14 +50,22 @@ impl<T: Element> SimdOp<T> for Rectify<'_, T> {
     fn eval<S: Simd<T>>(self, _: S) {
         let plane = (self.dy.len() / (self.sums.len() / LANES).max(1)).max(1);
         let planes = self.dy.chunks_exact_mut(plane).zip(self.silent.chunks_exact(plane));
+        if self.sums.is_empty() {
+            return mask(self.dy, self.silent);
+        }
         self.sums.fill(T::ZERO);
         for (sums, (dy, silent)) in self.sums.chunks_exact_mut(LANES).zip(planes) {
-            for (dy, &silent) in dy.iter_mut().zip(silent) {
-                *dy = if silent { T::ZERO } else { *dy };
-            }
+            mask(dy, silent);
             // From L1, where the plane is now.
             add(sums, dy);
         }
+    }
+}
+
+#[inline(always)]
+fn mask<T: Element>(dy: &mut [T], silent: &[bool]) {
+    for (dy, &silent) in dy.iter_mut().zip(silent) {
+        *dy = if silent { T::ZERO } else { *dy };
     }
 }
 
