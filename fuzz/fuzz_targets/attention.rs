@@ -227,6 +227,11 @@ fn run<T: Element>(input: &Input) {
 fn cached<T: Element>(input: &Input, k: &Stored<T, 4>, v: &Stored<T, 4>) {
     let ([batch, kv_heads, keys, dim], value_dim) = (k.shape, v.shape[3]);
     let (cut, Number(room)) = (usize::from(input.cut) % (keys + 1), input.window.unwrap_or(Number(keys)));
+    // What a machine may have would all be taken.
+    let len = product(&[batch, kv_heads, room, dim.max(value_dim)]);
+    if len.is_some_and(|len| (WORK..1 << 40).contains(&len)) {
+        return;
+    }
     let mut cache = match KvCache::<T>::new([batch, kv_heads], room, [dim, value_dim]) {
         Ok(cache) => cache,
         Err(error) => return assert!(too_large(&error), "{error}"),
