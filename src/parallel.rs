@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::error::Error as _;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -193,6 +194,13 @@ pub(crate) fn parts(most: usize) -> usize {
     1 << most.clamp(1, PARTS).ilog2()
 }
 
+/// Of `count` things, those of one of so many parts.
+pub(crate) fn share(count: usize, parts: usize, part: usize) -> Range<usize> {
+    // ⌊count · part / parts⌋, whose product may not be counted.
+    let cut = |part: usize| count / parts * part + count % parts * part / parts;
+    cut(part)..cut(part + 1)
+}
+
 /// The first of some sums of a length becomes all of them, added up in order.
 pub(crate) fn total<T: Element>(sums: &mut [T], len: usize) -> &[T] {
     let (total, others) = sums.split_at_mut(len);
@@ -250,6 +258,14 @@ pub(crate) fn halves<T: Element, const N: usize, const M: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_even_and_all() {
+        let shares = |count, parts| (0..parts).map(|part| share(count, parts, part)).collect::<Vec<_>>();
+        assert_eq!(shares(10, 4), [0..2, 2..5, 5..7, 7..10]);
+        assert_eq!(shares(1, 2), [0..0, 0..1]);
+        assert_eq!(share(usize::MAX, 8, 7).end, usize::MAX);
+    }
 
     #[test]
     fn little_work_is_one_task() {

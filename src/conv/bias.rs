@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use super::emit::channels_last;
-use super::weight_gradient::share;
 use crate::element::Element;
 use crate::error::Result;
 use crate::machine::Isa;
@@ -139,7 +138,7 @@ fn pixels<T: Element>(
     sums.fill(T::ZERO);
     parallel::for_each_chunk_mut(&mut sums, len, tasks.min(parts), &|first, sums| {
         for (part, sums) in (first..).zip(sums.chunks_exact_mut(len)) {
-            T::dispatch(isa, Pixels { dz, rows: share(rows, parts, part), sums });
+            T::dispatch(isa, Pixels { dz, rows: parallel::share(rows, parts, part), sums });
         }
     });
     for (c, sum) in parallel::total(&mut sums, channels).iter().enumerate() {

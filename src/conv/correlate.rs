@@ -75,7 +75,7 @@ impl<'a, T: Element> Call<'a, T> {
         if y.is_empty() {
             return Ok(());
         }
-        let (call, vectors) = self.unpacked()?;
+        let (call, vectors) = self.unpacked();
         match (call.path(y.shape(), y.strides(), vectors.is_some()), call.w) {
             (Path::PointwiseRows, _) => call.pixels(y),
             (Path::PointwiseImages, _) => call.images(y),
@@ -93,20 +93,21 @@ impl<'a, T: Element> Call<'a, T> {
     }
 
     /// Over the weights themselves where they are small groups' ones, which were packed beside them.
-    fn unpacked(&self) -> Result<(Self, Option<&[T]>)> {
-        let filter = if let Operand::Packed(packed) = self.w { packed.filter()? } else { None };
-        let Some((view, vectors)) = filter else { return Ok((*self, None)) };
+    fn unpacked(&self) -> (Self, Option<&[T]>) {
+        let filter = if let Operand::Packed(packed) = self.w { packed.filter() } else { None };
+        let Some((view, vectors)) = filter else { return (*self, None) };
         // What was packed keeps the algorithm that it was packed for.
         let call = Call { w: Operand::View(view), algorithm: Algorithm::ImplicitGemm, ..*self };
-        Ok((call, Some(vectors)))
+        (call, Some(vectors))
     }
 
     /// Says what a call does, where that is asked for.
     pub(super) fn trace(&self, w: [usize; 5], y: [usize; 5], strides: [isize; 5]) {
         machine::trace(|| {
-            let path = self.unpacked().map(|(call, vectors)| call.path(y, strides, vectors.is_some()));
+            let (call, vectors) = self.unpacked();
+            let path = call.path(y, strides, vectors.is_some());
             let (op, x, isa) = (self.op, self.x.shape(), self.isa);
-            format!("{op} {x:?} by {w:?} to {y:?} {} {isa} path {}", T::NAME, path.map_or("none", Path::name))
+            format!("{op} {x:?} by {w:?} to {y:?} {} {isa} path {}", T::NAME, path.name())
         });
     }
 
@@ -289,7 +290,7 @@ mod tests {
         let y = Tensor::<f32, 4>::zeros(stored(shape)).unwrap();
         let y = y.view().permute(order).unwrap().lift();
         let call = conv.call("test", x, weight, None, None, shape).unwrap();
-        let (call, vectors) = call.unpacked().unwrap();
+        let (call, vectors) = call.unpacked();
         call.path(y.shape(), y.strides(), vectors.is_some())
     }
 

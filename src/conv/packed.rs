@@ -22,8 +22,8 @@ pub struct PackedConvolution<T> {
     pub(super) flipped: bool,
     cut: Cut,
     form: Form<T>,
-    /// The weights as they are, row-major, where batches with images as lanes may take them; else empty.
-    plain: Aligned<T>,
+    /// The weights as they are, row-major, where [`depthwise`] or batches with images as lanes may take them.
+    plain: Option<Aligned<T>>,
 }
 
 /// How packed weights lie.
@@ -32,8 +32,8 @@ enum Form<T> {
     Panels(Aligned<T>),
     /// Panels of one group whose kernel is a single tap, which plain products take too.
     Rows(Packed<T>),
-    /// Weights of groups of one input channel, or of a few, as they are, row-major, and as `depthwise` packs them.
-    Depthwise(Aligned<T>, Aligned<T>),
+    /// Weights of groups of one input channel, or of a few, as `depthwise` packs them.
+    Depthwise(Aligned<T>),
     /// A right operand, its columns the output channels, its depth taps and the channels of each: for pixels as rows.
     Columns(Packed<T>),
 }
@@ -53,13 +53,16 @@ impl<T: Element> PackedConvolution<T> {
         let view = flip(w, flipped)?;
         let filter = Filter::new(view);
         let cut = Cut::new::<T>(isa, groups, filter.sizes(groups), winograd);
-        let copy = |len| -> Result<Aligned<T>> {
+        let zeros = |len| -> Result<Aligned<T>> {
             let mut data = workspace::try_vec(op, len)?;
             data.resize(len, T::ZERO);
-            data.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
             Ok(data)
         };
-        let plain = copy(if batches { view.len() } else { 0 })?;
+        let mut plain = None;
+        if lanes || batches {
+            let to = plain.insert(zeros(view.len())?);
+            to.iter_mut().zip(view).for_each(|(to, &from)| *to = from);
+        }
         let packed = |form| Ok(Self { shape: w.shape(), flipped, cut, form, plain });
         if groups == 1 && last && winograd == 0 {
             let [rows, ..] = w.shape();
@@ -72,30 +75,21 @@ impl<T: Element> PackedConvolution<T> {
             return packed(Form::Rows(Packed::lhs(matrix)?));
         }
         if lanes {
-            return packed(Form::Depthwise(
-                copy(view.len())?,
-                depthwise::pack(op, &filter, groups, w.shape())?,
-            ));
+            return packed(Form::Depthwise(depthwise::pack(op, &filter, groups, w.shape())?));
         }
-        let len = cut.len(op)?;
-        let mut data = workspace::try_vec(op, len)?;
-        data.resize(len, T::ZERO);
+        let mut data = zeros(cut.len(op)?)?;
         T::pack(&filter, op, &cut, &mut data)?;
         packed(Form::Panels(data))
     }
 
     /// Weights of small groups as a view, and as [`depthwise::pack`] has them.
-    pub(super) fn filter(&self) -> Result<Option<(Filter<'_, T>, &[T])>> {
-        let Form::Depthwise(data, vectors) = &self.form else { return Ok(None) };
-        let view = TensorView::from_slice(data, self.shape)?;
-        Ok(Some((Filter::new(view), &vectors[..])))
+    pub(super) fn filter(&self) -> Option<(Filter<'_, T>, &[T])> {
+        if let Form::Depthwise(vectors) = &self.form { Some((self.plain()?, vectors)) } else { None }
     }
 
-    /// The weights as they are, where batches with images as lanes may take them.
+    /// The weights as they are, where they were kept.
     pub(super) fn plain(&self) -> Option<Filter<'_, T>> {
-        // An error would be an allocation.
-        let there = !self.plain.is_empty();
-        there.then(|| TensorView::from_slice(&self.plain, self.shape).ok().map(Filter::new)).flatten()
+        TensorView::from_slice(self.plain.as_deref()?, self.shape).ok().map(Filter::new)
     }
 
     /// The panels, where they are those of [`Weights`].
@@ -140,10 +134,10 @@ impl<T: Element> PackedConvolution<T> {
     pub fn bytes(&self) -> usize {
         let len = match &self.form {
             Form::Panels(data) => data.len(),
-            Form::Depthwise(data, vectors) => data.len() + vectors.len(),
+            Form::Depthwise(vectors) => vectors.len(),
             Form::Rows(packed) | Form::Columns(packed) => packed.panels().len(),
         };
-        (len + self.plain.len()) * size_of::<T>()
+        (len + self.plain.as_deref().map_or(0, <[T]>::len)) * size_of::<T>()
     }
 
     /// An error where they were packed for something else than a call like this.

@@ -151,12 +151,6 @@ fn each_part<T: Element>(
     (0..count).try_for_each(|part| f(first[0] + part, sums.row_mut(part).unwrap_or(&mut []), tasks))
 }
 
-/// Of `count` things, those of one of so many parts.
-pub(super) fn share(count: usize, parts: usize, part: usize) -> Range<usize> {
-    let cut = |part: usize| (count as u128 * part as u128 / parts as u128) as usize;
-    cut(part)..cut(part + 1)
-}
-
 struct Gradient<'a, T> {
     op: &'static str,
     isa: Isa,
@@ -199,7 +193,7 @@ impl<'a, T: Element> Gradient<'a, T> {
     fn in_parts(&self, parts: usize, dw: TensorViewMut<'_, T, 5>, tasks: usize) -> Result<()> {
         let (images, shape) = (self.dz.shape()[0], dw.shape());
         in_parts(self.op, dw, parts, tasks, &|part, sums, tasks| {
-            let images = share(images, parts, part);
+            let images = parallel::share(images, parts, part);
             let (x, dz) = (self.x.slice(0, images.clone(), 1)?, self.dz.slice(0, images, 1)?);
             let dw = TensorViewMut::from_slice(sums, shape)?;
             let part = Gradient::new(self.op, self.isa, [x, dz], self.groups, self.sliding);

@@ -118,7 +118,7 @@ fn split<T: Element>(
             let count = most.min(n - start);
             let outputs = first + start..first + start + count;
             for group in 0..groups {
-                let rows = rows * group / groups..rows * (group + 1) / groups;
+                let rows = parallel::share(rows, groups, group);
                 let y = y.tile_mut([rows.start, start], [rows.len(), count]);
                 T::piece(vector.isa, Piece { vector, rows, outputs: outputs.clone(), y });
             }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::Forward;
 use crate::activation;
 use crate::conv::correlate::Call;
-use crate::conv::emit::channels_last;
+use crate::conv::emit::{bounded, channels_last};
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
@@ -277,7 +277,7 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
     #[inline(always)]
     fn finish<S: Simd<T>>(&self, simd: S, run: Range<usize>, mut sums: [S::V; SIDE], to: &mut [T]) {
         let [low, high] = self.bounds;
-        let (low, high) = (simd.splat(low), simd.splat(high));
+        let limits = [simd.splat(low), simd.splat(high)];
         if let Some(residual) = self.residual {
             for (sum, residual) in
                 sums.iter_mut().zip(residual[self.column * self.channels..].chunks_exact(self.channels))
@@ -286,8 +286,7 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
             }
         }
         for (sum, y) in sums.into_iter().zip(to.chunks_exact_mut(self.channels)) {
-            // The order of the operands lets NaN through.
-            let sum = simd.max(low, simd.min(high, sum));
+            let sum = bounded(simd, limits, sum);
             let y = &mut y[run.clone()];
             if y.len() == S::LANES {
                 simd.store(sum, y);

@@ -8,7 +8,7 @@ use super::{box_of, fill, fills};
 use crate::conv::depthwise::Reach;
 use crate::conv::implicit::boxes;
 use crate::conv::pixels::Pixels;
-use crate::conv::weight_gradient::{in_parts, share};
+use crate::conv::weight_gradient::in_parts;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{GRAIN, Tile, blocks, each, tile};
@@ -100,7 +100,7 @@ impl<'a, T: Element> Gradient<'a, T> {
         let (lanes, vectors) = (self.tile.lanes, images.div_ceil(self.tile.lanes));
         let parts = parallel::parts(vectors);
         in_parts(self.op, dw, parts, parallel::threads_for(work, GRAIN), &|part, sums, tasks| {
-            let these = share(vectors, parts, part);
+            let these = parallel::share(vectors, parts, part);
             let sums = TensorViewMut::matrix(sums, [outputs, len / outputs]);
             self.split(these.start * lanes..images.min(these.end * lanes), sums, [0], tasks)
         })
@@ -149,7 +149,8 @@ impl<T: Element> Gradient<'_, T> {
         let mut x = workspace::scratch(op, inputs.checked_mul(of_x.plane()).ok_or_else(none)?)?;
         // Planes that the last tile has too many are never looked at.
         let apart = self.orders[1].apart(of_z.plane(), lanes);
-        let z_len = of_z.plane().checked_mul(z_planes.len()).and_then(|len| len.checked_add(height * apart));
+        let missing = (outputs.next_multiple_of(height) - outputs) * apart;
+        let z_len = of_z.plane().checked_mul(z_planes.len()).and_then(|len| len.checked_add(missing));
         let mut z = workspace::scratch(op, z_len.ok_or_else(none)?)?;
         let mut offsets = workspace::scratch::<usize>(op, count)?;
         sums.fill(T::ZERO);

@@ -48,11 +48,11 @@ impl<T: Element> SimdOp<T> for Rectify<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, _: S) {
-        let plane = (self.dy.len() / (self.sums.len() / LANES).max(1)).max(1);
-        let planes = self.dy.chunks_exact_mut(plane).zip(self.silent.chunks_exact(plane));
         if self.sums.is_empty() {
             return mask(self.dy, self.silent);
         }
+        let plane = self.dy.len() / (self.sums.len() / LANES);
+        let planes = self.dy.chunks_exact_mut(plane).zip(self.silent.chunks_exact(plane));
         self.sums.fill(T::ZERO);
         for (sums, (dy, silent)) in self.sums.chunks_exact_mut(LANES).zip(planes) {
             mask(dy, silent);
