@@ -1,4 +1,5 @@
-//! Two vectors taken apart into the elements at even and at odd places, and put together again; lanes of groups.
+//! Two vectors taken apart into the elements at even and at odd places, and put together again; lanes of groups, which
+//! are so many that they are powers of two.
 #![allow(clippy::missing_safety_doc, reason = "each needs its feature, and nothing else")]
 
 pub mod avx2 {
@@ -9,9 +10,8 @@ pub mod avx2 {
         #[inline]
         #[target_feature(enable = "avx2")]
         pub unsafe fn within<const C: usize>(v: __m256, lane: usize) -> __m256 {
-            let first: [i32; 8] = std::array::from_fn(|i| (i / C * C) as i32);
-            // SAFETY: eight elements.
-            let first = unsafe { _mm256_loadu_si256(first.as_ptr().cast()) };
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let first = _mm256_and_si256(lanes, _mm256_set1_epi32(-(C as i32)));
             _mm256_permutevar8x32_ps(v, _mm256_add_epi32(first, _mm256_set1_epi32(lane as i32)))
         }
 
@@ -39,9 +39,8 @@ pub mod avx2 {
         #[target_feature(enable = "avx2")]
         pub unsafe fn within<const C: usize>(v: __m256d, lane: usize) -> __m256d {
             // Halves of elements.
-            let first: [i32; 8] = std::array::from_fn(|i| (i / 2 / C * C * 2 + i % 2) as i32);
-            // SAFETY: eight elements.
-            let first = unsafe { _mm256_loadu_si256(first.as_ptr().cast()) };
+            let half = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let first = _mm256_and_si256(half, _mm256_set1_epi32(-(2 * C as i32) | 1));
             let at = _mm256_add_epi32(first, _mm256_set1_epi32(2 * lane as i32));
             _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(v), at))
         }
@@ -70,9 +69,8 @@ pub mod avx512 {
         #[inline]
         #[target_feature(enable = "avx512f")]
         pub unsafe fn within<const C: usize>(v: __m512, lane: usize) -> __m512 {
-            let first: [i32; 16] = std::array::from_fn(|i| (i / C * C) as i32);
-            // SAFETY: sixteen elements.
-            let first = unsafe { _mm512_loadu_si512(first.as_ptr().cast()) };
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let first = _mm512_and_si512(lanes, _mm512_set1_epi32(-(C as i32)));
             _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(lane as i32)), v)
         }
 
@@ -100,9 +98,8 @@ pub mod avx512 {
         #[inline]
         #[target_feature(enable = "avx512f")]
         pub unsafe fn within<const C: usize>(v: __m512d, lane: usize) -> __m512d {
-            let first: [i64; 8] = std::array::from_fn(|i| (i / C * C) as i64);
-            // SAFETY: eight elements.
-            let first = unsafe { _mm512_loadu_si512(first.as_ptr().cast()) };
+            let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+            let first = _mm512_and_si512(lanes, _mm512_set1_epi64(-(C as i64)));
             _mm512_permutexvar_pd(_mm512_add_epi64(first, _mm512_set1_epi64(lane as i64)), v)
         }
 

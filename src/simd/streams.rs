@@ -4,26 +4,82 @@ use std::marker::PhantomData;
 
 use super::{Simd, fit};
 
-/// Slices of one length, read in step.
+/// Slices of one length, read in step: `R` rows of `N`. One length, so that one comparison does for what is read of all rows.
 #[derive(Clone, Copy)]
-pub struct Streams<'s, T, const N: usize> {
+pub struct Streams<'s, T, const N: usize, const R: usize = 1> {
     /// Of `len` elements each, which live as long as `'s`.
-    starts: [*const T; N],
+    starts: [[*const T; N]; R],
     len: usize,
     slices: PhantomData<&'s [T]>,
 }
 
+impl<'s, T: Copy, const N: usize, const R: usize> Streams<'s, T, N, R> {
+    /// The same slice for all of them.
+    #[inline(always)]
+    pub fn same(slice: &'s [T]) -> Self {
+        Self { starts: [[slice.as_ptr(); N]; R], len: slice.len(), slices: PhantomData }
+    }
+
+    /// For a row, the first elements of slices that have as many as the others.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize, slice: impl Fn(usize) -> &'s [T]) {
+        for (i, start) in self.starts[row].iter_mut().enumerate() {
+            *start = slice(i)[..self.len].as_ptr();
+        }
+    }
+
+    /// For a row, the elements from each multiple of `step` on of a slice that has as many.
+    #[inline(always)]
+    pub fn row_apart(&mut self, row: usize, slice: &'s [T], step: usize) {
+        assert!(fit::<N>(slice.len(), step, self.len));
+        for (i, start) in self.starts[row].iter_mut().enumerate() {
+            *start = slice.as_ptr().wrapping_add(i * step);
+        }
+    }
+
+    /// The vector from element `at` on of each of a row.
+    #[inline(always)]
+    pub fn load_row<S: Simd<T>>(&self, simd: S, row: usize, at: usize) -> [S::V; N] {
+        // One comparison in a loop: what is on the right does not change.
+        assert!(at < (self.len + 1).saturating_sub(S::LANES));
+        let mut vectors = [simd.splat_bits(0); N];
+        for i in 0..N {
+            let start = self.starts[row][i];
+            // SAFETY: who set `len` or a start has found as many elements there, borrowed for `'s`; the vector ends in them.
+            vectors[i] = simd.load(unsafe { std::slice::from_raw_parts(start.add(at), S::LANES) });
+        }
+        vectors
+    }
+
+    /// The elements from `at` on of each of a row, at most a vector of them.
+    #[inline(always)]
+    pub fn load_row_partial<S: Simd<T>>(&self, simd: S, row: usize, at: usize) -> [S::V; N] {
+        assert!(at <= self.len);
+        let mut vectors = [simd.splat_bits(0); N];
+        for i in 0..N {
+            let start = self.starts[row][i];
+            // SAFETY: as above.
+            vectors[i] = simd.load_partial(unsafe {
+                std::slice::from_raw_parts(start.add(at), S::LANES.min(self.len - at))
+            });
+        }
+        vectors
+    }
+}
+
+/// One row.
 impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     /// Nothing to read.
     pub fn none() -> Self {
-        Self { starts: [std::ptr::dangling(); N], len: 0, slices: PhantomData }
+        Self::same(&[])
     }
 
     /// The first `len` elements of slices that have as many.
     #[inline(always)]
     pub fn each(&mut self, len: usize, slice: impl Fn(usize) -> &'s [T]) {
+        // Until all starts are set.
         self.len = 0;
-        for (i, start) in self.starts.iter_mut().enumerate() {
+        for (i, start) in self.starts[0].iter_mut().enumerate() {
             *start = slice(i)[..len].as_ptr();
         }
         self.len = len;
@@ -33,7 +89,7 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     #[inline(always)]
     pub fn apart(&mut self, slice: &'s [T], step: usize, len: usize) {
         assert!(fit::<N>(slice.len(), step, len));
-        for (i, start) in self.starts.iter_mut().enumerate() {
+        for (i, start) in self.starts[0].iter_mut().enumerate() {
             *start = slice.as_ptr().wrapping_add(i * step);
         }
         self.len = len;
@@ -42,27 +98,12 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     /// The vector from element `at` on of each.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
-        // One comparison in a loop: what is on the right does not change.
-        assert!(at < (self.len + 1).saturating_sub(S::LANES));
-        let mut vectors = [simd.splat_bits(0); N];
-        for (vector, &start) in vectors.iter_mut().zip(&self.starts) {
-            // SAFETY: who set `len` has found as many elements at each start, borrowed for `'s`; the vector ends in them.
-            *vector = simd.load(unsafe { std::slice::from_raw_parts(start.add(at), S::LANES) });
-        }
-        vectors
+        self.load_row(simd, 0, at)
     }
 
     /// The elements from `at` on of each, at most a vector of them.
     #[inline(always)]
     pub fn load_partial<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
-        assert!(at <= self.len);
-        let mut vectors = [simd.splat_bits(0); N];
-        for (vector, &start) in vectors.iter_mut().zip(&self.starts) {
-            // SAFETY: as above.
-            *vector = simd.load_partial(unsafe {
-                std::slice::from_raw_parts(start.add(at), S::LANES.min(self.len - at))
-            });
-        }
-        vectors
+        self.load_row_partial(simd, 0, at)
     }
 }

@@ -369,6 +369,21 @@ token_test!(side_by_side, SideBySide, |s, _isa, T, S| {
             let [mut apart, mut each] = [Streams::<T, 3>::none(); 2];
             apart.apart(&values[..2 * step + len], step, len);
             each.each(len, |i| &values[starts[i]..]);
+            let mut rows = Streams::<T, 3, 3>::same(&values[..len]);
+            rows.row_apart(1, &values[..2 * step + len], step);
+            rows.row(2, |i| &values[starts[i]..]);
+            for (row, starts) in [[0; 3], starts, starts].into_iter().enumerate() {
+                assert_eq!(
+                    flat(rows.load_row_partial(s, row, 0)),
+                    expected(starts, len),
+                    "{step} {len} {row}"
+                );
+                if len >= S::LANES {
+                    let from = starts.map(|start| start + len - S::LANES);
+                    let found = flat(rows.load_row(s, row, len - S::LANES));
+                    assert_eq!(found, expected(from, S::LANES), "{step} {len} {row}");
+                }
+            }
             for streams in [apart, each] {
                 for at in 0..=len {
                     let (from, left) = (starts.map(|start| start + at), len - at);
@@ -499,6 +514,7 @@ impl SimdOp<f32> for Beyond {
     fn eval<S: Simd<f32>>(self, s: S) {
         let mut values = vec![0.0; 2 * S::LANES + 2];
         let mut streams = Streams::<f32, 3>::none();
+        let mut rows = Streams::<f32, 3, 2>::same(&values[..S::LANES]);
         match self.0 {
             0 => _ = s.load_apart::<3>(&values[1..], S::LANES / 2 + 1),
             1 => _ = s.load_apart::<3>(&values, usize::MAX / 2 + 1),
@@ -508,6 +524,10 @@ impl SimdOp<f32> for Beyond {
             5 => _ = streams.load_partial(s, 1),
             6 => s.store_apart([s.splat(0.0); 3], &mut values[1..], S::LANES / 2 + 1),
             7 => s.store_apart([s.splat(0.0); 3], &mut values, usize::MAX / 2 + 1),
+            8 => rows.row_apart(1, &values[1..], S::LANES / 2 + 1),
+            9 => rows.row(1, |i| &values[..S::LANES - i]),
+            10 => _ = rows.load_row(s, 1, 1),
+            11 => _ = rows.load_row_partial(s, 1, S::LANES + 1),
             _ => {
                 streams.each(S::LANES, |_| &values);
                 _ = streams.load(s, 1);
@@ -519,7 +539,7 @@ impl SimdOp<f32> for Beyond {
 #[test]
 fn an_access_beyond_is_caught() {
     for &isa in supported() {
-        for way in 0..9 {
+        for way in 0..13 {
             let caught = std::panic::catch_unwind(|| f32::dispatch(isa, Beyond(way)));
             assert!(caught.is_err(), "{isa}: {way}");
         }

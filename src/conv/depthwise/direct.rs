@@ -47,6 +47,8 @@ macro_rules! of_group {
 
 pub(super) use of_group;
 
+/// Of each input of a channel's group.
+pub(super) const TAPS: usize = 9;
 /// Outputs side by side.
 const SIDE: usize = 4;
 
@@ -78,13 +80,11 @@ impl<T: Element> SimdOp<T> for Direct<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        of_group!(S, self.forward.inputs, INPUTS => {
-            if self.forward.reach.stride[2] == 1 {
-                self.rows::<S, 1, 6, INPUTS>(simd)
-            } else {
-                self.rows::<S, 2, 9, INPUTS>(simd)
-            }
-        })
+        if self.forward.reach.stride[2] == 1 {
+            self.rows::<S, 1, 6>(simd)
+        } else {
+            self.rows::<S, 2, 9>(simd)
+        }
     }
 }
 
@@ -96,10 +96,7 @@ pub(super) fn no_such_group() -> ! {
 
 impl<T: Element> Direct<'_, T> {
     #[inline(always)]
-    fn rows<S: Simd<T>, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>(
-        self,
-        simd: S,
-    ) -> Result<()> {
+    fn rows<S: Simd<T>, const STRIDE: usize, const SPAN: usize>(self, simd: S) -> Result<()> {
         let Self { forward, mut y, origin } = self;
         let (call, reach) = (forward.call, &forward.reach);
         let finish = &call.finish;
@@ -144,8 +141,8 @@ impl<T: Element> Direct<'_, T> {
             let next: [_; STRIDE] = std::array::from_fn(|i| line(3 + i).filter(|_| ask));
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
-            let mut windows = Windows::<T, STRIDE, SPAN, INPUTS> {
-                lines: [Streams::none(); 3],
+            let mut windows = Windows::<T, STRIDE, SPAN> {
+                lines: Streams::same(&zeros),
                 next,
                 weights,
                 biases: &biases,
@@ -158,11 +155,11 @@ impl<T: Element> Direct<'_, T> {
             for (at, to) in to.chunks_mut(SIDE * channels).enumerate() {
                 let left = reach.start[2] + (at * SIDE * STRIDE) as isize;
                 let inside = within(left, (columns + 1).saturating_sub(SPAN));
-                for (to, line) in windows.lines.iter_mut().zip(lines) {
-                    pixels(to, line, inside, (left, columns), (0, channels), &zeros);
+                for (row, line) in lines.into_iter().enumerate() {
+                    pixels(&mut windows.lines, row, line, inside, (left, columns), (0, channels), &zeros);
                 }
                 windows.column = at * SIDE;
-                windows.run(simd, to);
+                of_group!(S, forward.inputs, INPUTS => windows.run::<S, INPUTS>(simd, to));
             }
             if finish.activation.bounds().is_none() {
                 activation::apply(simd, finish.activation, to);
@@ -177,23 +174,23 @@ pub(in crate::conv) fn within(at: isize, size: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|&at| at < size)
 }
 
-/// Pixels of a row of `columns`, those from column `left` on, which is `inside` where all of them are: of each as many channels
-/// from `first` on as there are `zeros`, which stand for the padding. That is multiplied as well: 0 times what is infinite is
-/// not a number.
+/// For a row of `to`, pixels of a line of `columns`, those from column `left` on, which is `inside` where all of them are: of each as
+/// many channels from `first` on as there are `zeros`, of which all of `to` has been made. They stand for the padding. That is
+/// multiplied as well: 0 times what is infinite is not a number.
 #[inline(always)]
-pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize>(
-    to: &mut Streams<'s, T, SPAN>,
+pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize, const ROWS: usize>(
+    to: &mut Streams<'s, T, SPAN, ROWS>,
+    row: usize,
     line: Option<&'s [T]>,
     inside: Option<usize>,
     (left, columns): (isize, usize),
     (first, all): (usize, usize),
     zeros: &'s [T],
 ) {
-    let count = zeros.len();
-    match (line, inside) {
-        (Some(line), Some(column)) => to.apart(&line[column * all + first..], all, count),
-        (None, _) => to.apart(zeros, 0, count),
-        (Some(line), None) => to.each(count, |i| match within(left + i as isize, columns) {
+    let Some(line) = line else { return };
+    match inside {
+        Some(column) => to.row_apart(row, &line[column * all + first..], all),
+        None => to.row(row, |i| match within(left + i as isize, columns) {
             Some(column) => &line[column * all + first..],
             None => zeros,
         }),
@@ -201,9 +198,9 @@ pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize>(
 }
 
 /// Windows side by side, at most [`SIDE`] of them.
-struct Windows<'w, T, const STRIDE: usize, const SPAN: usize, const INPUTS: usize> {
+struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
     /// Pixels: all channels of each.
-    lines: [Streams<'w, T, SPAN>; 3],
+    lines: Streams<'w, T, SPAN, 3>,
     /// Rows below them, to ask for.
     next: [Option<&'w [T]>; STRIDE],
     /// As [`vectors_of`] makes them.
@@ -220,25 +217,27 @@ struct Windows<'w, T, const STRIDE: usize, const SPAN: usize, const INPUTS: usiz
     far: bool,
 }
 
-impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
-    Windows<'_, T, STRIDE, SPAN, INPUTS>
-{
+impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, SPAN> {
     /// Outputs, pixel after pixel.
     #[inline(always)]
-    fn run<S: Simd<T>>(&self, simd: S, to: &mut [T]) {
+    fn run<S: Simd<T>, const INPUTS: usize>(&self, simd: S, to: &mut [T]) {
         let whole = self.channels / S::LANES * S::LANES;
         for first in (0..whole).step_by(S::LANES) {
             self.ahead(first, to);
+            let taps = taps_of::<T, S, INPUTS>(self.weights, first);
             let mut sums = [simd.load(&self.biases[first..]); SIDE];
-            for (row, line) in self.lines.iter().enumerate() {
-                self.add(simd, row, first, line.load(simd, first), &mut sums);
+            for row in 0..3 {
+                let x = self.lines.load_row(simd, row, first);
+                Self::add::<S, INPUTS>(simd, taps, row, x, &mut sums);
             }
             self.finish(simd, first..first + S::LANES, sums, to);
         }
         if whole < self.channels {
+            let taps = taps_of::<T, S, INPUTS>(self.weights, whole);
             let mut sums = [simd.load(&self.biases[whole..]); SIDE];
-            for (row, line) in self.lines.iter().enumerate() {
-                self.add(simd, row, whole, line.load_partial(simd, whole), &mut sums);
+            for row in 0..3 {
+                let x = self.lines.load_row_partial(simd, row, whole);
+                Self::add::<S, INPUTS>(simd, taps, row, x, &mut sums);
             }
             self.finish(simd, whole..self.channels, sums, to);
         }
@@ -262,10 +261,16 @@ impl<T: Element, const STRIDE: usize, const SPAN: usize, const INPUTS: usize>
 
     /// What a row of pixels adds to sums side by side.
     #[inline(always)]
-    fn add<S: Simd<T>>(&self, simd: S, row: usize, first: usize, x: [S::V; SPAN], sums: &mut [S::V; SIDE]) {
+    fn add<S: Simd<T>, const INPUTS: usize>(
+        simd: S,
+        taps: &[T],
+        row: usize,
+        x: [S::V; SPAN],
+        sums: &mut [S::V; SIDE],
+    ) {
         for input in 0..INPUTS {
             let x = of_input::<T, S, INPUTS, SPAN>(simd, x, input);
-            for (t, tap) in taps_of(simd, self.weights, row, first, [input, INPUTS]).into_iter().enumerate() {
+            for (t, tap) in row_of(simd, taps, row, input).into_iter().enumerate() {
                 for (i, sum) in sums.iter_mut().enumerate() {
                     *sum = simd.mul_add(tap, x[i * STRIDE + t], *sum);
                 }
@@ -317,18 +322,24 @@ pub(in crate::conv) fn packed_len(channels: usize, inputs: usize, taps: usize) -
     channels.checked_next_multiple_of(MOST_LANES)?.checked_mul(taps)?.checked_mul(inputs)
 }
 
-/// The taps of a row of the kernel for the vector of channels from `first` on and one of the inputs of each group, of weights as
-/// [`vectors_of`] has them.
+/// The taps for the vector of channels from `first` on and `INPUTS` of their groups, of weights as [`vectors_of`] has them.
 #[inline(always)]
-pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>>(
-    simd: S,
+pub(in crate::conv) fn taps_of<T: Element, S: Simd<T>, const INPUTS: usize>(
     weights: &[T],
-    row: usize,
     first: usize,
-    [input, inputs]: [usize; 2],
+) -> &[T] {
+    &weights[place(first, [0, INPUTS], TAPS)..][..(INPUTS * TAPS - 1) * MOST_LANES + S::LANES]
+}
+
+/// Of such taps those of a row of the kernel for one of the inputs.
+#[inline(always)]
+pub(in crate::conv) fn row_of<T: Element, S: Simd<T>>(
+    simd: S,
+    taps: &[T],
+    row: usize,
+    input: usize,
 ) -> [S::V; 3] {
-    let at = place(first, [input, inputs], 9) + row * (3 * MOST_LANES);
-    simd.load_apart(&weights[at..], MOST_LANES)
+    simd.load_apart(&taps[(input * TAPS + row * 3) * MOST_LANES..], MOST_LANES)
 }
 
 /// Where the first tap of a channel and one of the inputs of its group lies in packed weights.

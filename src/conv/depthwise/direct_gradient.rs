@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::direct::{dense, has_kernel, of_group, of_input, pixels, within};
+use super::direct::{TAPS, dense, has_kernel, of_group, of_input, pixels, within};
 use super::{Gradient, Reach, put};
 use crate::element::Element;
 use crate::error::Result;
@@ -21,9 +21,6 @@ use crate::parallel;
 use crate::simd::{self, Simd, SimdOp, Streams};
 use crate::tensor::TensorViewMut;
 use crate::workspace::{product, scratch};
-
-/// Of each input of a channel's group.
-const TAPS: usize = 9;
 
 /// Outputs of a part at most, a row more or less: rounding grows with the length of a chain of additions.
 const CHAIN: usize = 2048;
@@ -115,22 +112,21 @@ impl<T: Element> SimdOp<T> for Part<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
-        of_group!(S, self.gradient.inputs, INPUTS => {
-            if self.gradient.reach.stride[2] == 1 {
-                self.add::<S, INPUTS, 1, 6, 5, 4>(simd)
-            } else {
-                self.add::<S, INPUTS, 2, 9, 7, 5>(simd)
-            }
-        })
+        match (self.gradient.reach.stride[2], self.gradient.inputs) {
+            (1, 1) => self.add::<S, true, 1, 6, 5, 4>(simd),
+            (1, _) => self.add::<S, false, 1, 6, 5, 4>(simd),
+            (_, 1) => self.add::<S, true, 2, 9, 7, 5>(simd),
+            _ => self.add::<S, false, 2, 9, 7, 5>(simd),
+        }
     }
 }
 
 impl<T: Element> Part<'_, T> {
-    /// `FOUR`, `THREE`, `TWO`: pixels under that many windows.
+    /// `ALONE`: groups have one channel. `FOUR`, `THREE`, `TWO`: pixels under that many windows.
     #[inline(always)]
     fn add<
         S: Simd<T>,
-        const INPUTS: usize,
+        const ALONE: bool,
         const STRIDE: usize,
         const FOUR: usize,
         const THREE: usize,
@@ -139,8 +135,13 @@ impl<T: Element> Part<'_, T> {
         self,
         simd: S,
     ) -> Result<()> {
-        let Self { gradient: &Gradient { x, dz, ref reach, .. }, rows: [first, end], channel, zeros, sums } =
-            self;
+        let Self {
+            gradient: &Gradient { x, dz, ref reach, inputs, .. },
+            rows: [first, end],
+            channel,
+            zeros,
+            sums,
+        } = self;
         let order = [0, 2, 3, 4, 1];
         let (x, dz) = (x.permute(order)?, dz.permute(order)?);
         let [_, depths, height, width, all] = dz.shape();
@@ -159,19 +160,31 @@ impl<T: Element> Part<'_, T> {
             let lines = [x_line(0), x_line(1), x_line(2)];
             let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
             let (dz, sums) = (line, &mut *sums);
-            let mut windows =
-                Windows { lines, dz, next, below, zeros, all, channel, columns, reach, column: 0, sums };
+            let mut windows = Windows {
+                lines,
+                dz,
+                next,
+                below,
+                zeros,
+                all,
+                channel,
+                inputs,
+                columns,
+                reach,
+                column: 0,
+                sums,
+            };
             // Sums of many inputs stay in L1 for a row, those of a few for all channels of some columns.
-            let some = if const { INPUTS >= 16 } { S::LANES } else { zeros.len() };
+            let some = if inputs >= 16 { S::LANES } else { zeros.len() };
             for first in (0..zeros.len()).step_by(some) {
                 let part = first..zeros.len().min(first + some);
                 windows.column = 0;
                 while windows.column < width {
                     windows.column += match width - windows.column {
-                        1 => windows.add::<S, INPUTS, 1, 3>(simd, part.clone()),
-                        2 => windows.add::<S, INPUTS, 2, TWO>(simd, part.clone()),
-                        3 => windows.add::<S, INPUTS, 3, THREE>(simd, part.clone()),
-                        _ => windows.add::<S, INPUTS, 4, FOUR>(simd, part.clone()),
+                        1 => windows.add::<S, ALONE, 1, 3>(simd, part.clone()),
+                        2 => windows.add::<S, ALONE, 2, TWO>(simd, part.clone()),
+                        3 => windows.add::<S, ALONE, 3, THREE>(simd, part.clone()),
+                        _ => windows.add::<S, ALONE, 4, FOUR>(simd, part.clone()),
                     };
                 }
             }
@@ -192,6 +205,8 @@ struct Windows<'w, T, const STRIDE: usize> {
     /// Channels of a pixel, and the first of those of this part, as many as there are `zeros`.
     all: usize,
     channel: usize,
+    /// Of a group.
+    inputs: usize,
     columns: usize,
     reach: &'w Reach,
     /// Of the first output that has not been added.
@@ -203,7 +218,7 @@ struct Windows<'w, T, const STRIDE: usize> {
 impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
     /// Adds, of some channels, which begin with a whole vector, `SIDE` outputs, whose windows have `SPAN` columns, and gives back how many.
     #[inline(always)]
-    fn add<S: Simd<T>, const INPUTS: usize, const SIDE: usize, const SPAN: usize>(
+    fn add<S: Simd<T>, const ALONE: bool, const SIDE: usize, const SPAN: usize>(
         &mut self,
         simd: S,
         part: Range<usize>,
@@ -211,21 +226,43 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         const { assert!(SPAN == (SIDE - 1) * STRIDE + 3) };
         let (all, count) = (self.all, self.zeros.len());
         let left = self.reach.start[2] + (self.column * STRIDE) as isize;
-        let mut lines = [Streams::<T, SPAN>::none(); 3];
+        let mut lines = Streams::<T, SPAN, 3>::same(self.zeros);
         let inside = within(left, (self.columns + 1).saturating_sub(SPAN));
-        for (to, line) in lines.iter_mut().zip(self.lines) {
-            pixels(to, line, inside, (left, self.columns), (self.channel, all), self.zeros);
+        for (row, line) in self.lines.into_iter().enumerate() {
+            pixels(&mut lines, row, line, inside, (left, self.columns), (self.channel, all), self.zeros);
         }
         let mut dz = Streams::<T, SIDE>::none();
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
+        // Code of its own where what has just been looked up stays in registers: between several kernels it goes through memory.
+        if const { ALONE } {
+            self.take::<S, 1, SIDE, SPAN>(simd, part, (&lines, &dz));
+        } else {
+            of_group!(S, self.inputs, INPUTS => self.take::<S, INPUTS, SIDE, SPAN>(simd, part, (&lines, &dz)));
+        }
+        SIDE
+    }
+
+    /// Adds to the sums of some channels.
+    #[inline(always)]
+    fn take<S: Simd<T>, const INPUTS: usize, const SIDE: usize, const SPAN: usize>(
+        &mut self,
+        simd: S,
+        part: Range<usize>,
+        (lines, dz): (&Streams<'_, T, SPAN, 3>, &Streams<'_, T, SIDE>),
+    ) {
+        let count = self.zeros.len();
         for first in part.step_by(S::LANES) {
             self.ahead::<SIDE>(first);
             let taps = INPUTS * TAPS;
             let sums = &mut self.sums[first * taps..][..taps * S::LANES];
             let whole = first + S::LANES <= count;
             let dz = if whole { dz.load(simd, first) } else { dz.load_partial(simd, first) };
-            for (row, line) in lines.iter().enumerate() {
-                let x = if whole { line.load(simd, first) } else { line.load_partial(simd, first) };
+            for row in 0..3 {
+                let x = if whole {
+                    lines.load_row(simd, row, first)
+                } else {
+                    lines.load_row_partial(simd, row, first)
+                };
                 for input in 0..INPUTS {
                     let x = of_input::<T, S, INPUTS, SPAN>(simd, x, input);
                     let sums = &mut sums[(input * TAPS + 3 * row) * S::LANES..][..3 * S::LANES];
@@ -239,7 +276,6 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
                 }
             }
         }
-        SIDE
     }
 
     /// Asks for what is read below these windows.

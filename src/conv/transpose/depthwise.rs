@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::conv::depthwise::{dense, packed_len, pixels, taps_of, vectors_of, within};
+use crate::conv::depthwise::{dense, packed_len, pixels, row_of, taps_of, vectors_of, within};
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
@@ -114,10 +114,10 @@ impl<T: Element> SimdOp<T> for Rows<'_, T> {
             while 2 * column < width + before_w {
                 let left = column as isize - 1;
                 let inside = within(left, (columns + 1).saturating_sub(SPAN));
-                let mut under = [(0, Streams::<T, SPAN>::none()); 2];
+                let mut under = [(0, Streams::<T, SPAN>::same(zeros)); 2];
                 for ((tap, streams), &(of, line)) in under.iter_mut().zip(lines.iter().flatten()) {
                     *tap = of;
-                    pixels(streams, Some(line), inside, (left, columns), (0, channels), zeros);
+                    pixels(streams, 0, Some(line), inside, (left, columns), (0, channels), zeros);
                 }
                 let positions = Positions {
                     under: &under[..count],
@@ -152,10 +152,11 @@ impl<T: Element> Positions<'_, T> {
         let whole = channels / S::LANES * S::LANES;
         let inside = within(first, (width + 1).saturating_sub(2 * SIDE));
         for at in (0..channels).step_by(S::LANES) {
+            let taps = taps_of::<T, S, 1>(weights, at);
             let mut sums = [simd.splat(T::ZERO); 2 * SIDE];
             for (row, streams) in under {
                 let x = if at < whole { streams.load(simd, at) } else { streams.load_partial(simd, at) };
-                let taps = taps_of(simd, weights, *row, at, [0, 1]);
+                let taps = row_of(simd, taps, *row, 0);
                 for i in 0..SIDE {
                     sums[2 * i] = simd.mul_add(taps[0], x[i + 1], sums[2 * i]);
                     sums[2 * i] = simd.mul_add(taps[2], x[i], sums[2 * i]);
