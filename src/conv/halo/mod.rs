@@ -18,7 +18,7 @@ mod pixels;
 mod rows;
 
 use self::pixels::Run;
-use self::rows::{Pairs, Rows, zeros};
+use self::rows::{Pairs, Rows, ahead, zeros};
 use super::geometry::gcd;
 use crate::element::Element;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -229,12 +229,14 @@ impl Halo {
         };
         let pairs = [width.stride, width.slots] == [2, 2] && beside(&widths[0], &widths[1]);
         let pairs = pairs && height.slots <= heights.len();
+        let part = heights.iter().map(|span| span.places.len()).sum::<usize>() * width.image;
+        let ahead = ahead::<T>(part, x.strides()[0].unsigned_abs());
         for c in 0..self.channels {
             let (plane, line) = (d.map(|d| x.matrix_at([c, d])), d.and_then(|d| x.line([c, d])));
             let to = &mut to[c * channel..];
             if let Some(plane) = line.filter(|_| pairs) {
                 let (axes, spans) = ([&height, &width], [&heights, &widths]);
-                simd.call(Pairs { plane, axes, spans, volume: self.volume, to });
+                simd.call(Pairs { plane, axes, spans, volume: self.volume, ahead, to });
                 continue;
             }
             for slot_h in 0..height.slots {

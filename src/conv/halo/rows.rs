@@ -65,6 +65,13 @@ impl<T: Element> Rows<'_, T> {
 /// out are not followed by the processor.
 const AHEAD: usize = 2 << 10;
 
+/// Elements between what is read and what is asked for meanwhile, where `part` elements are read of planes that begin `apart`: the
+/// same rows of the next plane, where those of this one end before requests would come in time.
+pub(super) fn ahead<T>(part: usize, apart: usize) -> usize {
+    let usual = AHEAD / size_of::<T>();
+    if part < apart / 2 && part <= 4 * usual { apart } else { usual }
+}
+
 /// A plane to both slots of columns of a stride of 2, whose first columns are neighbours, and all slots of rows: each vector is
 /// read once. A frame of its own: what a row needs stays in registers.
 pub(super) struct Pairs<'a, T> {
@@ -74,6 +81,8 @@ pub(super) struct Pairs<'a, T> {
     pub spans: [&'a [Span; 8]; 2],
     /// Elements of a residue.
     pub volume: usize,
+    /// Elements between what is read and what is asked for meanwhile.
+    pub ahead: usize,
     pub to: &'a mut [T],
 }
 
@@ -81,7 +90,7 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { plane, axes: [height, width], spans: [heights, widths], volume, to } = self;
+        let Self { plane, axes: [height, width], spans: [heights, widths], volume, ahead, to } = self;
         let [one, two] = [&widths[0], &widths[1]];
         let (column, first_is_even) = (one.first.min(two.first), one.first < two.first);
         let starts = [one, two].map(|span| span.places.start);
@@ -101,12 +110,12 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
                 zeros(simd, 0..starts[0], to_one);
                 zeros(simd, 0..starts[1], to_two);
                 for at in (0..shared).step_by(S::LANES) {
-                    let [one, two] = pair(simd, row, at, first_is_even);
+                    let [one, two] = pair(simd, row, [at, ahead], first_is_even);
                     simd.store(one, &mut to_one[starts[0] + at..]);
                     simd.store(two, &mut to_two[starts[1] + at..]);
                 }
                 if vectors[0] != vectors[1] {
-                    let rest = pair(simd, row, shared, first_is_even);
+                    let rest = pair(simd, row, [shared, ahead], first_is_even);
                     let to = if longer == 0 { &mut *to_one } else { &mut *to_two };
                     simd.store(rest[longer], &mut to[starts[longer] + shared..]);
                 }
@@ -121,11 +130,16 @@ impl<T: Element> SimdOp<T> for Pairs<'_, T> {
     }
 }
 
-/// What of a row goes to both slots from a place on.
+/// What of a row goes to both slots from a place on; what lies `ahead` is asked for.
 #[inline(always)]
-fn pair<T: Element, S: Simd<T>>(simd: S, row: &[T], at: usize, first_is_even: bool) -> [S::V; 2] {
+fn pair<T: Element, S: Simd<T>>(
+    simd: S,
+    row: &[T],
+    [at, ahead]: [usize; 2],
+    first_is_even: bool,
+) -> [S::V; 2] {
     for vector in [0, S::LANES] {
-        prefetch(row.as_ptr().wrapping_add(2 * at + vector).wrapping_byte_add(AHEAD));
+        prefetch(row.as_ptr().wrapping_add(2 * at + vector + ahead));
     }
     let [even, odd] = simd.deinterleave(part(simd, row, 2 * at), part(simd, row, 2 * at + S::LANES));
     if first_is_even { [even, odd] } else { [odd, even] }
