@@ -5,6 +5,8 @@ mod algebra;
 mod common;
 #[path = "conv_properties/special.rs"]
 mod special;
+#[path = "conv_properties/transposed.rs"]
+mod transposed;
 
 use common::geometry::Problem;
 use common::{ALGORITHMS, bits, in_pools, last, quickcheck, turned, wave, within};

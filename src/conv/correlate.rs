@@ -198,8 +198,8 @@ impl<'a, T: Element> Call<'a, T> {
                 let winograd = self.winograd(filter, y.shape());
                 let [rows, channels, kernel @ ..] = sizes;
                 let depth = kernel.iter().fold(channels, |depth, taps| depth.saturating_mul(*taps));
-                let fits = lanes::fits(tile::<T>(self.isa), rows, depth, y.shape()[4]);
-                let cut = if self.algorithm.is_open() && fits && winograd == 0 {
+                let pays = lanes::pays(tile::<T>(self.isa), rows, depth, y.shape()[4]);
+                let cut = if self.algorithm.is_open() && pays && winograd == 0 {
                     Cut::lanes::<T>(self.isa, self.groups, sizes)
                 } else {
                     Cut::new::<T>(self.isa, self.groups, sizes, winograd)

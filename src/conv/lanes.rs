@@ -47,13 +47,20 @@ fn run_of(tile: Tile) -> usize {
     run_len(tile.sums())
 }
 
-/// True where this path pays for groups of `rows` output channels that sum `depth` products, and rows of `row` outputs.
+/// True where registers are well used for groups of `rows` output channels that sum `depth` products, and rows of `row` outputs.
 pub(super) fn fits(tile: Tile, rows: usize, depth: usize, row: usize) -> bool {
     let full = |len: usize, unit: usize| len.next_multiple_of(unit) * 8 <= len * 9;
     // A panel's weights stream from L2 for each tile.
     let near = depth.saturating_mul(tile.lanes * MOST_VECTORS * 16) <= machine::caches().l2;
     let few = depth > 0 && (1..=MOST_ROWS).contains(&rows);
     few && full(rows, tile.lanes) && full(row, run_of(tile)) && near
+}
+
+/// True where a correlation is computed here.
+pub(super) fn pays(tile: Tile, rows: usize, depth: usize, row: usize) -> bool {
+    // Sums are stored and turned, which takes long beside few products. Wide tiles of the other path have few rows.
+    let least = if tile.sums() == 24 { 64 + rows / 2 } else { rows };
+    depth >= least && fits(tile, rows, depth, row)
 }
 
 /// Output channels of a panel for a group of `rows`.
@@ -255,5 +262,14 @@ mod tests {
         assert!(!fits(TILE, 128, 288, 14) && !fits(TILE, 20, 288, 14) && !fits(TILE, 32, 288, 8));
         assert!(!fits(TILE, 32, usize::MAX / 32, 14) && !fits(TILE, 0, 9, 14));
         assert!(!fits(TILE, 32, 0, 14));
+    }
+
+    #[test]
+    fn few_products_do_not_pay() {
+        let narrow = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
+        assert!(!pays(TILE, 16, 27, 28) && !pays(TILE, 64, 72, 28) && pays(TILE, 64, 147, 28));
+        assert!(pays(TILE, 16, 72, 28) && !pays(TILE, 16, 72, 8));
+        assert!(pays(narrow, 16, 27, 28) && !pays(narrow, 64, 27, 28) && pays(narrow, 64, 72, 28));
+        assert!(!pays(narrow, 0, 0, 28));
     }
 }

@@ -1,4 +1,4 @@
-//! Stride 2 along rows whose columns are neighbours: all residues of a box read one copy of Z in place.
+//! Stride 2 along rows whose columns are neighbours, or whose few channels are: all residues of a box read one copy of Z in place.
 //!
 //! Of that copy, neighbouring positions are the columns of a right operand as they lie, at one distance for each tap; what lies
 //! between the rows is computed too and dropped. Written by itself, a residue would touch every second element of every cache
@@ -9,13 +9,13 @@
 //!     Z → planes with zeros around (halo)
 //!     for each residue along the height and the width, for each of its taps
 //!         sums += weights · planes
-//!     sums of both residues of a row, interleaved → output
+//!     sums of both residues of a row, interleaved → output, with channels last by way of a row of all channels
 //! ```
 #![forbid(unsafe_code)]
 
 use super::{Residue, Scatter, residues};
 use crate::activation::{self, Activation};
-use crate::conv::emit::Finish;
+use crate::conv::emit::{Finish, channels_last};
 use crate::conv::halo::{self, Fill, Halo};
 use crate::conv::lanes::{self, Panel};
 use crate::element::Element;
@@ -49,6 +49,9 @@ impl Span {
     }
 }
 
+/// Channels of Y up to which it pays where they lie last: more of them are columns of another path that does not turn them.
+const MOST_LAST: usize = 6;
+
 /// A call for which this path pays.
 pub(super) struct InPlace<'a, 's, T> {
     scatter: &'s Scatter<'a, T>,
@@ -79,7 +82,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         let [.., height, width] = y.shape();
         if !scatter.is_flat()
             || sliding.stride[2] != 2
-            || y.strides()[4] != 1
+            || y.strides()[4] != 1 && !(channels_last(y.shape(), y.strides()) && y.shape()[1] <= MOST_LAST)
             || finish.residual.is_some()
             || z.is_empty()
         {
@@ -187,6 +190,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
         let mut offsets =
             workspace::scratch::<usize>(op, if self.lanes { self.taps * self.outer } else { 0 })?;
         let mut sums = workspace::scratch(op, pair.checked_mul(pairs).ok_or_else(none)?)?;
+        let mut turned = workspace::scratch(op, if y.strides()[4] == 1 { 0 } else { rows_once * width })?;
         for first in (0..channels).step_by(rows_once) {
             let (group, row) = ((at[1] + first) / self.inner, (at[1] + first) % self.inner);
             let z = z.slice(1, group * self.outer..(group + 1) * self.outer, 1)?;
@@ -221,7 +225,8 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                         let rows = (part.start * step + h.first).min(end)..end;
                         let y = y.view_mut().slice(1, rows, step)?;
                         let channel = at[1] + first;
-                        T::dispatch(isa, Put { sums, len, pitch: self.pitch, channel, finish, y });
+                        let turned = &mut turned[..];
+                        T::dispatch(isa, Put { sums, len, pitch: self.pitch, channel, finish, y, turned });
                     }
                 }
             }
@@ -357,30 +362,49 @@ struct Put<'a, T> {
     finish: &'a Finish<'a, T>,
     /// `[channels, height, width]`.
     y: TensorViewMut<'a, T, 3>,
+    /// Room for a row of all channels, where columns are no neighbours.
+    turned: &'a mut [T],
 }
 
 impl<T: Element> SimdOp<T> for Put<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd<T>>(mut self, simd: S) {
-        let Self { sums, len, pitch, finish, .. } = self;
-        let [channels, height, _] = self.y.shape();
+        let Self { sums, len, pitch, channel, finish, .. } = self;
+        let [channels, height, width] = self.y.shape();
         let (even, odd) = sums.split_at(sums.len() / 2);
         let active = finish.activation != Activation::Identity;
-        for c in 0..channels {
-            let Ok(mut y) = self.y.view_mut().select::<2>(0, c) else { return };
-            let bias = finish.bias.map(|_| finish.bias(self.channel + c));
-            for h in 0..height {
-                let Some(y) = y.row_mut(h) else { return };
-                let at = c * len + h * pitch;
-                interleave(simd, &even[at..], &odd[at..], y);
-                if let Some(bias) = bias {
-                    y.iter_mut().for_each(|y| *y += bias);
-                }
-                if active {
-                    activation::apply(simd, finish.activation, y);
+        let row = |c: usize, h: usize, to: &mut [T]| {
+            let at = c * len + h * pitch;
+            interleave(simd, &even[at..], &odd[at..], to);
+            if finish.bias.is_some() {
+                let bias = finish.bias(channel + c);
+                to.iter_mut().for_each(|y| *y += bias);
+            }
+            if active {
+                activation::apply(simd, finish.activation, to);
+            }
+        };
+        if self.y.strides()[2] == 1 {
+            for c in 0..channels {
+                let Ok(mut y) = self.y.view_mut().select::<2>(0, c) else { return };
+                for h in 0..height {
+                    let Some(y) = y.row_mut(h) else { return };
+                    row(c, h, y);
                 }
             }
+            return;
+        }
+        for h in 0..height {
+            for (c, to) in self.turned.chunks_exact_mut(width).enumerate().take(channels) {
+                row(c, h, to);
+            }
+            let (y, turned) = (
+                self.y.view_mut().select::<2>(1, h),
+                TensorView::from_slice(&*self.turned, [channels, width]),
+            );
+            let (Ok(mut y), Ok(turned)) = (y, turned) else { return };
+            y.copy_from(turned);
         }
     }
 }
