@@ -1,5 +1,5 @@
-//! Two vectors taken apart into the elements at even and at odd places, and put together again; lanes of groups, which
-//! are so many that they are powers of two.
+//! Two vectors taken apart into the elements at even and at odd places, and put together again; lanes of groups, whose
+//! sizes divide the lanes and so are powers of two.
 #![allow(clippy::missing_safety_doc, reason = "each needs its feature, and nothing else")]
 
 pub mod avx2 {
@@ -10,6 +10,7 @@ pub mod avx2 {
         #[inline]
         #[target_feature(enable = "avx2")]
         pub unsafe fn within<const C: usize>(v: __m256, lane: usize) -> __m256 {
+            const { assert!(C.is_power_of_two()) };
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let first = _mm256_and_si256(lanes, _mm256_set1_epi32(-(C as i32)));
             _mm256_permutevar8x32_ps(v, _mm256_add_epi32(first, _mm256_set1_epi32(lane as i32)))
@@ -38,6 +39,7 @@ pub mod avx2 {
         #[inline]
         #[target_feature(enable = "avx2")]
         pub unsafe fn within<const C: usize>(v: __m256d, lane: usize) -> __m256d {
+            const { assert!(C.is_power_of_two()) };
             // Halves of elements.
             let half = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let first = _mm256_and_si256(half, _mm256_set1_epi32(-(2 * C as i32) | 1));
@@ -69,6 +71,7 @@ pub mod avx512 {
         #[inline]
         #[target_feature(enable = "avx512f")]
         pub unsafe fn within<const C: usize>(v: __m512, lane: usize) -> __m512 {
+            const { assert!(C.is_power_of_two()) };
             let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             let first = _mm512_and_si512(lanes, _mm512_set1_epi32(-(C as i32)));
             _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(lane as i32)), v)
@@ -98,6 +101,7 @@ pub mod avx512 {
         #[inline]
         #[target_feature(enable = "avx512f")]
         pub unsafe fn within<const C: usize>(v: __m512d, lane: usize) -> __m512d {
+            const { assert!(C.is_power_of_two()) };
             let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
             let first = _mm512_and_si512(lanes, _mm512_set1_epi64(-(C as i64)));
             _mm512_permutexvar_pd(_mm512_add_epi64(first, _mm512_set1_epi64(lane as i64)), v)

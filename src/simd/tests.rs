@@ -430,14 +430,19 @@ token_test!(columns_of_four_are_stored_and_loaded, Transposed, |s, _isa, T, S| {
     }
 });
 
-token_test!(a_lane_of_each_pair_goes_to_both, Within, |s, _isa, T, S| {
+token_test!(a_lane_of_each_group_goes_to_all, Within, |s, _isa, T, S| {
     let values: Vec<T> = (0..S::LANES).map(|i| T::from_f64(i as f64)).collect();
-    for lane in 0..2 {
-        let mut found = vec![T::ZERO; S::LANES];
-        s.store(s.within::<2>(s.load(&values), lane), &mut found);
-        let expected: Vec<T> = (0..S::LANES).map(|i| values[i / 2 * 2 + lane]).collect();
-        assert_eq!(found, expected, "lane {lane}");
+    macro_rules! check {
+        ($($C:literal)*) => {$(
+            for lane in 0..if $C <= S::LANES { $C } else { 0 } {
+                let mut found = vec![T::ZERO; S::LANES];
+                s.store(s.within::<$C>(s.load(&values), lane), &mut found);
+                let expected: Vec<T> = (0..S::LANES).map(|i| values[i / $C * $C + lane]).collect();
+                assert_eq!(found, expected, "lane {lane} of {}", $C);
+            }
+        )*};
     }
+    check!(1 2 4 8 16);
 });
 
 token_test!(fused_tokens_round_once, Fused, |s, isa, T, S| {

@@ -29,9 +29,9 @@ const GROUPS: [usize; 5] = [1, 2, 4, 8, 16];
 /// `$body` with a constant `$INPUTS` for so many channels of a group, for which vectors of `$S` [have a kernel](has_kernel).
 macro_rules! of_group {
     ($S:ident, $inputs:expr, $INPUTS:ident => $body:expr) => {
-        of_group!(@ $S, $inputs, $INPUTS => $body, 1 2 4 8 16)
+        of_group!($S, $inputs, $INPUTS => $body, 1 2 4 8 16)
     };
-    (@ $S:ident, $inputs:expr, $INPUTS:ident => $body:expr, $($n:literal)*) => {
+    ($S:ident, $inputs:expr, $INPUTS:ident => $body:expr, $($n:literal)*) => {
         match $inputs {
             // Constant where it is false: then the kernel is not compiled.
             $($n => if const { $n <= $S::LANES } {
@@ -48,7 +48,7 @@ macro_rules! of_group {
 pub(super) use of_group;
 
 /// Of each input of a channel's group.
-pub(super) const TAPS: usize = 9;
+pub(in crate::conv) const TAPS: usize = 9;
 /// Outputs side by side.
 const SIDE: usize = 4;
 
@@ -142,6 +142,7 @@ impl<T: Element> Direct<'_, T> {
             let mut y = y.view_mut().select::<4>(0, image)?;
             let Some(to) = y.line_mut([d, h]) else { return Ok(()) };
             let mut windows = Windows::<T, STRIDE, SPAN> {
+                // Lines that are not there are so for the whole row.
                 lines: Streams::same(&zeros),
                 next,
                 weights,
@@ -175,8 +176,8 @@ pub(in crate::conv) fn within(at: isize, size: usize) -> Option<usize> {
 }
 
 /// For a row of `to`, pixels of a line of `columns`, those from column `left` on, which is `inside` where all of them are: of each as
-/// many channels from `first` on as there are `zeros`, of which all of `to` has been made. They stand for the padding. That is
-/// multiplied as well: 0 times what is infinite is not a number.
+/// many channels from `first` on as there are `zeros`, of which all of `to` has been made; without a line the row stays as it is. They
+/// stand for the padding. That is multiplied as well: 0 times what is infinite is not a number.
 #[inline(always)]
 pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize, const ROWS: usize>(
     to: &mut Streams<'s, T, SPAN, ROWS>,

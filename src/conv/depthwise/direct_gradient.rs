@@ -237,7 +237,7 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         if const { ALONE } {
             self.take::<S, 1, SIDE, SPAN>(simd, part, (&lines, &dz));
         } else {
-            of_group!(S, self.inputs, INPUTS => self.take::<S, INPUTS, SIDE, SPAN>(simd, part, (&lines, &dz)));
+            of_group!(S, self.inputs, INPUTS => self.take::<S, INPUTS, SIDE, SPAN>(simd, part, (&lines, &dz)), 2 4 8 16);
         }
         SIDE
     }

@@ -27,7 +27,7 @@ use std::ops::Range;
 
 use self::ahead::Ahead;
 use self::direct::{Direct, of_group, place};
-pub(super) use self::direct::{dense, packed_len, pixels, row_of, taps_of, vectors_of, within};
+pub(super) use self::direct::{TAPS, dense, packed_len, pixels, row_of, taps_of, vectors_of, within};
 pub(super) use self::emit::Emit;
 use self::kernel::{Products, Sums};
 

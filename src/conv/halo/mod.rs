@@ -230,7 +230,7 @@ impl Halo {
         let pairs = [width.stride, width.slots] == [2, 2] && beside(&widths[0], &widths[1]);
         let pairs = pairs && height.slots <= heights.len();
         let part = heights.iter().map(|span| span.places.len()).sum::<usize>() * width.image;
-        let ahead = ahead::<T>(part, x.strides()[0].unsigned_abs());
+        let ahead = ahead::<T>(part, usize::try_from(x.strides()[0]).unwrap_or(0));
         for c in 0..self.channels {
             let (plane, line) = (d.map(|d| x.matrix_at([c, d])), d.and_then(|d| x.line([c, d])));
             let to = &mut to[c * channel..];

@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 use super::Scatter;
-use crate::conv::depthwise::{dense, packed_len, pixels, row_of, taps_of, vectors_of, within};
+use crate::conv::depthwise::{TAPS, dense, packed_len, pixels, row_of, taps_of, vectors_of, within};
 use crate::conv::weights::Filter;
 use crate::element::Element;
 use crate::error::Result;
@@ -49,11 +49,11 @@ impl<'s, T: Element> Depthwise<'s, T> {
     /// Computes `y`.
     pub(super) fn run(&self, y: TensorViewMut<'_, T, 5>) -> Result<()> {
         let Scatter { op, w, groups, .. } = *self.scatter;
-        let mut weights = scratch::<T>(op, packed_len(groups, 1, 9).unwrap_or(usize::MAX))?;
-        vectors_of(&Filter::new(w), 0..groups, [1; 2], 9, &mut weights)?;
+        let mut weights = scratch::<T>(op, packed_len(groups, 1, TAPS).unwrap_or(usize::MAX))?;
+        vectors_of(&Filter::new(w), 0..groups, [1; 2], TAPS, &mut weights)?;
         let mut zeros = scratch::<T>(op, groups)?;
         zeros.fill(T::ZERO);
-        let work = y.len().saturating_mul(9) / 4;
+        let work = y.len().saturating_mul(TAPS) / 4;
         self.split(&weights, &zeros, y, [0; 5], parallel::threads_for(work, GRAIN))
     }
 

@@ -225,8 +225,8 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                         let rows = (part.start * step + h.first).min(end)..end;
                         let y = y.view_mut().slice(1, rows, step)?;
                         let channel = at[1] + first;
-                        let turned = &mut turned[..];
-                        T::dispatch(isa, Put { sums, len, pitch: self.pitch, channel, finish, y, turned });
+                        let pairs = Pairs { sums, len, pitch: self.pitch, channel, finish };
+                        T::dispatch(isa, Put { pairs, y, turned: &mut turned });
                     }
                 }
             }
@@ -351,8 +351,9 @@ struct Source<'a, T> {
     rows: usize,
 }
 
-/// The sums of the two residues of rows to the output.
-struct Put<'a, T> {
+/// The sums of the two residues of rows.
+#[derive(Clone, Copy)]
+struct Pairs<'a, T> {
     /// The first residue, then the second: `[channels, len]` each.
     sums: &'a [T],
     len: usize,
@@ -360,6 +361,29 @@ struct Put<'a, T> {
     /// Index of the first channel.
     channel: usize,
     finish: &'a Finish<'a, T>,
+}
+
+impl<T: Element> Pairs<'_, T> {
+    /// A row of the output.
+    #[inline(always)]
+    fn row<S: Simd<T>>(&self, simd: S, c: usize, h: usize, y: &mut [T]) {
+        let Self { sums, len, pitch, channel, finish } = *self;
+        let (even, odd) = sums.split_at(sums.len() / 2);
+        let at = c * len + h * pitch;
+        interleave(simd, &even[at..], &odd[at..], y);
+        if finish.bias.is_some() {
+            let bias = finish.bias(channel + c);
+            y.iter_mut().for_each(|y| *y += bias);
+        }
+        if finish.activation != Activation::Identity {
+            activation::apply(simd, finish.activation, y);
+        }
+    }
+}
+
+/// Them to the output.
+struct Put<'a, T> {
+    pairs: Pairs<'a, T>,
     /// `[channels, height, width]`.
     y: TensorViewMut<'a, T, 3>,
     /// Room for a row of all channels, where columns are no neighbours.
@@ -369,41 +393,25 @@ struct Put<'a, T> {
 impl<T: Element> SimdOp<T> for Put<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn eval<S: Simd<T>>(mut self, simd: S) {
-        let Self { sums, len, pitch, channel, finish, .. } = self;
-        let [channels, height, width] = self.y.shape();
-        let (even, odd) = sums.split_at(sums.len() / 2);
-        let active = finish.activation != Activation::Identity;
-        let row = |c: usize, h: usize, to: &mut [T]| {
-            let at = c * len + h * pitch;
-            interleave(simd, &even[at..], &odd[at..], to);
-            if finish.bias.is_some() {
-                let bias = finish.bias(channel + c);
-                to.iter_mut().for_each(|y| *y += bias);
-            }
-            if active {
-                activation::apply(simd, finish.activation, to);
-            }
-        };
-        if self.y.strides()[2] == 1 {
+    fn eval<S: Simd<T>>(self, simd: S) {
+        let Self { pairs, mut y, turned } = self;
+        let [channels, height, width] = y.shape();
+        if y.strides()[2] == 1 {
             for c in 0..channels {
-                let Ok(mut y) = self.y.view_mut().select::<2>(0, c) else { return };
+                let Ok(mut y) = y.view_mut().select::<2>(0, c) else { return };
                 for h in 0..height {
                     let Some(y) = y.row_mut(h) else { return };
-                    row(c, h, y);
+                    pairs.row(simd, c, h, y);
                 }
             }
             return;
         }
         for h in 0..height {
-            for (c, to) in self.turned.chunks_exact_mut(width).enumerate().take(channels) {
-                row(c, h, to);
+            for (c, to) in turned.chunks_exact_mut(width).enumerate() {
+                pairs.row(simd, c, h, to);
             }
-            let (y, turned) = (
-                self.y.view_mut().select::<2>(1, h),
-                TensorView::from_slice(&*self.turned, [channels, width]),
-            );
-            let (Ok(mut y), Ok(turned)) = (y, turned) else { return };
+            let turned = TensorView::from_slice(&*turned, [channels, width]);
+            let (Ok(mut y), Ok(turned)) = (y.view_mut().select::<2>(1, h), turned) else { return };
             y.copy_from(turned);
         }
     }
