@@ -23,15 +23,27 @@ impl<'s, T: Copy, const N: usize, const R: usize> Streams<'s, T, N, R> {
     /// For a row, the first elements of slices that have as many as the others.
     #[inline(always)]
     pub fn row(&mut self, row: usize, slice: impl Fn(usize) -> &'s [T]) {
-        for (i, start) in self.starts[row].iter_mut().enumerate() {
-            *start = slice(i)[..self.len].as_ptr();
-        }
+        self.set(row, self.len, slice);
     }
 
     /// For a row, the elements from each multiple of `step` on of a slice that has as many.
     #[inline(always)]
     pub fn row_apart(&mut self, row: usize, slice: &'s [T], step: usize) {
-        assert!(fit::<N>(slice.len(), step, self.len));
+        self.set_apart(row, self.len, slice, step);
+    }
+
+    /// [`row`](Self::row), where `len` is or will be that of all.
+    #[inline(always)]
+    fn set(&mut self, row: usize, len: usize, slice: impl Fn(usize) -> &'s [T]) {
+        for (i, start) in self.starts[row].iter_mut().enumerate() {
+            *start = slice(i)[..len].as_ptr();
+        }
+    }
+
+    /// [`row_apart`](Self::row_apart), where `len` is or will be that of all.
+    #[inline(always)]
+    fn set_apart(&mut self, row: usize, len: usize, slice: &'s [T], step: usize) {
+        assert!(fit::<N>(slice.len(), step, len));
         for (i, start) in self.starts[row].iter_mut().enumerate() {
             *start = slice.as_ptr().wrapping_add(i * step);
         }
@@ -79,19 +91,14 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     pub fn each(&mut self, len: usize, slice: impl Fn(usize) -> &'s [T]) {
         // Until all starts are set.
         self.len = 0;
-        for (i, start) in self.starts[0].iter_mut().enumerate() {
-            *start = slice(i)[..len].as_ptr();
-        }
+        self.set(0, len, slice);
         self.len = len;
     }
 
     /// `len` elements from each multiple of `step` on of a slice that has as many.
     #[inline(always)]
     pub fn apart(&mut self, slice: &'s [T], step: usize, len: usize) {
-        assert!(fit::<N>(slice.len(), step, len));
-        for (i, start) in self.starts[0].iter_mut().enumerate() {
-            *start = slice.as_ptr().wrapping_add(i * step);
-        }
+        self.set_apart(0, len, slice, step);
         self.len = len;
     }
 

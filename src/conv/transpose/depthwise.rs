@@ -110,11 +110,12 @@ impl<T: Element> SimdOp<T> for Rows<'_, T> {
             // Two at most.
             let lines = [line(0), line(1), line(2)];
             let count = lines.iter().flatten().count();
+            // Each window sets what it reads of them.
+            let mut under = [(0, Streams::<T, SPAN>::same(zeros)); 2];
             let mut column = before_w / 2;
             while 2 * column < width + before_w {
                 let left = column as isize - 1;
                 let inside = within(left, (columns + 1).saturating_sub(SPAN));
-                let mut under = [(0, Streams::<T, SPAN>::same(zeros)); 2];
                 for ((tap, streams), &(of, line)) in under.iter_mut().zip(lines.iter().flatten()) {
                     *tap = of;
                     pixels(streams, 0, Some(line), inside, (left, columns), (0, channels), zeros);
