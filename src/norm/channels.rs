@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::machine::Isa;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp, kernels};
-use crate::tensor::{Layout, TensorView, TensorViewMut};
+use crate::tensor::{Layout, TensorView, TensorViewMut, sort_few};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
 
@@ -58,7 +58,7 @@ fn arrangement<const K: usize>(operands: [Layout<5>; K], merge: bool) -> Arrange
     let together = positions.iter().product::<usize>();
     if merge {
         let mut axes = [0, 2, 3, 4];
-        axes.sort_by_key(far);
+        sort_few(&mut axes, far);
         let order = [1, axes[0], axes[1], axes[2], axes[3]];
         let way = Arrangement { order, shape: [1, channels, 1, 1, batch * together] };
         if allowed(&way) {
@@ -66,7 +66,7 @@ fn arrangement<const K: usize>(operands: [Layout<5>; K], merge: bool) -> Arrange
         }
     }
     let mut axes = [2, 3, 4];
-    axes.sort_by_key(far);
+    sort_few(&mut axes, far);
     let order = [0, 1, axes[0], axes[1], axes[2]];
     let way = Arrangement { order, shape: [batch, channels, 1, 1, together] };
     if allowed(&way) { way } else { Arrangement { order, shape: order.map(|axis| shape[axis]) } }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp, kernels};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::{TensorView, TensorViewMut, sort_few};
 use crate::vecmath::Pair;
 use crate::workspace::{Scratch, scratch};
 
@@ -35,7 +35,7 @@ fn order<const N: usize>(shape: [usize; N], strides: [isize; N]) -> [usize; N] {
     let mut order: [usize; N] = std::array::from_fn(|axis| axis);
     if let Some((_, leading)) = order.split_last_mut() {
         let stride = |axis: usize| if shape[axis] > 1 { strides[axis].unsigned_abs() } else { usize::MAX };
-        leading.sort_by_key(|&axis| std::cmp::Reverse(stride(axis)));
+        sort_few(leading, |&axis| std::cmp::Reverse(stride(axis)));
     }
     order
 }

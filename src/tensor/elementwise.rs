@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{TensorView, TensorViewMut};
+use super::{TensorView, TensorViewMut, sort_few};
 use crate::element::Element;
 use crate::error::Result;
 use crate::parallel;
@@ -39,7 +39,7 @@ fn for_each_run<const K: usize, const N: usize>(
             }
         }
     }
-    axes.sort_by_key(|&(n, steps)| std::cmp::Reverse(if n > 1 { steps[0] } else { isize::MAX }));
+    sort_few(&mut axes, |&(n, steps)| std::cmp::Reverse(if n > 1 { steps[0] } else { isize::MAX }));
     // Merged axes, outermost first; `rank` of them are in use.
     let mut merged = [(1usize, [0isize; K]); N];
     let mut rank = 0;

@@ -139,7 +139,7 @@ impl<const N: usize> Layout<N> {
         }
         let mut axes: [(usize, usize); N] =
             std::array::from_fn(|axis| (self.strides[axis].unsigned_abs(), self.shape[axis]));
-        axes.sort_unstable();
+        sort_few(&mut axes, |&axis| axis);
         let mut span = 0usize;
         for (stride, n) in axes {
             if n > 1 {
@@ -403,6 +403,18 @@ impl Layout<2> {
     }
 }
 
+/// Sorts axes, or what else is few, by a key; those of one key stay in their order. The standard library's sort is for many: a thousand
+/// lines of assembly for each type and key, and the axes of every kind of call are sorted.
+pub(crate) fn sort_few<I: Copy, K: Ord>(items: &mut [I], key: impl Fn(&I) -> K) {
+    for end in 1..items.len() {
+        let mut at = end;
+        while at > 0 && key(&items[at - 1]) > key(&items[at]) {
+            items.swap(at - 1, at);
+            at -= 1;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,5 +471,17 @@ mod tests {
         let layout = Layout::contiguous([2, 3, 4, 5]).unwrap();
         assert_eq!(layout.lift().shape(), [2, 3, 1, 4, 5]);
         assert_eq!(layout.lift().offset([1, 2, 0, 3, 4]), layout.offset([1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn few_are_sorted_as_the_standard_library_does() {
+        for seed in 0..720usize {
+            let mut items: [(usize, usize); 6] = std::array::from_fn(|i| (seed * (7 * i + 3) / 5 % 4, i));
+            let mut expected = items;
+            expected.sort_by_key(|&(key, _)| std::cmp::Reverse(key));
+            super::sort_few(&mut items, |&(key, _)| std::cmp::Reverse(key));
+            assert_eq!(items, expected, "{seed}");
+        }
+        super::sort_few(&mut [(); 0], |_| 0);
     }
 }

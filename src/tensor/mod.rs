@@ -18,6 +18,7 @@ pub(crate) use elementwise::{map, map_in_place};
 pub use fours::Fours;
 pub use iter::Iter;
 pub use layout::Layout;
+pub(crate) use layout::sort_few;
 pub use owned::Tensor;
 pub use view::{TensorView, TensorViewMut};
 pub use windows::Window;
