@@ -1,6 +1,7 @@
 //! Several slices that are read side by side.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::{Simd, fit};
 
@@ -20,16 +21,29 @@ impl<'s, T: Copy, const N: usize, const R: usize> Streams<'s, T, N, R> {
         Self { starts: [[slice.as_ptr(); N]; R], len: slice.len(), slices: PhantomData }
     }
 
-    /// For a row, the first elements of slices that have as many as the others.
-    #[inline(always)]
-    pub fn row(&mut self, row: usize, slice: impl Fn(usize) -> &'s [T]) {
-        self.set(row, self.len, slice);
-    }
-
     /// For a row, the elements from each multiple of `step` on of a slice that has as many.
     #[inline(always)]
     pub fn row_apart(&mut self, row: usize, slice: &'s [T], step: usize) {
         self.set_apart(row, self.len, slice, step);
+    }
+
+    /// For `some` of a row, the elements from each multiple of `step` on of a slice that has as many; for those beside them, of another.
+    #[inline(always)]
+    pub fn row_among(
+        &mut self,
+        row: usize,
+        some: Range<usize>,
+        slice: &'s [T],
+        step: usize,
+        beside: &'s [T],
+    ) {
+        self.starts[row] = starts_among(self.len, some, slice, step, beside);
+    }
+
+    /// For one of a row, the first elements of a slice that has as many as the others.
+    #[inline(always)]
+    pub fn one(&mut self, row: usize, i: usize, slice: &'s [T]) {
+        self.starts[row][i] = slice[..self.len].as_ptr();
     }
 
     /// [`row`](Self::row), where `len` is or will be that of all.
@@ -77,6 +91,16 @@ impl<'s, T: Copy, const N: usize, const R: usize> Streams<'s, T, N, R> {
         }
         vectors
     }
+
+    /// The elements from `at` on of one of a row, at most a vector of them.
+    #[inline(always)]
+    pub fn load_one<S: Simd<T>>(&self, simd: S, row: usize, i: usize, at: usize) -> S::V {
+        assert!(at <= self.len);
+        // SAFETY: as above.
+        let slice =
+            unsafe { std::slice::from_raw_parts(self.starts[row][i].add(at), S::LANES.min(self.len - at)) };
+        if slice.len() == S::LANES { simd.load(slice) } else { simd.load_partial(slice) }
+    }
 }
 
 /// One row.
@@ -113,4 +137,22 @@ impl<'s, T: Copy, const N: usize> Streams<'s, T, N> {
     pub fn load_partial<S: Simd<T>>(&self, simd: S, at: usize) -> [S::V; N] {
         self.load_row_partial(simd, 0, at)
     }
+}
+
+/// Where the slices of [`Streams::row_among`] start. A function of its own, as it is seldom called: within a loop over rows it would
+/// take registers.
+#[inline(never)]
+fn starts_among<T, const N: usize>(
+    len: usize,
+    some: Range<usize>,
+    slice: &[T],
+    step: usize,
+    beside: &[T],
+) -> [*const T; N] {
+    assert!(beside.len() >= len);
+    let last = some.len().saturating_sub(1).checked_mul(step);
+    let fits = last.and_then(|last| last.checked_add(len)).is_some_and(|end| end <= slice.len());
+    assert!(some.is_empty() || fits);
+    let first = slice.as_ptr().wrapping_sub(some.start.wrapping_mul(step));
+    std::array::from_fn(|i| if some.contains(&i) { first.wrapping_add(i * step) } else { beside.as_ptr() })
 }

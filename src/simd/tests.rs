@@ -371,13 +371,20 @@ token_test!(side_by_side, SideBySide, |s, _isa, T, S| {
             each.each(len, |i| &values[starts[i]..]);
             let mut rows = Streams::<T, 3, 3>::same(&values[..len]);
             rows.row_apart(1, &values[..2 * step + len], step);
-            rows.row(2, |i| &values[starts[i]..]);
-            for (row, starts) in [[0; 3], starts, starts].into_iter().enumerate() {
+            let before = &values[..len];
+            rows.row_among(2, 1..3, &values[1..][..step + len], step, before);
+            for (row, starts) in [[0; 3], starts, [0, 1, 1 + step]].into_iter().enumerate() {
                 assert_eq!(
                     flat(rows.load_row_partial(s, row, 0)),
                     expected(starts, len),
                     "{step} {len} {row}"
                 );
+                for (i, &start) in starts.iter().enumerate() {
+                    for at in 0..=len {
+                        let found = [rows.load_one(s, row, i, at); 3];
+                        assert_eq!(flat(found), expected([start + at; 3], (len - at).min(S::LANES)));
+                    }
+                }
                 if len >= S::LANES {
                     let from = starts.map(|start| start + len - S::LANES);
                     let found = flat(rows.load_row(s, row, len - S::LANES));
@@ -530,7 +537,11 @@ impl SimdOp<f32> for Beyond {
             6 => s.store_apart([s.splat(0.0); 3], &mut values[1..], S::LANES / 2 + 1),
             7 => s.store_apart([s.splat(0.0); 3], &mut values, usize::MAX / 2 + 1),
             8 => rows.row_apart(1, &values[1..], S::LANES / 2 + 1),
-            9 => rows.row(1, |i| &values[..S::LANES - i]),
+            9 => rows.one(1, 2, &values[..S::LANES - 1]),
+            13 => rows.row_among(1, 1..3, &values[1..], S::LANES + 2, &values),
+            14 => rows.row_among(1, 1..2, &values, 1, &values[..S::LANES - 1]),
+            15 => rows.row_among(1, 0..3, &values, usize::MAX / 2 + 1, &values),
+            16 => _ = rows.load_one(s, 1, 2, S::LANES + 1),
             10 => _ = rows.load_row(s, 1, 1),
             11 => _ = rows.load_row_partial(s, 1, S::LANES + 1),
             _ => {
@@ -544,7 +555,7 @@ impl SimdOp<f32> for Beyond {
 #[test]
 fn an_access_beyond_is_caught() {
     for &isa in supported() {
-        for way in 0..13 {
+        for way in 0..17 {
             let caught = std::panic::catch_unwind(|| f32::dispatch(isa, Beyond(way)));
             assert!(caught.is_err(), "{isa}: {way}");
         }

@@ -50,7 +50,7 @@ pub(super) use of_group;
 /// Of each input of a channel's group.
 pub(in crate::conv) const TAPS: usize = 9;
 /// Outputs side by side.
-const SIDE: usize = 4;
+pub(super) const SIDE: usize = 4;
 
 /// Whether outputs of these strides are computed here, where there is a kernel for their groups: all pixels are neighbours, and
 /// windows overlap or touch.
@@ -191,10 +191,12 @@ pub(in crate::conv) fn pixels<'s, T: Element, const SPAN: usize, const ROWS: usi
     let Some(line) = line else { return };
     match inside {
         Some(column) => to.row_apart(row, &line[column * all + first..], all),
-        None => to.row(row, |i| match within(left + i as isize, columns) {
-            Some(column) => &line[column * all + first..],
-            None => zeros,
-        }),
+        None => {
+            let start = left.saturating_neg().clamp(0, SPAN as isize) as usize;
+            let end = (columns as isize - left).clamp(start as isize, SPAN as isize) as usize;
+            let at = left.saturating_add_unsigned(start).max(0) as usize * all + first;
+            to.row_among(row, start..end, line.get(at..).unwrap_or(&[]), all, zeros);
+        }
     }
 }
 

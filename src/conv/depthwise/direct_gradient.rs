@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::direct::{TAPS, dense, has_kernel, of_group, of_input, pixels, within};
+use super::direct::{SIDE, TAPS, dense, has_kernel, of_group, of_input, pixels, within};
 use super::{Gradient, Reach, put};
 use crate::element::Element;
 use crate::error::Result;
@@ -113,25 +113,18 @@ impl<T: Element> SimdOp<T> for Part<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) -> Result<()> {
         match (self.gradient.reach.stride[2], self.gradient.inputs) {
-            (1, 1) => self.add::<S, true, 1, 6, 5, 4>(simd),
-            (1, _) => self.add::<S, false, 1, 6, 5, 4>(simd),
-            (_, 1) => self.add::<S, true, 2, 9, 7, 5>(simd),
-            _ => self.add::<S, false, 2, 9, 7, 5>(simd),
+            (1, 1) => self.add::<S, true, 1, 6>(simd),
+            (1, _) => self.add::<S, false, 1, 6>(simd),
+            (_, 1) => self.add::<S, true, 2, 9>(simd),
+            _ => self.add::<S, false, 2, 9>(simd),
         }
     }
 }
 
 impl<T: Element> Part<'_, T> {
-    /// `ALONE`: groups have one channel. `FOUR`, `THREE`, `TWO`: pixels under that many windows.
+    /// `ALONE`: groups have one channel. `SPAN`: pixels under a row of [`SIDE`] windows.
     #[inline(always)]
-    fn add<
-        S: Simd<T>,
-        const ALONE: bool,
-        const STRIDE: usize,
-        const FOUR: usize,
-        const THREE: usize,
-        const TWO: usize,
-    >(
+    fn add<S: Simd<T>, const ALONE: bool, const STRIDE: usize, const SPAN: usize>(
         self,
         simd: S,
     ) -> Result<()> {
@@ -160,7 +153,7 @@ impl<T: Element> Part<'_, T> {
             let lines = [x_line(0), x_line(1), x_line(2)];
             let next: [_; STRIDE] = std::array::from_fn(|i| x_line(3 + i).filter(|_| far));
             let (dz, sums) = (line, &mut *sums);
-            let mut windows = Windows {
+            let mut windows = Windows::<T, STRIDE, SPAN> {
                 lines,
                 dz,
                 next,
@@ -180,12 +173,13 @@ impl<T: Element> Part<'_, T> {
                 let part = first..zeros.len().min(first + some);
                 windows.column = 0;
                 while windows.column < width {
-                    windows.column += match width - windows.column {
-                        1 => windows.add::<S, ALONE, 1, 3>(simd, part.clone()),
-                        2 => windows.add::<S, ALONE, 2, TWO>(simd, part.clone()),
-                        3 => windows.add::<S, ALONE, 3, THREE>(simd, part.clone()),
-                        _ => windows.add::<S, ALONE, 4, FOUR>(simd, part.clone()),
-                    };
+                    let side = SIDE.min(width - windows.column);
+                    if side == SIDE {
+                        windows.add::<S, ALONE>(simd, part.clone());
+                    } else {
+                        windows.add_few::<S, ALONE>(simd, part.clone(), side);
+                    }
+                    windows.column += side;
                 }
             }
         }
@@ -194,7 +188,7 @@ impl<T: Element> Part<'_, T> {
 }
 
 /// Windows of a row of outputs.
-struct Windows<'w, T, const STRIDE: usize> {
+struct Windows<'w, T, const STRIDE: usize, const SPAN: usize> {
     /// Pixels under the three rows of taps; none in the padding.
     lines: [Option<&'w [T]>; 3],
     dz: &'w [T],
@@ -215,14 +209,10 @@ struct Windows<'w, T, const STRIDE: usize> {
     sums: &'w mut [T],
 }
 
-impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
-    /// Adds, of some channels, which begin with a whole vector, `SIDE` outputs, whose windows have `SPAN` columns, and gives back how many.
+impl<T: Element, const STRIDE: usize, const SPAN: usize> Windows<'_, T, STRIDE, SPAN> {
+    /// Adds, of some channels, which begin with a whole vector, [`SIDE`] outputs.
     #[inline(always)]
-    fn add<S: Simd<T>, const ALONE: bool, const SIDE: usize, const SPAN: usize>(
-        &mut self,
-        simd: S,
-        part: Range<usize>,
-    ) -> usize {
+    fn add<S: Simd<T>, const ALONE: bool>(&mut self, simd: S, part: Range<usize>) {
         const { assert!(SPAN == (SIDE - 1) * STRIDE + 3) };
         let (all, count) = (self.all, self.zeros.len());
         let left = self.reach.start[2] + (self.column * STRIDE) as isize;
@@ -235,16 +225,35 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         dz.apart(&self.dz[self.column * all + self.channel..], all, count);
         // Code of its own where what has just been looked up stays in registers: between several kernels it goes through memory.
         if const { ALONE } {
-            self.take::<S, 1, SIDE, SPAN>(simd, part, (&lines, &dz));
+            self.take::<S, 1>(simd, part, (&lines, &dz));
         } else {
-            of_group!(S, self.inputs, INPUTS => self.take::<S, INPUTS, SIDE, SPAN>(simd, part, (&lines, &dz)), 2 4 8 16);
+            of_group!(S, self.inputs, INPUTS => self.take::<S, INPUTS>(simd, part, (&lines, &dz)), 2 4 8 16);
         }
-        SIDE
+    }
+
+    /// The same for the `side` outputs at the end of a row, fewer than [`SIDE`].
+    #[inline(always)]
+    fn add_few<S: Simd<T>, const ALONE: bool>(&mut self, simd: S, part: Range<usize>, side: usize) {
+        let (all, zeros) = (self.all, self.zeros);
+        let left = self.reach.start[2] + (self.column * STRIDE) as isize;
+        let mut lines = Streams::<T, SPAN, 3>::same(zeros);
+        for (row, line) in self.lines.into_iter().enumerate() {
+            pixels(&mut lines, row, line, None, (left, self.columns), (self.channel, all), zeros);
+        }
+        let mut dz = Streams::<T, SIDE>::same(zeros);
+        for i in 0..side {
+            dz.one(0, i, &self.dz[(self.column + i) * all + self.channel..]);
+        }
+        if const { ALONE } {
+            self.take_few::<S, 1>(simd, part, (&lines, &dz), side);
+        } else {
+            of_group!(S, self.inputs, INPUTS => self.take_few::<S, INPUTS>(simd, part, (&lines, &dz), side), 2 4 8 16);
+        }
     }
 
     /// Adds to the sums of some channels.
     #[inline(always)]
-    fn take<S: Simd<T>, const INPUTS: usize, const SIDE: usize, const SPAN: usize>(
+    fn take<S: Simd<T>, const INPUTS: usize>(
         &mut self,
         simd: S,
         part: Range<usize>,
@@ -252,7 +261,7 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
     ) {
         let count = self.zeros.len();
         for first in part.step_by(S::LANES) {
-            self.ahead::<SIDE>(first);
+            self.ahead(first, SIDE);
             let taps = INPUTS * TAPS;
             let sums = &mut self.sums[first * taps..][..taps * S::LANES];
             let whole = first + S::LANES <= count;
@@ -278,17 +287,50 @@ impl<T: Element, const STRIDE: usize> Windows<'_, T, STRIDE> {
         }
     }
 
+    /// The same for `side` outputs. What they have in common is read for each of them: kernels for each number of outputs would be
+    /// as much code again as all others, for some per cent of the time.
+    #[inline(always)]
+    fn take_few<S: Simd<T>, const INPUTS: usize>(
+        &mut self,
+        simd: S,
+        part: Range<usize>,
+        (lines, dz): (&Streams<'_, T, SPAN, 3>, &Streams<'_, T, SIDE>),
+        side: usize,
+    ) {
+        for first in part.step_by(S::LANES) {
+            self.ahead(first, side);
+            let taps = INPUTS * TAPS;
+            let sums = &mut self.sums[first * taps..][..taps * S::LANES];
+            for (place, sums) in sums.chunks_exact_mut(3 * S::LANES).enumerate() {
+                let (input, row) = (place / 3, place % 3);
+                let mut totals =
+                    [simd.load(sums), simd.load(&sums[S::LANES..]), simd.load(&sums[2 * S::LANES..])];
+                for i in 0..side {
+                    let dz = dz.load_one(simd, 0, i, first);
+                    for t in 0..3 {
+                        let x = [lines.load_one(simd, row, i * STRIDE + t, first)];
+                        let [x] = of_input::<T, S, INPUTS, 1>(simd, x, input);
+                        totals[t] = simd.mul_add(dz, x, totals[t]);
+                    }
+                }
+                for (total, sum) in totals.into_iter().zip(sums.chunks_exact_mut(S::LANES)) {
+                    simd.store(total, sum);
+                }
+            }
+        }
+    }
+
     /// Asks for what is read below these windows.
     #[inline(always)]
-    fn ahead<const SIDE: usize>(&self, first: usize) {
+    fn ahead(&self, first: usize, side: usize) {
         let place = |column: usize| column * self.all + self.channel + first;
         for next in self.next.iter().flatten() {
-            for i in 0..SIDE * STRIDE {
+            for i in 0..side * STRIDE {
                 simd::prefetch(next.as_ptr().wrapping_add(place(self.column * STRIDE + i)));
             }
         }
         if let Some(below) = self.below {
-            for i in 0..SIDE {
+            for i in 0..side {
                 simd::prefetch(below.as_ptr().wrapping_add(place(self.column + i)));
             }
         }
