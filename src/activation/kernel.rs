@@ -15,29 +15,13 @@ kernels! {
 
         /// The chain rule through it.
         fn chains(isa: Isa, op: Backward<'_, Self>);
-
-        /// f of a run in its place.
-        fn values_in_place(isa: Isa, op: InPlace<'_, Self>);
-    }
-}
-
-pub struct InPlace<'a, T> {
-    pub(super) activation: Activation,
-    pub(super) run: &'a mut [T],
-}
-
-impl<T: Element> SimdOp<T> for InPlace<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<S: Simd<T>>(self, s: S) {
-        with_lane!(self.activation, f => map_vectors!(s, self.run, |x| f.value(s, x)));
     }
 }
 
 pub struct Forward<'a, T> {
     pub(super) activation: Activation,
-    pub(super) x: &'a [T],
+    /// `None` for what is in `y`.
+    pub(super) x: Option<&'a [T]>,
     pub(super) y: &'a mut [T],
 }
 
@@ -47,7 +31,7 @@ impl<T: Element> SimdOp<T> for Forward<'_, T> {
     #[inline(always)]
     fn eval<S: Simd<T>>(self, s: S) {
         let Forward { activation, x: src, y } = self;
-        with_lane!(activation, f => map_vectors!(s, y, |x in src| f.value(s, x)));
+        with_lane!(activation, f => map_vectors!(s, y, |x in src or in place| f.value(s, x)));
     }
 }
 

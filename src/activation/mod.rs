@@ -55,7 +55,7 @@ pub(crate) use self::kernel::Activations;
 pub(crate) use self::prelu::Prelus;
 pub use self::prelu::{prelu, prelu_backward};
 
-use self::kernel::{Backward, Forward, InPlace};
+use self::kernel::{Backward, Forward};
 use self::lane::Lane;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -286,7 +286,7 @@ pub fn forward<T: Element, const N: usize>(
     }
     let isa = machine::isa()?;
     machine::trace(|| format!("{OP} {activation:?} {:?} {} {isa}", y.shape(), T::NAME));
-    tensor::map([x], y, activation.cost(), &|[x], y| T::values(isa, Forward { activation, x, y }))
+    tensor::map([x], y, activation.cost(), &|[x], y| T::values(isa, Forward { activation, x: Some(x), y }))
 }
 
 /// x becomes f(x), element by element.
@@ -347,7 +347,7 @@ pub fn backward<T: Element, const N: usize>(
 /// `run` becomes f of it: one dispatch.
 pub(crate) fn apply_run<T: Element>(isa: Isa, activation: Activation, run: &mut [T]) {
     if activation != Activation::Identity {
-        T::values_in_place(isa, InPlace { activation, run });
+        T::values(isa, Forward { activation, x: None, y: run });
     }
 }
 
@@ -359,7 +359,7 @@ pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &
         Activation::Identity => {}
         Activation::Relu => map_vectors!(s, run, |x| lane::Relu.value(s, x)),
         Activation::Clip { low, high } => map_vectors!(s, run, |x| lane::Clip(low, high).value(s, x)),
-        _ => s.call(InPlace { activation, run }),
+        _ => s.call(Forward { activation, x: None, y: run }),
     }
 }
 
@@ -368,7 +368,7 @@ pub(crate) fn apply<T: Element, S: Simd<T>>(s: S, activation: Activation, run: &
 pub(crate) fn value<T: Element, S: Simd<T>>(s: S, activation: Activation, x: S::V) -> S::V {
     let mut run = [T::ZERO; MOST_LANES];
     s.store(x, &mut run);
-    s.call(InPlace { activation, run: &mut run[..S::LANES] });
+    s.call(Forward { activation, x: None, y: &mut run[..S::LANES] });
     s.load(&run)
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Simd, front, front_mut};
+use crate::element::Element;
 use crate::tensor::Fours;
 use wide::bytemuck::cast;
 use wide::{f32x4, f64x2, u32x4, u64x2};
@@ -53,17 +54,8 @@ macro_rules! baseline {
                 fn splat_bits(self, bits: u64) -> $V { cast($U::splat(bits as $uint)) }
                 fn load(self, src: &[$T]) -> $V { $V::new(*front(src)) }
                 fn store(self, v: $V, dst: &mut [$T]) -> () { *front_mut(dst) = v.to_array() }
-                fn load_partial(self, src: &[$T]) -> $V {
-                    $V::new(std::array::from_fn(|i| src.get(i).copied().unwrap_or(0.0)))
-                }
-                fn store_partial(self, v: $V, dst: &mut [$T]) -> () {
-                    let lanes = v.to_array();
-                    for (i, lane) in lanes.into_iter().enumerate() {
-                        if let Some(dst) = dst.get_mut(i) {
-                            *dst = lane;
-                        }
-                    }
-                }
+                fn load_partial(self, src: &[$T]) -> $V { $V::new(some(src)) }
+                fn store_partial(self, v: $V, dst: &mut [$T]) -> () { put_some(v.to_array(), dst) }
                 fn store_transposed(self, v: [$V; 4], dst: &mut [$T], stride: usize) -> () {
                     for (line, v) in v.into_iter().enumerate() {
                         for (i, lane) in v.to_array().into_iter().enumerate() {
@@ -137,6 +129,20 @@ macro_rules! baseline {
 
 baseline!(f32, u32, f32x4, u32x4, 4);
 baseline!(f64, u64, f64x2, u64x2, 2);
+
+/// As many elements as there are, then zeros. A function of its own: without masks it is long, and at most ends of rows take it.
+#[inline(never)]
+fn some<T: Element, const L: usize>(src: &[T]) -> [T; L] {
+    let mut lanes = [T::ZERO; L];
+    lanes.iter_mut().zip(src).for_each(|(lane, &x)| *lane = x);
+    lanes
+}
+
+/// The inverse of [`some`].
+#[inline(never)]
+fn put_some<T: Element, const L: usize>(lanes: [T; L], dst: &mut [T]) {
+    dst.iter_mut().zip(lanes).for_each(|(x, lane)| *x = lane);
+}
 
 /// Halves folded onto each other until one lane is left.
 #[inline(always)]

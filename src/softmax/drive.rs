@@ -6,12 +6,15 @@ use crate::error::Result;
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{Simd, SimdOp, kernels};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::{TensorView, TensorViewMut, sort_few};
 use crate::vecmath::Pair;
-use crate::workspace::scratch;
+use crate::workspace::{product, scratch};
 
 /// Fewest elements a task is worth.
 const GRAIN: usize = 1 << 13;
+
+/// Elements that are copied at a time, more or less.
+const STAGE: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Path {
@@ -29,7 +32,7 @@ fn plan<const K: usize, const N: usize>(
 ) -> ([usize; N], Path) {
     let mut order: [usize; N] = std::array::from_fn(|axis| axis);
     // Strides of axes of size 1 mean nothing; such axes go outermost.
-    order.sort_by_key(|&axis| {
+    sort_few(&mut order, |&axis| {
         std::cmp::Reverse(if shape[axis] > 1 { dst[axis].unsigned_abs() } else { usize::MAX })
     });
     let inner = order.last().copied().unwrap_or(axis);
@@ -111,6 +114,12 @@ fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
         viewed.map(|viewed| *view = viewed).is_some()
     });
     if viewable && let Some(dst) = dst.view_mut().viewed_as(merged) {
+        let strided = |strides: [isize; 3]| merged[1] > 1 && strides[1] != 1;
+        if call.path == Path::Rows
+            && (strided(dst.strides()) || views.iter().any(|view| strided(view.strides())))
+        {
+            return staged(call, views, dst);
+        }
         return F::run(call.isa, Merged { call, srcs: views, dst });
     }
     let Some(axis) = widest(call.axis, shape) else { return Ok(()) };
@@ -120,6 +129,36 @@ fn piece<T: Element, const K: usize, const N: usize, F: Kernel<K>>(
             *src = src.slice(axis, at..at + 1, 1)?;
         }
         piece(call, part, dst.view_mut().slice(axis, at..at + 1, 1)?)?;
+    }
+    Ok(())
+}
+
+/// As the kernel itself, through contiguous copies of some rows.
+fn staged<T: Element, const K: usize, F: Kernel<K>>(
+    call: Call<F>,
+    srcs: [TensorView<'_, T, 3>; K],
+    mut dst: TensorViewMut<'_, T, 3>,
+) -> Result<()> {
+    let [before, n, behind] = dst.shape();
+    let some = (STAGE / n).clamp(1, before);
+    let mut buffers = scratch::<T>(call.op, product(call.op, &[some, n, K + 1])?)?;
+    let (output, inputs) = buffers.split_at_mut(some * n);
+    for at in 0..behind {
+        for first in (0..before).step_by(some) {
+            let rows = first..before.min(first + some);
+            let (shape, len) = ([rows.len(), n, 1], rows.len() * n);
+            let mut copies = [TensorView::from_slice(&[], [0; 3])?; K];
+            for ((copy, input), src) in copies.iter_mut().zip(inputs.chunks_exact_mut(some * n)).zip(srcs) {
+                let input = &mut input[..len];
+                let src = src.slice(2, at..at + 1, 1)?.slice(0, rows.clone(), 1)?;
+                TensorViewMut::from_slice(&mut *input, shape)?.assign(src)?;
+                *copy = TensorView::from_slice(input, shape)?;
+            }
+            let y = TensorViewMut::from_slice(&mut output[..len], shape)?;
+            F::run(call.isa, Merged { call, srcs: copies, dst: y })?;
+            let mut to = dst.view_mut().slice(2, at..at + 1, 1)?.slice(0, rows, 1)?;
+            to.assign(TensorView::from_slice(&output[..len], shape)?)?;
+        }
     }
     Ok(())
 }
@@ -175,11 +214,7 @@ fn rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
     srcs: [TensorView<'_, T, 2>; K],
     mut dst: TensorViewMut<'_, T, 2>,
 ) -> Result<()> {
-    let [count, _] = dst.shape();
-    let strided = dst.row_mut(0).is_none() || srcs.iter().any(|src| src.row(0).is_none());
-    if strided {
-        return staged_rows(call, s, srcs, dst);
-    }
+    let count = dst.shape()[0];
     let mut next = sources(&srcs, 0);
     let mut ahead = None;
     for at in 0..count {
@@ -192,7 +227,7 @@ fn rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
     Ok(())
 }
 
-/// One row of each source; the caller has seen that rows are contiguous.
+/// One row of each source; [`piece`] has seen that rows are contiguous.
 #[inline(always)]
 fn sources<'a, T: Element, const K: usize>(srcs: &[TensorView<'a, T, 2>; K], at: usize) -> [&'a [T]; K] {
     let mut row: [&[T]; K] = [&[]; K];
@@ -200,31 +235,6 @@ fn sources<'a, T: Element, const K: usize>(srcs: &[TensorView<'a, T, 2>; K], at:
         *row = src.row(at).unwrap_or(&[]);
     }
     row
-}
-
-/// As [`rows`], through contiguous copies.
-#[inline(always)]
-fn staged_rows<T: Element, S: Simd<T>, const K: usize, F: Kernel<K>>(
-    call: Call<F>,
-    s: S,
-    srcs: [TensorView<'_, T, 2>; K],
-    mut dst: TensorViewMut<'_, T, 2>,
-) -> Result<()> {
-    let [count, n] = dst.shape();
-    let mut buffers = scratch::<T>(call.op, n * (K + 1))?;
-    let (output, inputs) = buffers.split_at_mut(n);
-    for at in 0..count {
-        for (input, src) in inputs.chunks_exact_mut(n).zip(&srcs) {
-            TensorViewMut::from_slice(input, [n])?.assign(src.select(0, at)?)?;
-        }
-        let mut row: [&[T]; K] = [&[]; K];
-        for (row, input) in row.iter_mut().zip(inputs.chunks_exact(n)) {
-            *row = input;
-        }
-        call.kernel.row(Pair(s), row, row, None, output);
-        dst.view_mut().select::<1>(0, at)?.assign(TensorView::from_slice(output, [n])?)?;
-    }
-    Ok(())
 }
 
 #[inline(always)]

@@ -138,31 +138,38 @@ fn horner<T: Copy, S: Simd<T>, const D: usize, const STEP: usize>(
     y
 }
 
-/// `dst[i] = body` with `x` the vector of `src[i]`, for one or two sources; or `run[i] = body` in place. All
-/// have one length.
+/// `dst[i] = body` with `x` the vector of `src[i]`, for one or two sources, or one that may be
+/// `None`; then, or without any, `run[i] = body` in place. All have one length.
 ///
 /// A macro, because a closure would not be compiled with the instructions of the shim around it unless the
 /// compiler chose to inline it. The type parameter `S` must be the token's.
 macro_rules! map_vectors {
     ($s:ident, $dst:expr, |$($x:ident in $src:ident),+| $body:expr) => {{
+        let dst: &mut [T] = $dst;
+        map_vectors!(@ $s, dst, |$($x in { &$src }),+| $body)
+    }};
+    ($s:ident, $dst:expr, |$x:ident in $src:ident or in place| $body:expr) => {{
+        let dst: &mut [T] = $dst;
+        map_vectors!(@ $s, dst, |$x in { $src.unwrap_or(dst) }| $body)
+    }};
+    (@ $s:ident, $dst:ident, |$($x:ident in $src:block),+| $body:expr) => {{
         use crate::simd::Simd;
         use crate::vecmath::Pair;
-        let dst: &mut [T] = $dst;
         let lanes = <Pair<S> as Simd<T>>::LANES;
         let mut at = 0;
-        while dst.len() - at >= lanes && $($src.len() - at >= lanes)&&+ {
+        while $dst.len() - at >= lanes && $($src.len() - at >= lanes)&&+ {
             let $s = Pair($s);
             $(let $x = $s.load(&$src[at..at + lanes]);)+
             let y = $body;
-            $s.store(y, &mut dst[at..at + lanes]);
+            $s.store(y, &mut $dst[at..at + lanes]);
             at += lanes;
         }
         let lanes = <S as Simd<T>>::LANES;
-        while at < dst.len() {
-            let end = dst.len().min(at + lanes);
+        while at < $dst.len() {
+            let end = $dst.len().min(at + lanes);
             $(let $x = $s.load_partial(&$src[at..end]);)+
             let y = $body;
-            $s.store_partial(y, &mut dst[at..end]);
+            $s.store_partial(y, &mut $dst[at..end]);
             at = end;
         }
     }};
