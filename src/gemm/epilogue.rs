@@ -28,11 +28,18 @@ pub(crate) struct Epilogue<'e, T> {
 /// The usual [`Epilogue`] over one tile: max(low, min(high, sum + bias + residual)).
 #[derive(Clone, Copy)]
 pub(super) struct Tail<'e, T> {
-    /// Of each column.
-    pub bias: &'e [T],
+    pub bias: Beside<'e, T>,
     /// Contiguous rows.
     pub residual: Option<TensorView<'e, T, 2>>,
     pub bounds: [T; 2],
+}
+
+/// The bias of a [`Tail`]: a tile's part of it.
+#[derive(Clone, Copy)]
+pub(super) enum Beside<'e, T> {
+    Nothing,
+    Columns(&'e [T]),
+    Rows(&'e [T]),
 }
 
 impl<'e, T: Element> Epilogue<'e, T> {
@@ -70,24 +77,28 @@ impl<'e, T: Element> Epilogue<'e, T> {
     /// registers; `None` where it is something else.
     #[inline(always)]
     pub(super) fn tail(&self, at: [usize; 2], shape: [usize; 2]) -> Option<Tail<'e, T>> {
-        let Some(Bias::PerColumn(bias)) = self.bias else { return None };
+        let bias = match self.bias {
+            None => Beside::Nothing,
+            Some(Bias::PerColumn(bias)) => Beside::Columns(&bias.as_slice()?[at[1]..at[1] + shape[1]]),
+            Some(Bias::PerRow(bias)) => Beside::Rows(&bias.as_slice()?[at[0]..at[0] + shape[0]]),
+        };
         let residual = match self.residual {
             Some(residual) if residual.strides()[1] == 1 => Some(residual.tile(at, shape)),
             Some(_) => return None,
             None => None,
         };
         let bounds = self.activation.bounds()?.map(T::from_f64);
-        Some(Tail { bias: &bias.as_slice()?[at[1]..at[1] + shape[1]], residual, bounds })
+        Some(Tail { bias, residual, bounds })
     }
 
     /// Finishes the elements of `run`, which lie in `row` from `column` on.
     #[inline(always)]
     pub(crate) fn apply<S: Simd<T>>(&self, simd: S, row: usize, column: usize, run: &mut [T]) {
         let columns = column..column + run.len();
-        let (mut bias, mut of_row) = (None, T::ZERO);
+        let (mut bias, mut of_row) = (None, None);
         match self.bias {
             None => {}
-            Some(Bias::PerRow(view)) => of_row = view.get([row]).copied().unwrap_or(T::ZERO),
+            Some(Bias::PerRow(view)) => of_row = view.get([row]).copied(),
             Some(Bias::PerColumn(view)) => match view.as_slice() {
                 Some(slice) => bias = Some(&slice[columns.clone()]),
                 None => {
@@ -102,18 +113,19 @@ impl<'e, T: Element> Epilogue<'e, T> {
             residual = view.row(row).map(|row| &row[columns.clone()]);
             if residual.is_none() {
                 // The bias comes first, as it does in vectors.
-                let bias = std::mem::take(&mut bias);
+                let (bias, of_row) = (std::mem::take(&mut bias), std::mem::take(&mut of_row));
                 for (i, (x, column)) in run.iter_mut().zip(columns).enumerate() {
-                    *x += bias.map_or(of_row, |bias| bias[i]);
+                    if let Some(bias) = bias.map(|bias: &[T]| bias[i]).or(of_row) {
+                        *x += bias;
+                    }
                     *x += view.get([row, column]).copied().unwrap_or(T::ZERO);
                 }
-                of_row = T::ZERO;
             }
         }
         let [low, high] = self.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
-        let biased = bias.is_some() || of_row != T::ZERO;
-        let of_row = simd.splat(of_row);
+        let biased = bias.is_some() || of_row.is_some();
+        let of_row = simd.splat(of_row.unwrap_or(T::ZERO));
         for (at, run) in run.chunks_mut(S::LANES).enumerate() {
             let at = at * S::LANES..at * S::LANES + run.len();
             let mut value = simd.load_up_to(run);

@@ -7,7 +7,7 @@ use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
 use super::block::Block;
-use super::epilogue::Tail;
+use super::epilogue::{Beside, Tail};
 use super::panel::{Panels, Runs};
 use super::series::Series;
 use super::sweep::{Merge, Sweep};
@@ -326,7 +326,11 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         // Where what is added lies, for each tile as C does.
         let mut added = None;
         if let Some(Tail { bias, residual, .. }) = tail {
-            assert!(bias.len() == columns);
+            assert!(match bias {
+                Beside::Nothing => true,
+                Beside::Columns(bias) => bias.len() == columns,
+                Beside::Rows(bias) => bias.len() == rows,
+            });
             if let Some(residual) = residual {
                 let ([lines, _], [stride, step]) = (residual.shape(), residual.strides());
                 assert!(residual.shape() == [rows, columns] && (step == 1 || columns == 1));
@@ -414,13 +418,28 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }};
             }
             if let Some(Tail { bias, bounds: [low, high], .. }) = tail {
-                let bias = if down { bias } else { &bias[tile * most..][..width] };
-                each!(v in vectors V {
-                    let bias = simd.load_partial(&bias[(v * S::LANES).min(width)..((v + 1) * S::LANES).min(width)]);
-                    each!(i in rows R {
-                        sums[i][v] = simd.add(sums[i][v], bias);
-                    });
-                });
+                match *bias {
+                    Beside::Nothing => {}
+                    Beside::Columns(bias) => {
+                        let bias = if down { bias } else { &bias[tile * most..][..width] };
+                        each!(v in vectors V {
+                            let part = (v * S::LANES).min(width)..((v + 1) * S::LANES).min(width);
+                            let bias = simd.load_partial(&bias[part]);
+                            each!(i in rows R {
+                                sums[i][v] = simd.add(sums[i][v], bias);
+                            });
+                        });
+                    }
+                    Beside::Rows(bias) => {
+                        let bias = &bias[if down { tile * R } else { 0 }..][..R];
+                        each!(i in rows R {
+                            let bias = simd.splat(bias[i]);
+                            each!(v in vectors V {
+                                sums[i][v] = simd.add(sums[i][v], bias);
+                            });
+                        });
+                    }
+                }
                 // All of it before the first store: a load behind a store to another page's same place waits for it.
                 if let Some((start, stride)) = added {
                     macro_rules! add {
