@@ -133,7 +133,7 @@ impl<'a, T: Element> Call<'a, T> {
         if self.by_images(y, strides).is_some() {
             return Path::Images;
         }
-        let plain = self.kernel == [1; 3] && self.stride == [1; 3] && self.start == [0; 3] && image == y[2..];
+        let plain = self.plain(y);
         if packed.is_some_and(|packed| packed.columns().is_some()) {
             return if plain { Path::PointwiseRows } else { Path::Patches };
         }
@@ -215,7 +215,30 @@ impl<'a, T: Element> Call<'a, T> {
             }
         };
         let Call { op, x, kernel, stride, dilation, start, finish, .. } = *self;
-        Correlation { op, x, weights, kernel, stride, dilation, start, finish }.run(y)
+        let problem = Correlation { op, x, weights, kernel, stride, dilation, start, finish };
+        let (shape, strides) = (y.shape(), y.strides());
+        if !self.plain(shape)
+            || !self.images_of(shape, strides).all(|(shape, strides)| merges(shape, strides, &[2, 3, 4]))
+        {
+            return problem.run(y);
+        }
+        // Planes are single rows: they are copied and written in whole vectors then.
+        let row = |[images, channels, image @ ..]: [usize; 5]| {
+            [images, channels, 1, 1, image.iter().product::<usize>()]
+        };
+        let mut problem = Correlation { x: x.reshape(row(x.shape()))?, ..problem };
+        if let Some(residual) = finish.residual {
+            problem.finish.residual = Some(residual.reshape(row(shape))?);
+        }
+        problem.run(y.reshape(row(shape))?)
+    }
+
+    /// True for a kernel of a single tap, with stride 1 and nothing padded: each output is a product with one pixel.
+    fn plain(&self, y: [usize; 5]) -> bool {
+        self.kernel == [1; 3]
+            && self.stride == [1; 3]
+            && self.start == [0; 3]
+            && self.x.shape()[2..] == y[2..]
     }
 }
 
