@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use super::correlation::Correlation;
 use super::emit::{Emit, channels_last};
-use super::halo::{Fill, Geometry, Halo};
+use super::halo::{Fill, Geometry, Halo, Planes};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{Block, NEAR, Order, Panels, Tile, balanced, blocks, packed_len, tile};
@@ -97,8 +97,9 @@ pub(super) fn run<T: Element>(
     // All memory first: where it is lacking, nothing has been written.
     let none = || Error::Alloc { op: problem.op, bytes: usize::MAX };
     let largest = problem.halo(at, [0; 4], plan.sizes);
-    let mut planes =
-        workspace::scratch(problem.op, largest.len().ok_or_else(none)?.saturating_add(tile.lanes))?;
+    let in_place = problem.in_place(y.shape(), at);
+    let copied = if in_place.is_some() { Some(0) } else { largest.len() };
+    let mut copy = workspace::scratch(problem.op, copied.ok_or_else(none)?.saturating_add(tile.lanes))?;
     let panels = packed_len(columns, tile.columns, plan.group.min(cut.depth)).ok_or_else(none)?;
     let mut patches = workspace::scratch(problem.op, panels.saturating_add(tile.lanes))?;
     let near = tile.columns * cut.kc * size_of::<T>() <= NEAR;
@@ -118,17 +119,25 @@ pub(super) fn run<T: Element>(
         for part in boxes([images, depth, height, width], plan.sizes) {
             let sizes = part.clone().map(|range| range.len());
             let halo = problem.halo(at, part.clone().map(|range| range.start), sizes);
-            halo.taps(problem.kernel, &mut offsets);
-            let x = problem.x.slice(0, at[0] + part[0].start..at[0] + part[0].end, 1)?;
-            let x = x.slice(1, inputs.clone(), 1)?;
-            T::dispatch(cut.isa, Fill { halo: &halo, x, to: &mut planes });
+            let planes = if let Some(all) = in_place {
+                let first = [at[0] + part[0].start, 0, 0, at[4] + part[3].start];
+                let first = all.output(first) + inputs.start * all.channel;
+                offsets.fill(0);
+                Planes { data: &all.data[first..], ..all }
+            } else {
+                halo.taps(problem.kernel, &mut offsets);
+                let x = problem.x.slice(0, at[0] + part[0].start..at[0] + part[0].end, 1)?;
+                let x = x.slice(1, inputs.clone(), 1)?;
+                T::dispatch(cut.isa, Fill { halo: &halo, x, to: &mut copy });
+                halo.planes(&copy)
+            };
             let columns: usize = sizes.iter().product();
             let mut steps_done = 0;
             for group_steps in blocks(0..cut.depth, plan.group) {
                 let padded = columns.next_multiple_of(tile.columns);
                 for steps in blocks(group_steps.clone(), cut.kc) {
                     let panels = &mut patches[(steps.start - group_steps.start) * padded..];
-                    let pack = Pack { halo: &halo, planes: &planes, offsets: &offsets, sizes, steps, panels };
+                    let pack = Pack { planes, offsets: &offsets, sizes, steps, panels };
                     T::dispatch(cut.isa, pack);
                 }
                 steps_done = group_steps.end;
@@ -228,7 +237,16 @@ pub(super) fn nth(output: [usize; 4], sizes: [usize; 4], index: usize) -> [Range
     ranges
 }
 
-impl<T: Element> Correlation<'_, T> {
+impl<'a, T: Element> Correlation<'a, T> {
+    /// The image where the part `y` at `at` reads it as it lies, not copied: single rows of pixels, no padding.
+    fn in_place(&self, y: [usize; 5], at: [usize; 5]) -> Option<Planes<'a, T>> {
+        let [_, channels, depth, height, width] = self.x.shape();
+        let plain = [self.kernel, self.stride] == [[1; 3]; 2] && self.start == [0; 3];
+        let inside = (2..5).all(|axis| at[axis] + y[axis] <= self.x.shape()[axis]);
+        let data = self.x.as_slice().filter(|_| plain && inside && depth == 1 && height == 1)?;
+        Some(Planes { data, channel: width, steps: [channels * width, 0, 0, 1] })
+    }
+
     /// The copy for a box at `first` of the part at `at`.
     pub(super) fn halo(&self, at: [usize; 5], first: [usize; 4], sizes: [usize; 4]) -> Halo {
         let [_, channels, image @ ..] = self.x.shape();
@@ -273,8 +291,7 @@ pub(super) fn with_channels(
 
 /// Patches of some steps of depth, from planes to panels.
 struct Pack<'a, T> {
-    halo: &'a Halo,
-    planes: &'a [T],
+    planes: Planes<'a, T>,
     /// Of each tap in a plane.
     offsets: &'a [usize],
     /// Images, depth, height and width of the box.
@@ -298,12 +315,12 @@ impl<T: Element> SimdOp<T> for Pack<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Self { halo, planes, offsets, sizes, steps, panels } = self;
+        let Self { planes, offsets, sizes, steps, panels } = self;
         let width = S::TILE_VECTORS * S::LANES;
         const { assert!(S::TILE_VECTORS * S::LANES <= COLUMNS) };
         let [images, depth, height, row] = sizes;
         let columns = images * depth * height * row;
-        let channel = halo.channel();
+        let channel = planes.channel;
         for (panel, first) in (0..columns).step_by(width).enumerate() {
             let mut moves = [Move::default(); COLUMNS];
             let mut count = 0;
@@ -311,8 +328,7 @@ impl<T: Element> SimdOp<T> for Pack<'_, T> {
             let mut column = first;
             while column < end {
                 let (line, w) = (column / row, column % row);
-                let at = [line / height % depth, line % height, w];
-                let from = halo.output(line / height / depth, at);
+                let from = planes.output([line / height / depth, line / height % depth, line % height, w]);
                 let run = (row - w).min(end - column);
                 for i in (0..run).step_by(S::LANES) {
                     moves[count] = Move { from: from + i, to: column - first + i };
@@ -324,11 +340,11 @@ impl<T: Element> SimdOp<T> for Pack<'_, T> {
             let panel = &mut panels[panel * width * steps.len()..];
             let (mut c, mut tap) = (steps.start / offsets.len(), steps.start % offsets.len());
             for step in 0..steps.len() {
-                let planes = &planes[c * channel + offsets[tap]..];
+                let planes = &planes.data[c * channel + offsets[tap]..];
                 let to = &mut panel[step * width..];
                 for &Move { from, to: at } in moves {
                     // What is too much in a run's last vector, the next run overwrites, or the next step.
-                    simd.store(simd.load(&planes[from..]), &mut to[at..]);
+                    simd.store(simd.load_up_to(&planes[from..]), &mut to[at..]);
                 }
                 tap += 1;
                 if tap == offsets.len() {

@@ -185,6 +185,12 @@ impl Halo {
         image * self.image() + place
     }
 
+    /// The copy, to read.
+    pub(super) fn planes<'a, T>(&self, data: &'a [T]) -> Planes<'a, T> {
+        let [_, height, width] = self.axes.map(|axis| axis.size);
+        Planes { data, channel: self.channel(), steps: [self.image(), height * width, width, 1] }
+    }
+
     /// Copies `x`, `[images, channels, depth, height, width]`, to `to`.
     #[inline(always)]
     pub(super) fn fill<T: Element, S: Simd<T>>(&self, simd: S, x: TensorView<'_, T, 5>, to: &mut [T]) {
@@ -281,6 +287,24 @@ impl Halo {
                 }
             }
         }
+    }
+}
+
+/// Planes of some images' channels, in a copy or as they lie in an image.
+#[derive(Clone, Copy)]
+pub(super) struct Planes<'a, T> {
+    /// From tap 0 of the first output on.
+    pub data: &'a [T],
+    /// From a channel to the next.
+    pub channel: usize,
+    /// From an output to the next: of the next image, depth, row and column.
+    pub steps: [usize; 4],
+}
+
+impl<T> Planes<'_, T> {
+    /// Where tap 0 of an output lies.
+    pub(super) fn output(&self, at: [usize; 4]) -> usize {
+        at.into_iter().zip(self.steps).map(|(at, step)| at * step).sum()
     }
 }
 
