@@ -7,7 +7,7 @@ use super::depthwise::Reach;
 use super::emit::{Finish, channels_last};
 use super::lanes;
 use super::packed::PackedConvolution;
-use super::pointwise::{SMALL, merges};
+use super::pointwise::{merges, one_by_one};
 use super::weights::{Cut, Filter, Weights};
 use crate::element::Element;
 use crate::error::Result;
@@ -145,7 +145,9 @@ impl<'a, T: Element> Call<'a, T> {
         };
         let positions: usize = image.iter().product();
         let planes = || {
-            all(&|shape, strides| merges(shape, strides, &[2, 3, 4])) && (images == 1 || positions >= SMALL)
+            let sizes = [y[1] / groups, channels / groups];
+            all(&|shape, strides| merges(shape, strides, &[2, 3, 4]))
+                && (images == 1 || one_by_one(positions, tile::<T>(self.isa).lanes, sizes))
         };
         if let Operand::View(w) = self.w
             && !(plain && (all(&rows) || planes()))
@@ -326,8 +328,9 @@ mod tests {
         assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], false, Packed), Path::PointwiseImages);
         assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], true, PackedLast), Path::PointwiseRows);
         // Planes of 49 pixels, unless there is one only.
-        assert_eq!(path(conv, [8, 64, 7, 7], [256, 1], false, View), Path::Implicit);
-        assert_eq!(path(conv, [1, 64, 7, 7], [256, 1], false, View), Path::PointwiseImages);
+        assert_eq!(path(conv, [8, 512, 7, 7], [2048, 1], false, View), Path::Implicit);
+        assert_eq!(path(conv, [8, 64, 8, 8], [64, 1], false, View), Path::PointwiseImages);
+        assert_eq!(path(conv, [1, 512, 7, 7], [2048, 1], false, View), Path::PointwiseImages);
         assert_eq!(path(strided, [8, 64, 28, 28], [256, 1], false, View), Path::Implicit);
         assert_eq!(path(strided, [8, 64, 56, 56], [256, 1], true, View), Path::Patches);
         assert_eq!(path(strided, [8, 64, 56, 56], [256, 1], true, PackedLast), Path::Patches);

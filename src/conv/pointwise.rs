@@ -9,7 +9,15 @@ use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// Positions of an image below which images are better taken together: their last tiles are too empty.
-pub(super) const SMALL: usize = 128;
+const SMALL: usize = 128;
+
+/// Whether planes of so many positions are better multiplied image by image, by weights of these sizes. Their last vectors are partly
+/// empty then; taken together, all pixels and products are copied, a cost that the channels share: some eleven steps for each.
+pub(super) fn one_by_one(positions: usize, lanes: usize, [rows, channels]: [usize; 2]) -> bool {
+    let empty = positions.next_multiple_of(lanes) - positions;
+    let copies = (rows + channels).saturating_mul(11).saturating_mul(positions);
+    positions >= SMALL || empty.saturating_mul(rows).saturating_mul(channels) <= copies
+}
 
 /// True for a kernel of a single tap, with stride 1 and nothing padded: each output is a product with one pixel.
 pub(super) fn single(sliding: &Sliding) -> bool {
@@ -199,4 +207,17 @@ pub(super) fn merges(shape: [usize; 5], strides: [isize; 5], axes: &[usize]) -> 
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_by_one;
+
+    #[test]
+    fn planes_go_one_by_one_where_vectors_are_full_or_channels_few() {
+        let of = |positions, sizes| one_by_one(positions, 16, sizes);
+        assert!(of(64, [2048, 2048]) && of(128, [2048, 2048]) && of(196, [1024, 256]));
+        assert!(of(100, [64, 64]) && of(49, [64, 64]) && of(121, [256, 256]));
+        assert!(!of(100, [256, 256]) && !of(49, [2048, 512]) && !of(49, [160, 960]) && !of(1, [64, 64]));
+    }
 }
