@@ -387,3 +387,58 @@ fn channels_last_over_weights_as_they_are<T: Element>() {
         }
     }
 }
+
+/// Kernels of a single tap over planes of few pixels with channels first: image by image, and all images together.
+#[test]
+fn single_taps_over_small_planes_equal_the_reference() {
+    single_taps_over_small_planes::<f32>();
+    single_taps_over_small_planes::<f64>();
+}
+
+fn single_taps_over_small_planes<T: Element>() {
+    let value = |i: usize| T::from_f64(((i * 37 + 11) % 64) as f64 / 32.0 - 1.0);
+    let of = |shape: [usize; 4], seed: usize| {
+        Tensor::from_fn(shape, |at| value(at.iter().fold(seed, |sum, i| sum * 31 + i))).unwrap()
+    };
+    // Images, channels in and out, groups, height and width, columns of padding on the right.
+    for ([images, c_in, c_out, groups], [height, width], right) in [
+        ([5, 160, 96, 1], [7, 7], 0),
+        ([4, 64, 64, 1], [8, 8], 0),
+        ([3, 300, 200, 1], [5, 5], 0),
+        ([6, 128, 192, 2], [3, 5], 0),
+        ([9, 200, 130, 1], [1, 1], 0),
+        ([2, 40, 30, 1], [10, 13], 0),
+        ([4, 96, 96, 1], [1, 7], 3),
+        ([40, 600, 70, 1], [1, 3], 0),
+    ] {
+        let padding = [[0, 0], [0, right]];
+        let geometry = conv::Geometry { padding, groups, ..conv::Geometry::new() };
+        let layer = Convolution::<2>::new().padding_sides(padding).groups(groups);
+        let (x, w) = (of([images, c_in, height, width], 1), of([c_out, c_in / groups, 1, 1], 2));
+        let bias = Tensor::from_fn([c_out], |[i]| value(i)).unwrap();
+        let plain = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
+        let residual = of(plain.shape(), 3);
+        let mut expected = wide(plain.view());
+        map(&mut expected, Some(wide(residual.view()).view()), |z, r| (z + r).max(0.0));
+        let layer = layer.activation(Activation::Relu);
+        for &isa in machine::supported() {
+            for packed in [false, true] {
+                let mut y = Tensor::full(expected.shape(), T::NAN).unwrap();
+                machine::with_isa(isa, || {
+                    let (x, bias, residual) = (x.view(), Some(bias.view()), residual.view());
+                    match packed {
+                        true => {
+                            let w = layer.pack(w.view()).unwrap();
+                            layer.forward_add_into(x, &w, bias, residual, y.view_mut())
+                        }
+                        false => layer.forward_add_into(x, w.view(), bias, residual, y.view_mut()),
+                    }
+                })
+                .unwrap()
+                .unwrap();
+                let size = Tensor::full(expected.shape(), 1.0).unwrap();
+                near("y", y.view(), &expected, &size, c_in / groups, Algorithm::Auto);
+            }
+        }
+    }
+}
