@@ -3,7 +3,7 @@
 mod common;
 
 use common::geometry::{Problem, image};
-use common::{ALGORITHMS, Strided, quickcheck, within};
+use common::{ALGORITHMS, Strided, bits, in_pools, quickcheck, wave, within};
 use quickcheck::{Arbitrary, Gen};
 use tilewise::activation::Activation;
 use tilewise::conv::{Algorithm, Convolution, ConvolutionTranspose, Weight};
@@ -396,12 +396,9 @@ fn single_taps_over_small_planes_equal_the_reference() {
 }
 
 fn single_taps_over_small_planes<T: Element>() {
-    let value = |i: usize| T::from_f64(((i * 37 + 11) % 64) as f64 / 32.0 - 1.0);
-    let of = |shape: [usize; 4], seed: usize| {
-        Tensor::from_fn(shape, |at| value(at.iter().fold(seed, |sum, i| sum * 31 + i))).unwrap()
-    };
     // Images, channels in and out, groups, height and width, columns of padding on the right.
     for ([images, c_in, c_out, groups], [height, width], right) in [
+        ([20, 600, 70, 1], [7, 7], 0),
         ([5, 160, 96, 1], [7, 7], 0),
         ([4, 64, 64, 1], [8, 8], 0),
         ([3, 300, 200, 1], [5, 5], 0),
@@ -409,35 +406,54 @@ fn single_taps_over_small_planes<T: Element>() {
         ([9, 200, 130, 1], [1, 1], 0),
         ([2, 40, 30, 1], [10, 13], 0),
         ([4, 96, 96, 1], [1, 7], 3),
+        ([1, 16, 30, 1], [1, 5000], 3),
         ([40, 600, 70, 1], [1, 3], 0),
     ] {
         let padding = [[0, 0], [0, right]];
         let geometry = conv::Geometry { padding, groups, ..conv::Geometry::new() };
         let layer = Convolution::<2>::new().padding_sides(padding).groups(groups);
-        let (x, w) = (of([images, c_in, height, width], 1), of([c_out, c_in / groups, 1, 1], 2));
-        let bias = Tensor::from_fn([c_out], |[i]| value(i)).unwrap();
+        let layer = layer.activation(Activation::Relu);
+        // Contiguous, and some channels of more; a residual whose planes are single rows, and one whose are not.
+        let (all, w) =
+            (wave::<T, 4>([images, c_in + 2, height, width], 0.1), wave([c_out, c_in / groups, 1, 1], 0.2));
+        let some = all.view().slice(1, 1..c_in + 1, 1).unwrap();
+        let (x, bias) = (some.to_tensor().unwrap(), wave::<T, 1>([c_out], 0.3));
         let plain = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
-        let residual = of(plain.shape(), 3);
+        let residual = wave::<T, 4>(plain.shape(), 0.4);
+        let [n, c, h, columns] = plain.shape();
+        let mut wider = Tensor::full([n, c, h, columns + 1], T::NAN).unwrap();
+        wider.view_mut().slice(3, 0..columns, 1).unwrap().assign(residual.view()).unwrap();
+        let apart = wider.view().slice(3, 0..columns, 1).unwrap();
         let mut expected = wide(plain.view());
         map(&mut expected, Some(wide(residual.view()).view()), |z, r| (z + r).max(0.0));
-        let layer = layer.activation(Activation::Relu);
+        let size = Tensor::full(expected.shape(), 1.0).unwrap();
+        let bias = Some(bias.view());
         for &isa in machine::supported() {
-            for packed in [false, true] {
-                let mut y = Tensor::full(expected.shape(), T::NAN).unwrap();
-                machine::with_isa(isa, || {
-                    let (x, bias, residual) = (x.view(), Some(bias.view()), residual.view());
-                    match packed {
-                        true => {
-                            let w = layer.pack(w.view()).unwrap();
-                            layer.forward_add_into(x, &w, bias, residual, y.view_mut())
-                        }
-                        false => layer.forward_add_into(x, w.view(), bias, residual, y.view_mut()),
+            let packed = machine::with_isa(isa, || layer.pack(w.view()).unwrap()).unwrap();
+            for (x, residual) in [(x.view(), residual.view()), (some, residual.view()), (x.view(), apart)] {
+                for weight in [Weight::View(w.view()), Weight::Packed(&packed)] {
+                    let run = |x: TensorView<'_, T, 4>, residual: TensorView<'_, T, 4>| {
+                        let mut y = Tensor::full(residual.shape(), T::NAN).unwrap();
+                        let call = || layer.forward_add_into(x, weight, bias, residual, y.view_mut());
+                        machine::with_isa(isa, call).unwrap().unwrap();
+                        y
+                    };
+                    let found = in_pools(|| run(x, residual));
+                    near("y", found[0].view(), &expected, &size, c_in / groups, Algorithm::Auto);
+                    let whole = bits(found[0].as_slice());
+                    assert!(
+                        found.iter().all(|y| bits(y.as_slice()) == whole),
+                        "{images} {c_in} {height} {isa}"
+                    );
+                    if matches!(weight, Weight::Packed(_)) {
+                        let alone = run(x.slice(0, 0..1, 1).unwrap(), residual.slice(0, 0..1, 1).unwrap());
+                        assert_eq!(
+                            bits(alone.as_slice()),
+                            whole[..alone.len()],
+                            "{images} {c_in} {height} {isa}"
+                        );
                     }
-                })
-                .unwrap()
-                .unwrap();
-                let size = Tensor::full(expected.shape(), 1.0).unwrap();
-                near("y", y.view(), &expected, &size, c_in / groups, Algorithm::Auto);
+                }
             }
         }
     }

@@ -224,7 +224,7 @@ impl<'a, T: Element> Call<'a, T> {
         {
             return problem.run(y);
         }
-        // Planes are single rows: they are copied and written in whole vectors then.
+        // Planes are single rows: they are read, or copied, and written in whole vectors then.
         let row = |[images, channels, image @ ..]: [usize; 5]| {
             [images, channels, 1, 1, image.iter().product::<usize>()]
         };
@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], false, View), Path::PointwiseImages);
         assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], false, Packed), Path::PointwiseImages);
         assert_eq!(path(conv, [8, 64, 14, 14], [256, 1], true, PackedLast), Path::PointwiseRows);
-        // Planes of 49 pixels, unless there is one only.
+        // Many channels of 49 pixels, unless there is one image only.
         assert_eq!(path(conv, [8, 512, 7, 7], [2048, 1], false, View), Path::Implicit);
         assert_eq!(path(conv, [8, 64, 8, 8], [64, 1], false, View), Path::PointwiseImages);
         assert_eq!(path(conv, [1, 512, 7, 7], [2048, 1], false, View), Path::PointwiseImages);

@@ -31,8 +31,9 @@ impl<'a, T: Element> Finish<'a, T> {
         Ok(Some(residual))
     }
 
+    /// Without a bias −0, which changes nothing: other paths, which do not add any, keep the sign of a sum of −0.
     pub(super) fn bias(&self, channel: usize) -> T {
-        self.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(T::ZERO)
+        self.bias.and_then(|bias| bias.get([channel])).copied().unwrap_or(-T::ZERO)
     }
 }
 
@@ -93,7 +94,7 @@ impl<T: Element> Emit<'_, T> {
                         continue;
                     }
                     for (w, &sum) in sums.iter().enumerate() {
-                        let residual = residual.and_then(|r| r.get([h, w])).copied().unwrap_or(T::ZERO);
+                        let residual = residual.and_then(|r| r.get([h, w])).copied().unwrap_or(-T::ZERO);
                         let mut one = [sum + bias + residual];
                         activation::apply(simd, self.finish.activation, &mut one);
                         if let Some(y) = y.get_mut([h, w]) {

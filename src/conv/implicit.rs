@@ -1,8 +1,8 @@
-//! The implicit GEMM: patches go from a copy of a box's input straight into panels.
+//! The implicit GEMM: patches go from a copy of a box's input, or for single taps from the input itself, straight into panels.
 //!
 //! ```text
 //! for each box of outputs, some hundred positions           its columns; in L2, if it is not small, with all below
-//!     input → planes with zeros around (halo)
+//!     input → planes with zeros around (halo)          not where single taps read rows as they lie
 //!     for each group of blocks of depth                     one, unless depth is large
 //!         planes → panels of patches                        runs of whole vectors
 //!         for each panel of output channels                 some of them, where panels of patches stay in L1 meanwhile
@@ -243,7 +243,8 @@ impl<'a, T: Element> Correlation<'a, T> {
         let [_, channels, depth, height, width] = self.x.shape();
         let plain = [self.kernel, self.stride] == [[1; 3]; 2] && self.start == [0; 3];
         let inside = (2..5).all(|axis| at[axis] + y[axis] <= self.x.shape()[axis]);
-        let data = self.x.as_slice().filter(|_| plain && inside && depth == 1 && height == 1)?;
+        let rows = channels > 0 && depth == 1 && height == 1;
+        let data = self.x.as_slice().filter(|_| plain && inside && rows)?;
         Some(Planes { data, channel: width, steps: [channels * width, 0, 0, 1] })
     }
 

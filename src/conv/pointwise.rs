@@ -8,7 +8,7 @@ use crate::gemm::{Bias, Gemm};
 use crate::spatial::Sliding;
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Positions of an image below which images are better taken together: their last tiles are too empty.
+/// Positions of an image from which on images are always taken one by one: their last tiles are full enough.
 const SMALL: usize = 128;
 
 /// Whether planes of so many positions are better multiplied image by image, by weights of these sizes. Their last vectors are partly

@@ -46,7 +46,7 @@ impl<'s, T: Copy, const N: usize, const R: usize> Streams<'s, T, N, R> {
         self.starts[row][i] = slice[..self.len].as_ptr();
     }
 
-    /// [`row`](Self::row), where `len` is or will be that of all.
+    /// For a row, the first `len` elements of slices that have as many.
     #[inline(always)]
     fn set(&mut self, row: usize, len: usize, slice: impl Fn(usize) -> &'s [T]) {
         for (i, start) in self.starts[row].iter_mut().enumerate() {

@@ -373,6 +373,11 @@ token_test!(side_by_side, SideBySide, |s, _isa, T, S| {
             rows.row_apart(1, &values[..2 * step + len], step);
             let before = &values[..len];
             rows.row_among(2, 1..3, &values[1..][..step + len], step, before);
+            let [mut right, mut none] = [Streams::<T, 3, 3>::same(before); 2];
+            right.row_among(0, 0..1, &values[1..][..len], usize::MAX, before);
+            none.row_among(0, 3..3, &[], step, before);
+            assert_eq!(flat(right.load_row_partial(s, 0, 0)), expected([1, 0, 0], len));
+            assert_eq!(flat(none.load_row_partial(s, 0, 0)), expected([0; 3], len));
             for (row, starts) in [[0; 3], starts, [0, 1, 1 + step]].into_iter().enumerate() {
                 assert_eq!(
                     flat(rows.load_row_partial(s, row, 0)),

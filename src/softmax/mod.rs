@@ -16,7 +16,7 @@
 //!
 //! | layout | path |
 //! |---|---|
-//! | the axis is the output's innermost in memory | *rows*: one pass each for the maximum, the sum, the scaling, each row staying in L1; a strided operand is copied row by row |
+//! | the axis is the output's innermost in memory | *rows*: one pass each for the maximum, the sum, the scaling, each row staying in L1; where one is strided, all are copied some rows at a time |
 //! | another axis is innermost, contiguous in all operands | *columns*: the same passes on blocks of neighbouring columns, a lane each |
 //! | neither | rows, copied |
 #![forbid(unsafe_code)]

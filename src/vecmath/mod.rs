@@ -138,7 +138,7 @@ fn horner<T: Copy, S: Simd<T>, const D: usize, const STEP: usize>(
     y
 }
 
-/// `dst[i] = body` with `x` the vector of `src[i]`, for one or two sources, or one that may be
+/// `dst[i] = body` with `x` the vector of `src[i]`, for one source or more, or one that may be
 /// `None`; then, or without any, `run[i] = body` in place. All have one length.
 ///
 /// A macro, because a closure would not be compiled with the instructions of the shim around it unless the

@@ -1,6 +1,7 @@
 //! Of operands without elements, whose other sizes may be anything.
 
-use tilewise::{Tensor, TensorView, TensorViewMut};
+use tilewise::conv::{Convolution, ConvolutionTranspose};
+use tilewise::{Element, Tensor, TensorView, TensorViewMut, machine};
 
 use super::DEEP;
 
@@ -118,4 +119,40 @@ fn sequences_without_steps_keep_their_states() {
     let gradients = lstm.backward(sequence, weights, &tape, outputs).unwrap();
     assert!(gradients.hidden == states && gradients.cell.unwrap().iter().all(|&dc| dc == 0.0));
     assert!(lstm.forward(x, weights).unwrap().hidden.iter().all(|&h| h == 0.0));
+}
+
+/// A residue of a stride without taps, and groups without input channels, are single taps over an image of no channels: its rows were
+/// looked for in it from the second box on.
+#[test]
+fn rows_of_an_image_without_channels_may_be_long() {
+    fn check<T: Element>() {
+        let ones = |shape| Tensor::<T, 3>::full(shape, T::ONE).unwrap();
+        for kernel in [1, 2] {
+            let (x, w) = (ones([1, 8, 2100]), ones([8, 9, kernel]));
+            let transposed = ConvolutionTranspose::<1>::new().stride([3]);
+            let conv = Convolution::<1>::new().stride([3]);
+            let length = 3 * 2099 + kernel;
+            for y in [
+                transposed.forward(x.view(), w.view(), None).unwrap(),
+                conv.backward_input(x.view(), w.view(), [length]).unwrap(),
+            ] {
+                assert_eq!(y.shape(), [1, 9, length]);
+                let expected = |at: usize| if at % length % 3 < kernel { 8.0 } else { 0.0 };
+                assert!(y.iter().enumerate().all(|(at, y)| y.to_f64() == expected(at)), "{kernel}");
+            }
+        }
+        let conv = Convolution::<2>::new().groups(2);
+        let packed = conv.pack(Tensor::<T, 4>::zeros([2, 0, 1, 1]).unwrap().view()).unwrap();
+        let bias = Tensor::full([2], T::ONE).unwrap();
+        let x = Tensor::<T, 4>::zeros([1, 0, 64, 64]).unwrap();
+        let y = conv.forward(x.view(), &packed, Some(bias.view())).unwrap();
+        assert!(y.shape() == [1, 2, 64, 64] && y.iter().all(|&y| y == T::ONE));
+    }
+    for &isa in machine::supported() {
+        machine::with_isa(isa, || {
+            check::<f32>();
+            check::<f64>();
+        })
+        .unwrap();
+    }
 }
