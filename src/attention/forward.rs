@@ -21,7 +21,7 @@ use super::plan::{GRAIN, Plan};
 use super::scores::Panel;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, Order, Panels, blocks, pack, packed_len, tile_rows};
+use crate::gemm::{Block, Order, Panels, Store, blocks, pack, packed_len, tile_rows};
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
 use crate::workspace::scratch;
@@ -252,7 +252,7 @@ pub(super) fn product<T: Element>(
         epilogue: None,
         origin: [0, 0],
         next: None,
-        stream: false,
+        store: Store::Near,
         order: Order::Usual,
         ask: false,
         panel: &mut [],

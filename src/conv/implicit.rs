@@ -18,7 +18,7 @@ use super::emit::{Emit, channels_last};
 use super::halo::{Fill, Geometry, Halo, Planes};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, NEAR, Order, Panels, Tile, balanced, blocks, packed_len, tile};
+use crate::gemm::{Block, NEAR, Order, Panels, Store, Tile, balanced, blocks, packed_len, tile};
 use crate::machine::{self, Caches};
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;
@@ -161,7 +161,7 @@ pub(super) fn run<T: Element>(
                             epilogue: None,
                             origin: [0, 0],
                             next: None,
-                            stream: false,
+                            store: Store::Near,
                             order: Order::Usual,
                             ask: false,
                             panel: &mut [],

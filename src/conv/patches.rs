@@ -22,8 +22,8 @@ use super::pointwise::{apart, merges};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Bias, Block, Epilogue, GRAIN, Order, Panels, Runs, Slab, Tile, balanced, blocks, depth_blocks, tile,
-    tile_rows,
+    Bias, Block, Epilogue, GRAIN, Order, Panels, Runs, Slab, Store, Tile, balanced, blocks, depth_blocks,
+    tile, tile_rows,
 };
 use crate::machine;
 use crate::parallel;
@@ -227,6 +227,7 @@ impl<T: Element> Sums<'_, T> {
     /// Adds some steps of some pixels, whose patches are `a`.
     fn add(&mut self, a: Panels<'_, T>, steps: &Range<usize>, pixels: Range<usize>) {
         let Self { rows: &Rows { call, slab, tile, .. }, channel, ref epilogue, nc, order, .. } = *self;
+        let store = Store::of::<T>(self.c.shape(), self.c.strides());
         for columns in depth_blocks(0..self.c.shape()[1], nc) {
             let origin = [pixels.start, columns.start];
             let shape = [pixels.len(), columns.len()];
@@ -240,7 +241,7 @@ impl<T: Element> Sums<'_, T> {
                 epilogue: (steps.end == slab.depth() && !epilogue.is_empty()).then_some(epilogue),
                 origin,
                 next: None,
-                stream: false,
+                store,
                 order,
                 ask: slab.far(),
                 panel: &mut [],

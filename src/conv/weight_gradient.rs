@@ -28,7 +28,8 @@ use super::pointwise;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gemm::{
-    Block, GRAIN, LEAST_DEPTH, Order, Panels, Tile, blocks, pack, packed_len, tile, tile_rows, transpose,
+    Block, GRAIN, LEAST_DEPTH, Order, Panels, Store, Tile, blocks, pack, packed_len, tile, tile_rows,
+    transpose,
 };
 use crate::machine::{self, Isa};
 use crate::parallel;
@@ -292,7 +293,7 @@ impl<'a, T: Element> Gradient<'a, T> {
                     epilogue: None,
                     origin: [0, 0],
                     next: None,
-                    stream: false,
+                    store: Store::Near,
                     order: Order::Usual,
                     ask: false,
                     panel: &mut [],

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::element::Element;
+use crate::machine;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -19,6 +20,29 @@ use super::panel::Panels;
 pub(super) const STRIP: usize = 8;
 /// Rows of a tile of few columns over lines of A in place.
 const TALL: usize = 8;
+
+/// Where C is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// What may lie in L2.
+    Near,
+    /// What comes late: of few steps of depth a tile's lines are asked for while the tile before is computed.
+    Far,
+    /// Past the caches; it is not read then.
+    Past,
+}
+
+impl Store {
+    /// For a matrix of this shape and these strides that is written to the caches. From L3 the processor fetches what it sees coming:
+    /// rows that are neighbours, not those on other pages.
+    pub(crate) fn of<T>([rows, columns]: [usize; 2], [row, _]: [isize; 2]) -> Self {
+        const PAGE: usize = 4096;
+        let bytes = |elements: usize| elements.saturating_mul(size_of::<T>());
+        let caches = machine::caches();
+        let held = if bytes(row.unsigned_abs()) < PAGE { caches.share().max(caches.l2) } else { caches.l2 };
+        if bytes(rows.saturating_mul(columns)) > held { Store::Far } else { Store::Near }
+    }
+}
 
 /// How a block of C is computed from panels: c = alpha · A · B + beta · c, then the epilogue.
 pub struct Block<'b, T> {
@@ -39,8 +63,7 @@ pub struct Block<'b, T> {
     pub(crate) origin: [usize; 2],
     /// A matrix that is read next: its cache lines are asked for meanwhile.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
-    /// C, which is not read then, goes past the caches.
-    pub(crate) stream: bool,
+    pub(crate) store: Store,
     pub(crate) order: Order,
     /// Column by column, the next panel of B is asked for meanwhile.
     pub(crate) ask: bool,
@@ -54,7 +77,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
 
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
-        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, stream, order, ask, .. } =
+        let Block { a, b, tile_rows, depth, alpha, beta, epilogue, origin, next, store, order, ask, .. } =
             *self;
         let (c, panel) = (&mut self.c, &mut self.panel);
         let [rows, columns] = c.shape();
@@ -136,7 +159,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             let at = [origin[0] + at[0], origin[1] + at[1]];
             if contiguous {
                 let (down, tail, ahead, c) = (by_column, None, &mut ahead, &mut c);
-                let strip = Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c };
+                let strip = Strip { a, b, count, height, down, depth, alpha, beta, store, tail, ahead, c };
                 complete(simd, strip, epilogue, at);
                 continue;
             }
@@ -146,13 +169,13 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             if beta.is_some() {
                 beside.copy_from(c.view());
             }
-            let (stream, tail, ahead, down) = (false, None, &mut ahead, false);
-            Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c: &mut beside }
+            let (store, tail, ahead, down) = (Store::Near, None, &mut ahead, false);
+            Strip { a, b, count, height, down, depth, alpha, beta, store, tail, ahead, c: &mut beside }
                 .run(simd);
             finish(simd, epilogue, at, &mut beside);
             c.copy_from(beside.view());
         }
-        if stream {
+        if store == Store::Past {
             simd.fence();
         }
     }
@@ -237,11 +260,11 @@ pub(super) fn complete<T: Element, S: Simd<T>>(
     epilogue: Option<&Epilogue<'_, T>>,
     at: [usize; 2],
 ) {
-    let Strip { a, b, count, height, down, depth, alpha, beta, stream, ahead, c, .. } = strip;
+    let Strip { a, b, count, height, down, depth, alpha, beta, store, ahead, c, .. } = strip;
     let inside = c.strides()[1] == 1 && alpha == T::ONE && beta.is_none();
     let tail = epilogue.filter(|_| inside).and_then(|epilogue| epilogue.tail(at, c.shape()));
     let finished = tail.is_some();
-    Strip { a, b, count, height, down, depth, alpha, beta, stream, tail, ahead, c: &mut *c }.run(simd);
+    Strip { a, b, count, height, down, depth, alpha, beta, store, tail, ahead, c: &mut *c }.run(simd);
     if !finished {
         finish(simd, epilogue, at, c);
     }
@@ -276,6 +299,26 @@ impl<T: Element> SimdOp<T> for Finish<'_, T> {
             if let Some(run) = self.c.row_mut(i) {
                 self.epilogue.apply(simd, self.at[0] + i, self.at[1], run);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_results_are_far_where_the_processor_does_not_see_their_lines_coming() {
+        let caches = machine::caches();
+        let (l2, share) = (caches.l2 / 4, caches.share().max(caches.l2) / 4);
+        for (rows, stride, expected) in [
+            (share / 64, 64, Store::Near),
+            (share / 64 + 1, 64, Store::Far),
+            (l2 / 64, 1024, Store::Near),
+            (l2 / 64 + 1, -1024, Store::Far),
+            (usize::MAX, isize::MIN, Store::Far),
+        ] {
+            assert_eq!(Store::of::<f32>([rows, 64], [stride, 1]), expected, "{rows} {stride}");
         }
     }
 }

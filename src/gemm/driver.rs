@@ -18,7 +18,7 @@
 
 use std::ops::Range;
 
-use super::block::Block;
+use super::block::{Block, Store};
 use super::blocking::{
     Fetch, Order, Source, Tile, Walk, depth_block, halve, packed_depth_block, tile, tile_rows,
 };
@@ -159,11 +159,12 @@ pub(crate) fn product<T: Element>(
         let threads = parallel::threads_for(work, grain(tile));
         if threads > 1 && work / threads > LARGE { threads * TASKS_PER_THREAD } else { threads }
     });
-    let stream = k <= kc
+    let past = k <= kc
         && scale.first_beta().is_none()
         && scale.epilogue.is_empty()
         && m.saturating_mul(n).saturating_mul(size_of::<T>()) > caches.share();
-    let product = Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream };
+    let store = if past { Store::Past } else { Store::of::<T>([m, n], c.strides()) };
+    let product = Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, store };
     if split::takes::<T>(tile, caches, [m, n, k], k.div_ceil(kc), tasks) {
         split::product(&product, c, tasks)?;
         return Ok(Path { name: "split", tasks });
@@ -190,7 +191,8 @@ pub(crate) fn columns<T: Element>(
     let (a, b): (_, Input<'_, T, TensorView<'_, T, 2>>) = (Input::Source(a), Input::Packed(b));
     // The first rows wait for B, if it does not lie in L2: as many as can be.
     let tile_rows = tile.rows.min(m);
-    Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, stream: false }.walk(c, [0, first])
+    Product { isa, tile, tile_rows, kc, depth: 0..k, a: &a, b: &b, scale, store: Store::Near }
+        .walk(c, [0, first])
 }
 
 /// What each part of a product needs to know.
@@ -203,8 +205,8 @@ pub(super) struct Product<'p, T, A, B> {
     pub kc: usize,
     /// The steps that are multiplied: from the start of a block.
     pub depth: Range<usize>,
-    /// C is written once, is not read, and is too large to stay in a cache.
-    pub stream: bool,
+    /// Past the caches where C is written once, is not read, and is too large to stay in one.
+    pub store: Store,
     pub a: &'p Input<'p, T, A>,
     pub b: &'p Input<'p, T, B>,
     pub scale: &'p Scale<'p, T>,
@@ -236,7 +238,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             if self.scale.first_beta().is_some() {
                 sums.copy_from(c.view());
             }
-            Product { stream: false, depth: self.depth.clone(), ..*self }.walk(sums.view_mut(), at)?;
+            Product { store: Store::Near, depth: self.depth.clone(), ..*self }.walk(sums.view_mut(), at)?;
             c.copy_from(sums.view());
             return Ok(());
         }
@@ -342,7 +344,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             epilogue: last.then_some(&self.scale.epilogue),
                             origin: [lines.start, b_lines.start],
                             next,
-                            stream: self.stream,
+                            store: self.store,
                             order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
                             ask: ask_b,
                             panel: &mut panel,

@@ -14,7 +14,7 @@
 
 use std::time::Instant;
 
-use super::block::Block;
+use super::block::{Block, Store};
 use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
 use super::descriptor::trace;
 use super::driver::{self, Input, LARGE, Path, Scale, scratch};
@@ -245,7 +245,7 @@ impl<T: Element> Gram<'_, T> {
                     epilogue: None,
                     origin: [row, 0],
                     next: None,
-                    stream: false,
+                    store: Store::Near,
                     order: Order::Usual,
                     ask: false,
                     panel: &mut [],

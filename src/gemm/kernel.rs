@@ -6,7 +6,7 @@ use crate::simd::{self, Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
-use super::block::Block;
+use super::block::{Block, Store};
 use super::epilogue::{Beside, Tail};
 use super::panel::{Panels, Runs};
 use super::series::Series;
@@ -216,7 +216,7 @@ pub(super) struct Strip<'t, 'c, T> {
     pub(super) depth: usize,
     pub(super) alpha: T,
     pub(super) beta: Option<T>,
-    pub(super) stream: bool,
+    pub(super) store: Store,
     /// Where alpha is 1 and C is not read.
     pub(super) tail: Option<Tail<'t, T>>,
     /// What is asked for meanwhile.
@@ -311,7 +311,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
     #[inline(always)]
     fn eval<S: Simd<T>>(self, simd: S) {
         let Strip {
-            a, b, count, down, depth, alpha, beta, stream, ref tail, ref mut ahead, ref mut c, ..
+            a, b, count, down, depth, alpha, beta, store, ref tail, ref mut ahead, ref mut c, ..
         } = *self.0;
         let ([rows, columns], [row, unit]) = (c.shape(), c.strides());
         let most = V * S::LANES;
@@ -348,13 +348,23 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
             }
         }
         for tile in 0..count {
-            // C is needed when the sums are done: to be written, it has to come too. Few steps are over before it does.
-            let ask = beta.is_some() || (depth >= 64 && !stream);
-            for i in 0..if ask { R as isize } else { 0 } {
-                for j in (0..most).step_by(simd::CACHE_LINE / size_of::<T>()) {
-                    simd::prefetch(start.wrapping_offset(i * row + j as isize));
-                    if let Some((start, stride)) = added {
-                        simd::prefetch(start.wrapping_offset(i * stride + j as isize));
+            // C is needed when the sums are done: to be written, it has to come too. Few steps are over before it does: then the next
+            // tile's is asked for, where it is far away.
+            let now = beta.is_some() || (depth >= 64 && store != Store::Past);
+            if now || (store == Store::Far && tile + 1 < count) {
+                let on = |row: isize| match (now, down) {
+                    (true, _) => 0,
+                    (false, true) => R as isize * row,
+                    (false, false) => most as isize,
+                };
+                let c = start.wrapping_offset(on(row));
+                let added = added.map(|(start, stride)| (start.wrapping_offset(on(stride)), stride));
+                for i in 0..R as isize {
+                    for j in (0..most as isize).step_by(simd::CACHE_LINE / size_of::<T>()) {
+                        simd::prefetch(c.wrapping_offset(i * row + j));
+                        if let Some((start, stride)) = added {
+                            simd::prefetch(start.wrapping_offset(i * stride + j));
+                        }
                     }
                 }
             }
@@ -478,7 +488,9 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                     (true, Some(beta)) => finish!(V * S::LANES, |i, v, sum, run| {
                         simd.store(simd.mul_add(beta, simd.load(run), sum), run)
                     }),
-                    (true, None) if stream => finish!(V * S::LANES, |i, v, sum, run| simd.stream(sum, run)),
+                    (true, None) if store == Store::Past => {
+                        finish!(V * S::LANES, |i, v, sum, run| simd.stream(sum, run))
+                    }
                     (true, None) => finish!(V * S::LANES, |i, v, sum, run| simd.store(sum, run)),
                     (false, Some(beta)) => finish!(width, |i, v, sum, run| {
                         simd.store_partial(simd.mul_add(beta, simd.load_partial(run), sum), run)

@@ -88,7 +88,7 @@ mod thin;
 mod tiny;
 mod vector;
 
-pub(crate) use block::Block;
+pub(crate) use block::{Block, Store};
 pub(crate) use blocking::{LEAST_DEPTH, NEAR, Order, Tile, balanced, depth_block, tile, tile_rows};
 pub(crate) use descriptor::Products;
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::ahead::Ahead;
-use super::block::STRIP;
+use super::block::{STRIP, Store};
 use super::blocking::height;
 use super::kernel::{Lhs, Rhs, Strip};
 use super::panel::Panels;
@@ -59,7 +59,7 @@ impl<T: Element> SimdOp<T> for &mut Series<'_, T> {
                     depth,
                     alpha: T::ONE,
                     beta: None,
-                    stream: false,
+                    store: Store::Near,
                     tail: None,
                     ahead: &mut ahead,
                     c: &mut c.tile_mut([i * apart + row, 0], [tiles * height, columns]),

@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use super::block::Store;
 use super::blocking::{Tile, largest_part, tile_rows};
 use super::driver::{Product, Scale, scratch};
 use super::epilogue::Epilogue;
@@ -83,8 +84,8 @@ pub(super) fn product<T: Element, A: PanelSource<T>, B: PanelSource<T>>(
         let beta = if start == product.depth.start { scale.beta } else { T::ONE };
         let [adding, alone] = [beta, T::ZERO].map(|beta| Scale { alpha: scale.alpha, beta, epilogue });
         let partials = &mut partials[..others.len().div_ceil(kc) * elements];
-        let first = Product { depth: own, scale: &adding, stream: false, ..*product };
-        let others = Product { depth: others, scale: &alone, stream: false, ..*product };
+        let first = Product { depth: own, scale: &adding, store: Store::Near, ..*product };
+        let others = Product { depth: others, scale: &alone, store: Store::Near, ..*product };
         let (one, two) = parallel::join(
             || first.run(TensorViewMut::matrix(&mut sums, shape), [0, 0], 1),
             || blocks(&others, partials, shape, tasks - 1),

@@ -4,7 +4,7 @@
 
 use super::Operand;
 use super::ahead::Ahead;
-use super::block::{Place, STRIP, Strips, by_column, complete};
+use super::block::{Place, STRIP, Store, Strips, by_column, complete};
 use super::blocking::{LEAST_DEPTH, NEAR, Tile, tile, tile_rows, turns_small};
 use super::driver::{self, Scale};
 use super::kernel::{Lhs, Rhs, Strip};
@@ -111,7 +111,7 @@ impl<T: Element> SimdOp<T> for &mut Tiny<'_, '_, T> {
                 depth,
                 alpha,
                 beta,
-                stream: false,
+                store: Store::Near,
                 tail: None,
                 ahead: &mut ahead,
                 c: &mut c,

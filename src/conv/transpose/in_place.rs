@@ -20,7 +20,9 @@ use crate::conv::halo::{self, Fill, Halo};
 use crate::conv::lanes::{self, Panel};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{Block, GRAIN, Order, Panels, Tile, balanced, blocks, pack, packed_len, tile, tile_rows};
+use crate::gemm::{
+    Block, GRAIN, Order, Panels, Store, Tile, balanced, blocks, pack, packed_len, tile, tile_rows,
+};
 use crate::machine;
 use crate::parallel;
 use crate::simd::{Simd, SimdOp};
@@ -290,7 +292,7 @@ impl<'a, 's, T: Element> InPlace<'a, 's, T> {
                     epilogue: None,
                     origin: [0, 0],
                     next: None,
-                    stream: false,
+                    store: Store::Near,
                     order: Order::Usual,
                     ask: false,
                     panel: &mut [],

@@ -23,7 +23,7 @@ use crate::conv::implicit::{count, nth, sizes};
 use crate::conv::winograd::{Source, weights};
 use crate::element::Element;
 use crate::error::Result;
-use crate::gemm::{Block, Order, Panels, Tile, blocks, tile, tile_rows};
+use crate::gemm::{Block, Order, Panels, Store, Tile, blocks, tile, tile_rows};
 use crate::machine::{self, Isa};
 use crate::parallel;
 use crate::simd::{MOST_LANES, Simd, SimdOp};
@@ -146,7 +146,7 @@ impl<'a, T: Element, const O: usize, const P: usize> Winograd<'a, T, O, P> {
                             epilogue: None,
                             origin: [0; 2],
                             next: None,
-                            stream: false,
+                            store: Store::Near,
                             order: Order::Usual,
                             ask: false,
                             panel: &mut [],
