@@ -146,7 +146,7 @@ impl<'a, T: Element> Call<'a, T> {
         let positions: usize = image.iter().product();
         let planes = || {
             let sizes = [y[1] / groups, channels / groups];
-            all(&|shape, strides| merges(shape, strides, &[2, 3, 4]))
+            self.planes_merge(y, strides)
                 && (images == 1 || one_by_one(positions, tile::<T>(self.isa).lanes, sizes))
         };
         if let Operand::View(w) = self.w
@@ -219,9 +219,7 @@ impl<'a, T: Element> Call<'a, T> {
         let Call { op, x, kernel, stride, dilation, start, finish, .. } = *self;
         let problem = Correlation { op, x, weights, kernel, stride, dilation, start, finish };
         let (shape, strides) = (y.shape(), y.strides());
-        if !self.plain(shape)
-            || !self.images_of(shape, strides).all(|(shape, strides)| merges(shape, strides, &[2, 3, 4]))
-        {
+        if !self.plain(shape) || !self.planes_merge(shape, strides) {
             return problem.run(y);
         }
         // Planes are single rows: they are read, or copied, and written in whole vectors then.
@@ -233,6 +231,11 @@ impl<'a, T: Element> Call<'a, T> {
             problem.finish.residual = Some(residual.reshape(row(shape))?);
         }
         problem.run(y.reshape(row(shape))?)
+    }
+
+    /// True where the positions of an image can be seen as one axis in all tensors.
+    fn planes_merge(&self, y: [usize; 5], strides: [isize; 5]) -> bool {
+        self.images_of(y, strides).all(|(shape, strides)| merges(shape, strides, &[2, 3, 4]))
     }
 
     /// True for a kernel of a single tap, with stride 1 and nothing padded: each output is a product with one pixel.

@@ -118,7 +118,8 @@ impl<T: Element> Rows<'_, T> {
         let nc = if across { n } else { balanced(n, most, self.tile.columns) };
         let order = if across { Order::Fetch } else { Order::Usual };
         let c = y.permute(channels_last)?.reshape([pixels, n])?;
-        let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, order };
+        let store = Store::of::<T>(c.shape(), c.strides());
+        let mut sums = Sums { rows: self, c, channel: at[1], epilogue, nc, store, order };
         if weights <= l2 / 4 * 3 && k > 0 && !long && self.windows(sizes, at, &mut sums)? {
             return Ok(());
         }
@@ -220,14 +221,15 @@ struct Sums<'s, T> {
     epilogue: Epilogue<'s, T>,
     /// Output channels at a time.
     nc: usize,
+    store: Store,
     order: Order,
 }
 
 impl<T: Element> Sums<'_, T> {
     /// Adds some steps of some pixels, whose patches are `a`.
     fn add(&mut self, a: Panels<'_, T>, steps: &Range<usize>, pixels: Range<usize>) {
-        let Self { rows: &Rows { call, slab, tile, .. }, channel, ref epilogue, nc, order, .. } = *self;
-        let store = Store::of::<T>(self.c.shape(), self.c.strides());
+        let Self { rows: &Rows { call, slab, tile, .. }, channel, ref epilogue, nc, store, order, .. } =
+            *self;
         for columns in depth_blocks(0..self.c.shape()[1], nc) {
             let origin = [pixels.start, columns.start];
             let shape = [pixels.len(), columns.len()];

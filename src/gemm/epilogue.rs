@@ -95,10 +95,11 @@ impl<'e, T: Element> Epilogue<'e, T> {
     #[inline(always)]
     pub(crate) fn apply<S: Simd<T>>(&self, simd: S, row: usize, column: usize, run: &mut [T]) {
         let columns = column..column + run.len();
-        let (mut bias, mut of_row) = (None, None);
+        // −0 changes nothing, not even −0.
+        let (mut bias, mut of_row) = (None, -T::ZERO);
         match self.bias {
             None => {}
-            Some(Bias::PerRow(view)) => of_row = view.get([row]).copied(),
+            Some(Bias::PerRow(view)) => of_row = view.get([row]).copied().unwrap_or(of_row),
             Some(Bias::PerColumn(view)) => match view.as_slice() {
                 Some(slice) => bias = Some(&slice[columns.clone()]),
                 None => {
@@ -113,25 +114,21 @@ impl<'e, T: Element> Epilogue<'e, T> {
             residual = view.row(row).map(|row| &row[columns.clone()]);
             if residual.is_none() {
                 // The bias comes first, as it does in vectors.
-                let (bias, of_row) = (std::mem::take(&mut bias), std::mem::take(&mut of_row));
+                let bias = std::mem::take(&mut bias);
                 for (i, (x, column)) in run.iter_mut().zip(columns).enumerate() {
-                    if let Some(bias) = bias.map(|bias: &[T]| bias[i]).or(of_row) {
-                        *x += bias;
-                    }
+                    *x += bias.map_or(of_row, |bias: &[T]| bias[i]);
                     *x += view.get([row, column]).copied().unwrap_or(T::ZERO);
                 }
+                of_row = -T::ZERO;
             }
         }
         let [low, high] = self.activation.bounds().unwrap_or([f64::NEG_INFINITY, f64::INFINITY]);
         let (low, high) = (simd.splat(T::from_f64(low)), simd.splat(T::from_f64(high)));
-        let biased = bias.is_some() || of_row.is_some();
-        let of_row = simd.splat(of_row.unwrap_or(T::ZERO));
+        let of_row = simd.splat(of_row);
         for (at, run) in run.chunks_mut(S::LANES).enumerate() {
             let at = at * S::LANES..at * S::LANES + run.len();
-            let mut value = simd.load_up_to(run);
-            if biased {
-                value = simd.add(value, bias.map_or(of_row, |bias| simd.load_up_to(&bias[at.clone()])));
-            }
+            let bias = bias.map_or(of_row, |bias| simd.load_up_to(&bias[at.clone()]));
+            let mut value = simd.add(simd.load_up_to(run), bias);
             if let Some(residual) = residual {
                 value = simd.add(value, simd.load_up_to(&residual[at]));
             }

@@ -181,14 +181,19 @@ impl Halo {
 
     /// Where tap 0 of an output lies, from the copy's first element on.
     pub(super) fn output(&self, image: usize, at: [usize; 3]) -> usize {
-        let place = self.axes.iter().zip(at).fold(0, |place, (axis, at)| place * axis.size + at);
-        image * self.image() + place
+        let [d, h, w] = at;
+        place([image, d, h, w], self.steps())
+    }
+
+    /// From an output to the next: of the next image, depth, row and column.
+    fn steps(&self) -> [usize; 4] {
+        let [_, height, width] = self.axes.map(|axis| axis.size);
+        [self.image(), height * width, width, 1]
     }
 
     /// The copy, to read.
     pub(super) fn planes<'a, T>(&self, data: &'a [T]) -> Planes<'a, T> {
-        let [_, height, width] = self.axes.map(|axis| axis.size);
-        Planes { data, channel: self.channel(), steps: [self.image(), height * width, width, 1] }
+        Planes { data, channel: self.channel(), steps: self.steps() }
     }
 
     /// Copies `x`, `[images, channels, depth, height, width]`, to `to`.
@@ -304,8 +309,12 @@ pub(super) struct Planes<'a, T> {
 impl<T> Planes<'_, T> {
     /// Where tap 0 of an output lies.
     pub(super) fn output(&self, at: [usize; 4]) -> usize {
-        at.into_iter().zip(self.steps).map(|(at, step)| at * step).sum()
+        place(at, self.steps)
     }
+}
+
+fn place(at: [usize; 4], steps: [usize; 4]) -> usize {
+    at.into_iter().zip(steps).map(|(at, step)| at * step).sum()
 }
 
 /// [`Halo::fill`] with the instructions of a token.
