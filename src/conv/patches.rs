@@ -242,7 +242,7 @@ impl<T: Element> Sums<'_, T> {
                 beta: (steps.start > 0).then_some(T::ONE),
                 epilogue: (steps.end == slab.depth() && !epilogue.is_empty()).then_some(epilogue),
                 origin,
-                next: None,
+                next: if order == Order::Fetch { slab.panel(steps.end, channel) } else { None },
                 store,
                 order,
                 ask: slab.far(),

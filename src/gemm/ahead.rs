@@ -1,6 +1,7 @@
 //! Cache lines that are asked for some at a time, while something else is computed.
 #![forbid(unsafe_code)]
 
+use crate::machine;
 use crate::simd;
 use crate::tensor::TensorView;
 
@@ -20,6 +21,8 @@ pub(super) struct Ahead<T> {
     left: usize,
     /// How many lines are asked for at a time.
     share: usize,
+    /// Into L2 alone.
+    l2: bool,
 }
 
 impl<T> Ahead<T> {
@@ -27,7 +30,7 @@ impl<T> Ahead<T> {
     #[inline(always)]
     pub(super) fn nothing() -> Self {
         let none = std::ptr::null();
-        Self { runs: 0, stride: 0, lines: 0, next: none, line: none, left: 0, share: 0 }
+        Self { runs: 0, stride: 0, lines: 0, next: none, line: none, left: 0, share: 0, l2: false }
     }
 
     /// All lines, while so many tiles of this depth are computed.
@@ -41,7 +44,9 @@ impl<T> Ahead<T> {
         let share = (runs * lines).div_ceil((tiles * depth.div_ceil(STEPS)).max(1));
         // A run that begins within a line shares it with what was read before, if the matrix goes on there.
         let next = view.as_ptr().wrapping_byte_add(simd::CACHE_LINE - size_of::<T>());
-        Self { runs, stride, lines, next, line: next, left: 0, share }
+        // Packed panels are long enough to wait in L2.
+        let l2 = runs == 1 && machine::caches().distant();
+        Self { runs, stride, lines, next, line: next, left: 0, share, l2 }
     }
 
     /// Steps until [`ask`](Ahead::ask) is called.
@@ -65,7 +70,11 @@ impl<T> Ahead<T> {
             }
             let some = wanted.min(self.left);
             for _ in 0..some {
-                simd::prefetch(self.line);
+                if self.l2 {
+                    simd::prefetch_l2(self.line)
+                } else {
+                    simd::prefetch(self.line)
+                }
                 self.line = self.line.wrapping_byte_add(simd::CACHE_LINE);
             }
             (self.left, wanted) = (self.left - some, wanted - some);

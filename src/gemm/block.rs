@@ -61,7 +61,7 @@ pub struct Block<'b, T> {
     pub(crate) epilogue: Option<&'b Epilogue<'b, T>>,
     /// Row and column of the block's first element in the whole product.
     pub(crate) origin: [usize; 2],
-    /// A matrix that is read next: its cache lines are asked for meanwhile.
+    /// A matrix that is read next: its cache lines are asked for meanwhile, where panels of B are asked for with the last of them.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
     pub(crate) store: Store,
     pub(crate) order: Order,
@@ -135,10 +135,9 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
             let a = Lhs::panels(a, at[0], [of[0], height], tile_rows, depth);
             if at[0] == 0 {
                 kept = top && width == tile_columns && height < rows;
-                if fetch
-                    && ask
-                    && let Some(next) = b.next(at[1] + tile_columns, tile_columns, depth)
-                {
+                let column = at[1] + tile_columns;
+                let following = if column < columns { b.next(column, tile_columns, depth) } else { next };
+                if let (true, true, Some(next)) = (fetch, ask, following) {
                     ahead = Ahead::new(next, rows.div_ceil(tile_rows) - usize::from(kept), depth);
                 }
             }

@@ -356,6 +356,18 @@ pub(super) fn halve(shape: [usize; 2], units: [usize; 2], tasks: usize) -> Optio
     Some((axis, cut))
 }
 
+/// [`halve`] where each thread may well read all of B: along the rows if there are enough. What comes before and after a product, as
+/// in a network, is cut along them too, so that a thread goes on with what lies in its own caches.
+pub(super) fn halve_rows(
+    [rows, columns]: [usize; 2],
+    units: [usize; 2],
+    tasks: usize,
+) -> Option<(usize, usize)> {
+    const EACH: usize = 8;
+    let enough = rows / units[0] >= EACH * tasks;
+    halve([rows, if enough { columns.min(rows) } else { columns }], units, tasks)
+}
+
 /// Elements of the largest part that [`halve`] leaves for one of `tasks` tasks.
 pub(super) fn largest_part(shape: [usize; 2], units: [usize; 2], tasks: usize) -> usize {
     let Some((axis, cut)) = halve(shape, units, tasks) else { return shape[0] * shape[1] };
@@ -553,6 +565,8 @@ mod tests {
         assert_eq!(halve([64, 24], [12, 32], 2), Some((0, 36)));
         assert_eq!(halve([12, 32], [12, 32], 2), None);
         assert_eq!(halve([24, 64], [12, 32], 1), None);
+        assert_eq!(halve_rows([192, 1024], [12, 32], 2), Some((0, 96)));
+        assert_eq!(halve_rows([191, 1024], [12, 32], 2), Some((1, 512)), "few rows");
         assert_eq!(largest_part([36, 32], [12, 32], 2), 24 * 32);
         assert_eq!(largest_part([48, 64], [12, 32], 8), 12 * 32);
         assert_eq!(largest_part([48, 64], [12, 32], 3), 48 * 32);

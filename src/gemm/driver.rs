@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use super::block::{Block, Store};
 use super::blocking::{
-    Fetch, Order, Source, Tile, Walk, depth_block, halve, packed_depth_block, tile, tile_rows,
+    Fetch, Order, Source, Tile, Walk, depth_block, halve, halve_rows, packed_depth_block, tile, tile_rows,
 };
 use super::epilogue::Epilogue;
 use super::packed::Slab;
@@ -216,7 +216,12 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
     /// Computes `c`, whose first element is `at` in the product, in `tasks` tasks.
     pub(super) fn run(&self, c: TensorViewMut<'_, T, 2>, at: [usize; 2], tasks: usize) -> Result<()> {
         let units = [self.tile_rows, self.tile.columns];
-        let Some((axis, cut)) = halve(c.shape(), units, tasks) else {
+        let small = |slab: &Slab<'_, T>| slab.bytes() <= machine::caches().l2 / 4;
+        let cut = match self.b {
+            Input::Packed(slab) if small(slab) => halve_rows(c.shape(), units, tasks),
+            _ => halve(c.shape(), units, tasks),
+        };
+        let Some((axis, cut)) = cut else {
             return self.walk(c, at);
         };
         let half = tasks / 2;
@@ -264,9 +269,8 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             Input::Packed(slab) => slab.far(),
             Input::Source(_) => walk.ask,
         };
-        let cold = self.b.source().is_none()
-            && ask_b
-            && (m == 1 || (rows_step <= 2 * self.tile_rows && all > caches.l2 / 2));
+        let few = m == 1 || (rows_step <= self.tile.most_across() && all > 2 * caches.l1d);
+        let cold = self.b.source().is_none() && ask_b && few;
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole; what is packed
         // only from memory, as what is asked for drives the panels out of L1. Where L3 is far that costs more than to wait.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
@@ -319,8 +323,12 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             _ => self.panels(self.a, &lines, &steps, self.tile_rows, &mut some_scratch),
                         };
                         let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
+                        let order = if cold && rows.start == 0 { Order::Fetch } else { walk.order };
                         let mut next = self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty());
-                        if next.is_none() && onward {
+                        if let (Input::Packed(b), Order::Fetch, true) = (self.b, order, ask_b) {
+                            let more = steps.end < depth.end;
+                            next = if more { b.panel(steps.end, b_lines.start) } else { None };
+                        } else if next.is_none() && onward {
                             // What comes after these steps, where it is not there yet.
                             let following = steps.end..depth.end.min(steps.end + kc);
                             let fresh = if steps.end < group.end { rows.start == 0 } else { rows.end == m };
@@ -345,7 +353,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                             origin: [lines.start, b_lines.start],
                             next,
                             store: self.store,
-                            order: if cold && rows.start == 0 { Order::Fetch } else { walk.order },
+                            order,
                             ask: ask_b,
                             panel: &mut panel,
                             c: c.tile_mut([rows.start, columns.start], [rows.len(), columns.len()]),

@@ -209,9 +209,11 @@ impl<'a, T: Element> Slab<'a, T> {
         self.width
     }
 
-    /// L2 does not keep it beside what else passes through.
+    /// L2 may not hold it: it is large, or L3 is so far that waiting for what passed on to it meanwhile, in a network of many
+    /// weights, costs more than asking in vain.
     pub(crate) fn far(&self) -> bool {
-        self.bytes() > machine::caches().l2 / 2
+        let caches = machine::caches();
+        caches.distant() || self.bytes() > caches.l2 / 2
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -228,6 +230,12 @@ impl<'a, T: Element> Slab<'a, T> {
         debug_assert!(first.is_multiple_of(self.kc));
         let padded = self.lines.next_multiple_of(self.width);
         Panels::Packed { data: &self.data[first * padded..][..depth * padded], width: self.width, depth }
+    }
+
+    /// The panel that begins with this line, over the block of depth that begins with `first`, if there is one.
+    pub(crate) fn panel(&self, first: usize, line: usize) -> Option<TensorView<'a, T, 2>> {
+        let depth = self.depth().saturating_sub(first).min(self.kc);
+        if depth > 0 { self.panels(first, depth).next(line, self.width, depth) } else { None }
     }
 }
 
@@ -247,6 +255,25 @@ mod tests {
     use super::*;
     use crate::Tensor;
     use crate::gemm::gemm;
+
+    #[test]
+    fn panels_of_the_next_depth_are_where_they_are_read() {
+        let b = Tensor::<f32, 2>::from_fn([1100, 200], |[p, j]| (p * 200 + j) as f32).unwrap();
+        let packed = Packed::rhs(b.view()).unwrap();
+        let slab = packed.slab();
+        let (width, kc) = (slab.width(), slab.kc());
+        assert!(width < 200 && kc < 1100);
+        let mut first = 0;
+        while first < 1100 {
+            let depth = kc.min(1100 - first);
+            let panel = slab.panel(first, width).unwrap();
+            assert_eq!(panel.shape(), [1, width * depth]);
+            assert_eq!(panel.get([0, 0]), b.get([first, width]));
+            assert_eq!(panel.get([0, width * (depth - 1)]), b.get([first + depth - 1, width]));
+            first += kc;
+        }
+        assert!(slab.panel(first, 0).is_none() && slab.panel(0, 200_usize.next_multiple_of(width)).is_none());
+    }
 
     #[test]
     fn other_blocking_is_refused() {
