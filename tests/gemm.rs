@@ -151,6 +151,35 @@ fn sizes_around_blocks() {
     }
 }
 
+/// 7 squared: one column beside the whole vectors of a tile, with a kernel of its own over packed rows.
+#[test]
+fn a_lone_column_beside_vectors() {
+    let mut g = Gen::from_size_and_seed(100, 9);
+    for round in 0..60 {
+        for m in [6, 12, 13, 24, 55] {
+            let k = [1, 2, 7, 30, 600][round % 5];
+            let mut single = Case::<f32>::random(&mut g, [m, [49, 113][round % 2], k]);
+            let mut double = Case::<f64>::random(&mut g, [m, [25, 57][round % 2], k]);
+            (single.packed.0, double.packed.0) = (true, true);
+            run(Any(single)).unwrap();
+            run(Any(double)).unwrap();
+        }
+    }
+    // The same columns of a wider product have the same bits.
+    let (a, b) = (sample::<f32>([40, 700], 3), sample::<f32>([700, 64], 4));
+    for &isa in machine::supported() {
+        machine::with_isa(isa, || {
+            let a = Packed::lhs(a.view()).unwrap();
+            let (mut all, mut some) = (Tensor::zeros([40, 64]).unwrap(), Tensor::zeros([40, 49]).unwrap());
+            Gemm::new().run(&a, b.view(), all.view_mut()).unwrap();
+            Gemm::new().run(&a, b.view().slice(1, 0..49, 1).unwrap(), some.view_mut()).unwrap();
+            let all = all.view().slice(1, 0..49, 1).unwrap().to_tensor().unwrap();
+            assert_eq!(bits(all.as_slice()), bits(some.as_slice()), "{isa}");
+        })
+        .unwrap();
+    }
+}
+
 /// Larger than what any cache is trusted to keep, written once: rows that are aligned to vectors, and rows that are not.
 #[test]
 fn a_large_result_that_is_written_once() {

@@ -165,7 +165,7 @@ pub(super) fn run<T: Element>(
                             order: Order::Usual,
                             ask: false,
                             panel: &mut [],
-                            c: c.tile_mut([0, 0], [panel.len(), columns.next_multiple_of(tile.lanes)]),
+                            c: c.tile_mut([0, 0], [panel.len(), tile.padded(columns)]),
                         };
                         T::block(cut.isa, &mut block);
                     }

@@ -37,6 +37,13 @@ impl Tile {
         4 * self.sums()
     }
 
+    /// Columns that are best computed of so many, where more may be: whole vectors, but for a lone column that with masks is less work
+    /// than the last vector of a tile (7 squared, as images have).
+    pub(crate) fn padded(self, n: usize) -> usize {
+        let lone = self.masked && n % self.columns == self.columns - self.lanes + 1;
+        if lone { n } else { n.next_multiple_of(self.lanes) }
+    }
+
     /// Width of the panels of a right operand of `n` columns.
     pub(crate) fn panel(self, n: usize) -> usize {
         n.clamp(1, self.columns).next_multiple_of(self.lanes)
@@ -382,6 +389,15 @@ mod tests {
 
     const AVX2: Tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
     const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
+
+    #[test]
+    fn a_lone_column_beside_vectors_is_not_padded() {
+        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        for (n, expected) in [(49, 49), (113, 113), (81, 96), (50, 64), (65, 80), (1, 16), (64, 64)] {
+            assert_eq!(avx512.padded(n), expected, "{n}");
+        }
+        assert_eq!(AVX2.padded(49), 56);
+    }
 
     #[test]
     fn blocks_are_balanced_and_cover() {

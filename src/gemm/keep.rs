@@ -1,7 +1,8 @@
 //! The first tile of a column over a B in place, whose panel is packed meanwhile for the tiles below. In place these would wait for
 //! it as long as the first: a vector that is part of two cache lines is two reads, and steps far apart share sets of L1.
 
-use super::kernel::{Lhs, Narrow, ROWS, Rhs, SUMS, VECTORS, each, moved, no_such_tile, outer, row};
+use super::kernel::{Lhs, Narrow, ROWS, Rhs, SUMS, VECTORS, each, no_such_tile};
+use super::step::{moved, outer, row};
 use crate::element::Element;
 use crate::simd::{Simd, SimdOp};
 use crate::tensor::TensorViewMut;

@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::machine::Isa;
-use crate::simd::{self, Simd, SimdOp, kernels};
+use crate::simd::{self, MOST_LANES, Simd, SimdOp, kernels};
 use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
@@ -10,6 +10,7 @@ use super::block::{Block, Store};
 use super::epilogue::{Beside, Tail};
 use super::panel::{Panels, Runs};
 use super::series::Series;
+use super::step::{moved, step, step_lone};
 use super::sweep::{Merge, Sweep};
 use super::tiny::Tiny;
 use super::vector::Piece;
@@ -246,9 +247,9 @@ impl<T: Element> Strip<'_, '_, T> {
                 match self.b.width.div_ceil(S::LANES) {
                     $($vectors => if const { $vectors <= if $rows <= S::TILE_ROWS { S::TILE_VECTORS } else { 2 } } {
                         if self.a.packed {
-                            simd.call(Kernel::<T, $rows, $vectors, true>(&mut self))
+                            simd.call(Kernel::<T, $rows, $vectors, true, false>(&mut self))
                         } else {
-                            simd.call(Kernel::<T, $rows, $vectors, false>(&mut self))
+                            simd.call(Kernel::<T, $rows, $vectors, false, false>(&mut self))
                         }
                     } else {
                         no_such_tile()
@@ -258,6 +259,13 @@ impl<T: Element> Strip<'_, '_, T> {
             };
         }
         const { assert!(S::TILE_VECTORS <= VECTORS && S::TILE_ROWS <= ROWS && S::NARROW_ROWS <= 12) };
+        if const { S::MASKED && S::TILE_VECTORS == VECTORS && S::TILE_ROWS == ROWS } {
+            let Lhs { packed, step, .. } = self.a;
+            let whole = self.height == ROWS && packed && step == ROWS as isize;
+            if whole && self.b.width == (VECTORS - 1) * S::LANES + 1 {
+                return simd.call(Kernel::<T, ROWS, VECTORS, true, true>(&mut self));
+            }
+        }
         tiles!(1 2 3 4 5 6 8 12);
     }
 }
@@ -293,18 +301,15 @@ macro_rules! each {
 
 pub(crate) use each;
 
-/// All of `at`, `by` elements on. Not `map`, which is not always inlined: the addresses would be in memory.
-#[inline(always)]
-pub(super) fn moved<T>([a, b, c, d]: [*const T; 4], by: isize) -> [*const T; 4] {
-    [a.wrapping_offset(by), b.wrapping_offset(by), c.wrapping_offset(by), d.wrapping_offset(by)]
-}
-
-/// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours, else its steps are.
+/// The kernel for `R` rows and `V` vectors of columns; `PACKED`: the lines of A are neighbours, else its steps are. `LONE`: the last
+/// vector has one column, which multiplies the `PACKED` lines at once, for a fifth of what a vector of columns costs.
 /// By reference: a strip that is moved waits for its own fields to reach memory.
-struct Kernel<'k, 't, 'c, T, const R: usize, const V: usize, const PACKED: bool>(&'k mut Strip<'t, 'c, T>);
+struct Kernel<'k, 't, 'c, T, const R: usize, const V: usize, const PACKED: bool, const LONE: bool>(
+    &'k mut Strip<'t, 'c, T>,
+);
 
-impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
-    for Kernel<'_, '_, '_, T, R, V, PACKED>
+impl<T: Element, const R: usize, const V: usize, const PACKED: bool, const LONE: bool> SimdOp<T>
+    for Kernel<'_, '_, '_, T, R, V, PACKED, LONE>
 {
     type Output = ();
 
@@ -318,6 +323,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
         let width = if down { columns } else { columns - (count - 1) * most };
         assert!(rows == if down { count * R } else { R } && width <= most && b.width == width);
         assert!(R <= a.height && depth <= a.depth.min(b.depth));
+        assert!(!LONE || (PACKED && a.packed && R <= S::LANES && width == (V - 1) * S::LANES + 1));
         assert!(if down { count <= a.count && b.count > 0 } else { a.count > 0 && count <= b.count });
         // Tiles beside each other are whole ones.
         assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));
@@ -369,6 +375,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 }
             }
             let mut sums = [[simd.splat(T::ZERO); V]; R];
+            let mut column = simd.splat(T::ZERO);
             let (mut at, mut bt) = begins;
             // Two steps a turn: where two hardware threads share a core, every instruction that is not a
             // multiply-add costs.
@@ -377,8 +384,14 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                 ($masked:literal: $($step:literal)*) => {$({
                     const { assert!($step < UNROLL) };
                     // SAFETY: the invariants of `Lhs` and `Rhs`, and asserted above: this step of this tile's panels exists, with `R`
-                    // lines and `V` vectors.
-                    unsafe { step::<T, S, R, V, PACKED, $masked>(simd, at, [0, line, two], bt, last, &mut sums) };
+                    // lines and `V` vectors, or one element of the last.
+                    unsafe {
+                        if LONE {
+                            step_lone(simd, at[0], bt, &mut sums, &mut column);
+                        } else {
+                            step::<T, S, R, V, PACKED, $masked>(simd, at, [0, line, two], bt, last, &mut sums);
+                        }
+                    }
                     at = moved(at, a_step);
                     bt = bt.wrapping_offset(b.step);
                 })*};
@@ -388,7 +401,7 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
             loop {
                 let steps = ahead.steps().min(left).min(until);
                 // A masked load takes a turn of those that multiply on Intel: 4 % of a tile.
-                if S::MASKED && last < S::LANES {
+                if !LONE && S::MASKED && last < S::LANES {
                     for _ in 0..steps {
                         steps!(true: 0);
                     }
@@ -412,6 +425,13 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool> SimdOp<T>
                         until = runs.steps;
                     }
                 }
+            }
+            if LONE {
+                let mut lines = [T::ZERO; MOST_LANES];
+                simd.store(column, &mut lines);
+                each!(i in rows R {
+                    sums[i][V - 1] = simd.splat(lines[i]);
+                });
             }
             // Straight code for each way: what a tile asks for each of its vectors costs as much as some steps of depth.
             macro_rules! finish {
@@ -538,74 +558,4 @@ impl<T: Element> SimdOp<T> for Narrow<'_, T> {
             }
         }
     }
-}
-
-/// sums += a · b for one step of depth.
-///
-/// # Safety
-/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`;
-/// and `V` vectors at `b`, of the last one `last` elements where they are `MASKED`.
-#[inline(always)]
-pub(super) unsafe fn step<
-    T: Element,
-    S: Simd<T>,
-    const R: usize,
-    const V: usize,
-    const PACKED: bool,
-    const MASKED: bool,
->(
-    simd: S,
-    a: [*const T; 4],
-    lines: [isize; 3],
-    b: *const T,
-    last: usize,
-    sums: &mut [[S::V; V]; R],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let vectors = row::<T, S, V, MASKED>(simd, b, last);
-        outer::<T, S, R, V, PACKED>(simd, a, lines, vectors, sums);
-    }
-}
-
-/// The vectors of one step of B.
-///
-/// # Safety
-/// `V` vectors can be read at `b`, of the last one `last` elements where they are `MASKED`.
-#[inline(always)]
-pub(super) unsafe fn row<T: Element, S: Simd<T>, const V: usize, const MASKED: bool>(
-    simd: S,
-    b: *const T,
-    last: usize,
-) -> [S::V; V] {
-    let mut vectors = [simd.splat(T::ZERO); V];
-    each!(v in vectors V {
-        let masked = MASKED && v + 1 == V;
-        // SAFETY: the caller's promise.
-        let run = unsafe { std::slice::from_raw_parts(b.add(v * S::LANES), if masked { last } else { S::LANES }) };
-        vectors[v] = if masked { simd.load_partial(run) } else { simd.load(run) };
-    });
-    vectors
-}
-
-/// sums += a · `vectors` for one step of depth.
-///
-/// # Safety
-/// `R` elements can be read, of neighbours from `a[0]` on where they are `PACKED`, else three at `lines` from each of `a`.
-#[inline(always)]
-pub(super) unsafe fn outer<T: Element, S: Simd<T>, const R: usize, const V: usize, const PACKED: bool>(
-    simd: S,
-    a: [*const T; 4],
-    lines: [isize; 3],
-    vectors: [S::V; V],
-    sums: &mut [[S::V; V]; R],
-) {
-    each!(i in rows R {
-        let (from, line) = if PACKED { (a[0], i as isize) } else { (a[i / 3], lines[i % 3]) };
-        // SAFETY: the caller's promise.
-        let x = simd.splat(unsafe { *from.offset(line) });
-        each!(v in vectors V {
-            sums[i][v] = simd.mul_add(x, vectors[v], sums[i][v]);
-        });
-    });
 }

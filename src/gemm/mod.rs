@@ -83,6 +83,7 @@ mod packed;
 mod panel;
 mod series;
 mod split;
+mod step;
 mod sweep;
 mod thin;
 mod tiny;

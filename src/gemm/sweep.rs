@@ -2,7 +2,8 @@
 
 use super::block::finish;
 use super::epilogue::Epilogue;
-use super::kernel::{Narrow, each, no_such_tile, step};
+use super::kernel::{Narrow, each, no_such_tile};
+use super::step::step;
 use crate::element::Element;
 use crate::simd::{self, Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
