@@ -240,6 +240,13 @@ impl Walk {
         // run of memory for each step, fewer where they lie in no cache of this core.
         let often = match a {
             Some(Source { steps: true, .. }) => FEW_COLUMNS,
+            // Steps whole pages apart fall on the same sets of L1 and few of L2: there is no room for a line until the next panel reads
+            // more of it.
+            Some(Source { stride, bytes, .. })
+                if bytes > caches.l2 && stride.saturating_mul(size_of::<T>()).is_multiple_of(PAGE) =>
+            {
+                tile.lanes
+            }
             Some(Source { bytes, .. }) if bytes <= caches.l2 / 4 => 8 * tile.columns,
             _ => 64.clamp(4 * tile.columns, 8 * tile.columns),
         };
@@ -469,6 +476,12 @@ mod tests {
             of,
             [[Fetch::InPlace; 2], [Fetch::InPlace, Fetch::Panels], [Fetch::InPlace, Fetch::Panels]]
         );
+        let paged =
+            |n, stride, bytes| walk(3000, n, 500, Some(Source { bytes, ..columns(stride) }), COLUMNS).a;
+        assert_eq!(paged(9, 3072, CACHES.l2 + 1), Fetch::Panels, "steps three pages apart");
+        for (n, stride, bytes) in [(8, 3072, CACHES.l2 + 1), (9, 3072, CACHES.l2), (9, 3073, CACHES.l2 + 1)] {
+            assert_eq!(paged(n, stride, bytes), Fetch::InPlace, "{n} {stride} {bytes}");
+        }
         // Rows that go backwards have no neighbours behind them.
         assert_eq!(walk(3000, 128, 500, Some(NONE), COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
