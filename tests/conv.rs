@@ -458,3 +458,36 @@ fn single_taps_over_small_planes<T: Element>() {
         }
     }
 }
+
+/// Boxes of 49 positions, with channels first and last: the last column of a tile has a kernel of its own, and what lies beside it in
+/// scratch is not computed.
+#[test]
+fn seven_by_seven_outputs_equal_the_reference() {
+    let (nchw, nhwc) = ([0, 3, 1, 2], [0, 2, 3, 1]);
+    // One block of depth, and several groups of them.
+    for (c_in, c_out) in [(20, 64), (700, 30)] {
+        let layer = Convolution::<2>::new().padding([1, 1]).stride([2, 2]).algorithm(Algorithm::ImplicitGemm);
+        let (x, w) = (wave::<f32, 4>([2, c_in, 13, 13], 0.1), wave([c_out, c_in, 3, 3], 0.2));
+        let bias = wave::<f32, 1>([c_out], 0.3);
+        let geometry = conv::Geometry { padding: [[1; 2]; 2], stride: [2; 2], ..conv::Geometry::new() };
+        let expected = conv::forward(&geometry, x.view(), w.view(), Some(bias.view())).unwrap();
+        let expected = wide(expected.view());
+        let size = Tensor::full(expected.shape(), 8.0).unwrap();
+        let turned = x.view().permute(nhwc).unwrap().to_tensor().unwrap();
+        for &isa in machine::supported() {
+            let packed = machine::with_isa(isa, || layer.pack(w.view()).unwrap()).unwrap();
+            for weight in [Weight::View(w.view()), Weight::Packed(&packed)] {
+                for last in [false, true] {
+                    let shape = if last { nhwc.map(|axis| expected.shape()[axis]) } else { expected.shape() };
+                    let mut y = Tensor::full(shape, f32::NAN).unwrap();
+                    let to = if last { y.view_mut().permute(nchw).unwrap() } else { y.view_mut() };
+                    let x = if last { turned.view().permute(nchw).unwrap() } else { x.view() };
+                    let call = || layer.forward_into(x, weight, Some(bias.view()), to);
+                    machine::with_isa(isa, call).unwrap().unwrap();
+                    let y = if last { y.view().permute(nchw).unwrap() } else { y.view() };
+                    near("y", y, &expected, &size, c_in * 9, Algorithm::ImplicitGemm);
+                }
+            }
+        }
+    }
+}

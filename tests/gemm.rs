@@ -377,9 +377,15 @@ fn sample<T: Element>(shape: [usize; 2], seed: u64) -> Tensor<T, 2> {
 #[test]
 fn the_same_bits_for_any_number_of_threads() {
     fn check<T: Element>() {
-        for [m, n, k] in
-            [[300, 500, 700], [1, 3000, 900], [3000, 1, 900], [9, 2048, 512], [2048, 9, 512], [64, 64, 5000]]
-        {
+        for [m, n, k] in [
+            [300, 500, 700],
+            [1, 3000, 900],
+            [3000, 1, 900],
+            [9, 2048, 512],
+            [2048, 9, 512],
+            [64, 64, 5000],
+            [200, 640, 100],
+        ] {
             let (a, b, start) = (sample::<T>([m, k], 1), sample::<T>([k, n], 2), sample::<T>([m, n], 3));
             let (lhs, rhs) = (Packed::lhs(a.view()).unwrap(), Packed::rhs(b.view()).unwrap());
             let operands: [(Operand<T>, Operand<T>); 4] = [

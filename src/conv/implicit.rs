@@ -165,7 +165,7 @@ pub(super) fn run<T: Element>(
                             order: Order::Usual,
                             ask: false,
                             panel: &mut [],
-                            c: c.tile_mut([0, 0], [panel.len(), tile.padded(columns)]),
+                            c: c.tile_mut([0, 0], [panel.len(), tile.padded(cut.width, columns)]),
                         };
                         T::block(cut.isa, &mut block);
                     }

@@ -230,6 +230,12 @@ impl<T: Element> Sums<'_, T> {
     fn add(&mut self, a: Panels<'_, T>, steps: &Range<usize>, pixels: Range<usize>) {
         let Self { rows: &Rows { call, slab, tile, .. }, channel, ref epilogue, nc, store, order, .. } =
             *self;
+        // The next pixels begin anew. Rows of windows all have the same steps before any has more.
+        let following = if steps.end < slab.depth() { steps.end } else { 0 };
+        let next = match (a, order) {
+            (Panels::Direct(_), Order::Fetch) => slab.panel(following, channel),
+            _ => None,
+        };
         for columns in depth_blocks(0..self.c.shape()[1], nc) {
             let origin = [pixels.start, columns.start];
             let shape = [pixels.len(), columns.len()];
@@ -242,7 +248,7 @@ impl<T: Element> Sums<'_, T> {
                 beta: (steps.start > 0).then_some(T::ONE),
                 epilogue: (steps.end == slab.depth() && !epilogue.is_empty()).then_some(epilogue),
                 origin,
-                next: if order == Order::Fetch { slab.panel(steps.end, channel) } else { None },
+                next,
                 store,
                 order,
                 ask: slab.far(),

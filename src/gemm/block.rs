@@ -61,7 +61,8 @@ pub struct Block<'b, T> {
     pub(crate) epilogue: Option<&'b Epilogue<'b, T>>,
     /// Row and column of the block's first element in the whole product.
     pub(crate) origin: [usize; 2],
-    /// A matrix that is read next: its cache lines are asked for meanwhile, where panels of B are asked for with the last of them.
+    /// A matrix that is read next: its cache lines are asked for meanwhile; where panels of B are asked for one by one, with the last
+    /// of them.
     pub(crate) next: Option<TensorView<'b, T, 2>>,
     pub(crate) store: Store,
     pub(crate) order: Order,

@@ -1,6 +1,9 @@
 //! How a product is cut: pure functions of its shape and of machine facts.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
+use super::kernel::{ROWS, VECTORS};
 use crate::element::Element;
 use crate::machine::{Caches, Isa};
 use crate::simd::{Simd, SimdOp};
@@ -37,10 +40,11 @@ impl Tile {
         4 * self.sums()
     }
 
-    /// Columns that are best computed of so many, where more may be: whole vectors, but for a lone column that with masks is less work
-    /// than the last vector of a tile (7 squared, as images have).
-    pub(crate) fn padded(self, n: usize) -> usize {
-        let lone = self.masked && n % self.columns == self.columns - self.lanes + 1;
+    /// Columns that are best computed of so many, where more may be, by tiles over packed panels of so many rows: whole vectors, but
+    /// for a lone column that with masks is less work than the last vector of a tile (7 squared, as images have).
+    pub(crate) fn padded(self, rows: usize, n: usize) -> usize {
+        let kernel = self.masked && self.columns == VECTORS * self.lanes && rows == ROWS;
+        let lone = kernel && n % self.columns == self.columns - self.lanes + 1;
         if lone { n } else { n.next_multiple_of(self.lanes) }
     }
 
@@ -357,6 +361,26 @@ pub(super) fn turns_small(tile: Tile, [m, n, k]: [usize; 3], [a, b, c]: [[isize;
     across && pays && (few || along)
 }
 
+/// The first step and line of the panel of a packed B that is read after some steps of some columns, in the order of the loops: `steps` of
+/// a `group` of blocks of the `depth`, `columns` of `all`. None that was read just now, where more rows follow; after the last
+/// the panel to the right, where another call may go on.
+pub(super) fn following(
+    [steps, group, depth]: [&Range<usize>; 3],
+    more_rows: bool,
+    [columns, all]: [&Range<usize>; 2],
+) -> Option<[usize; 2]> {
+    if steps.end < group.end {
+        return Some([steps.end, columns.start]);
+    }
+    if more_rows {
+        return None;
+    }
+    if columns.end < all.end {
+        return Some([group.start, columns.end]);
+    }
+    Some(if group.end < depth.end { [group.end, all.start] } else { [depth.start, all.end] })
+}
+
 /// Along which axis, and where, a matrix is cut for `tasks` tasks that take tiles of `units` each, the first half of
 /// them what is before the cut; `None` where it is not.
 pub(super) fn halve(shape: [usize; 2], units: [usize; 2], tasks: usize) -> Option<(usize, usize)> {
@@ -401,9 +425,10 @@ mod tests {
     fn a_lone_column_beside_vectors_is_not_padded() {
         let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         for (n, expected) in [(49, 49), (113, 113), (81, 96), (50, 64), (65, 80), (1, 16), (64, 64)] {
-            assert_eq!(avx512.padded(n), expected, "{n}");
+            assert_eq!(avx512.padded(6, n), expected, "{n}");
         }
-        assert_eq!(AVX2.padded(49), 56);
+        assert_eq!(avx512.padded(4, 49), 64, "no kernel for these rows");
+        assert_eq!(Tile { masked: true, ..AVX2 }.padded(6, 25), 32, "nor for these columns");
     }
 
     #[test]
@@ -586,6 +611,28 @@ mod tests {
         assert!(!turned([64, 64, 50_000], columns), "B has as many");
         assert!(!turned([200, 64, 25_000], columns), "a block of it is much of L2");
         assert!(!turned([100, 64, 25_000], rows), "A is along the depth");
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_next() {
+        // Two groups of two blocks of depth, three blocks of columns, two of rows.
+        let (depth, all) = (0..40, 64..256);
+        let mut read = Vec::new();
+        for group in [0..20, 20..40] {
+            for columns in [64..128, 128..192, 192..256] {
+                for more_rows in [true, false] {
+                    for steps in [group.start..group.start + 10, group.start + 10..group.end] {
+                        let next = following([&steps, &group, &depth], more_rows, [&columns, &all]);
+                        read.push(([steps.start, columns.start], next, more_rows));
+                    }
+                }
+            }
+        }
+        for pair in read.windows(2) {
+            let expected = if pair[0].2 != pair[1].2 && pair[0].2 { None } else { Some(pair[1].0) };
+            assert_eq!(pair[0].1, expected, "{pair:?}");
+        }
+        assert_eq!(read[read.len() - 1].1, Some([0, 256]), "to the right");
     }
 
     #[test]

@@ -20,7 +20,8 @@ use std::ops::Range;
 
 use super::block::{Block, Store};
 use super::blocking::{
-    Fetch, Order, Source, Tile, Walk, depth_block, halve, halve_rows, packed_depth_block, tile, tile_rows,
+    Fetch, Order, Source, Tile, Walk, depth_block, following, halve, halve_rows, packed_depth_block, tile,
+    tile_rows,
 };
 use super::epilogue::Epilogue;
 use super::packed::Slab;
@@ -261,7 +262,7 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
         let mut panel = scratch(walk.keep, self.tile.columns, self.tile.columns, kc.min(depth.len()))?;
-        // A packed B comes from memory with the first rows, if these are few.
+        // A packed B comes from memory, or from an L3 that is far, with the first rows.
         let all = n.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
         let ask_b = match self.b {
             // From memory a lone row reads it faster unasked.
@@ -269,8 +270,11 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
             Input::Packed(slab) => slab.far(),
             Input::Source(_) => walk.ask,
         };
-        let few = m == 1 || (rows_step <= self.tile.most_across() && all > 2 * caches.l1d);
-        let cold = self.b.source().is_none() && ask_b && few;
+        let [most, least] = match caches.distant() {
+            true => [self.tile.most_across(), 2 * caches.l1d],
+            false => [2 * self.tile_rows, caches.l2 / 2],
+        };
+        let cold = self.b.source().is_none() && ask_b && (m == 1 || (rows_step <= most && all > least));
         // Rows in place that no cache of this core holds, and that meet several tiles while the next come, or are whole; what is packed
         // only from memory, as what is asked for drives the panels out of L1. Where L3 is far that costs more than to wait.
         let far = m.saturating_mul(depth.len()).saturating_mul(size_of::<T>());
@@ -325,10 +329,17 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                         let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
                         let order = if cold && rows.start == 0 { Order::Fetch } else { walk.order };
                         let mut next = self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty());
-                        if let (Input::Packed(b), Order::Fetch, true) = (self.b, order, ask_b) {
-                            let more = steps.end < depth.end;
-                            next = if more { b.panel(steps.end, b_lines.start) } else { None };
-                        } else if next.is_none() && onward {
+                        // Panels of B are asked for one by one: what follows the last of them too, where it is packed.
+                        let fetch = order == Order::Fetch && ask_b;
+                        if fetch && (columns.len() > self.tile.columns || self.b.source().is_none()) {
+                            let of = [&b_lines, &(at[1]..at[1] + n)];
+                            next = match self.b {
+                                Input::Packed(b) => following([&steps, &group, &depth], rows.end < m, of)
+                                    .and_then(|[first, line]| b.panel(first, line)),
+                                Input::Source(_) => None,
+                            };
+                        }
+                        if next.is_none() && onward && !(fetch && columns.len() > self.tile.columns) {
                             // What comes after these steps, where it is not there yet.
                             let following = steps.end..depth.end.min(steps.end + kc);
                             let fresh = if steps.end < group.end { rows.start == 0 } else { rows.end == m };

@@ -260,6 +260,7 @@ impl<T: Element> Strip<'_, '_, T> {
         }
         const { assert!(S::TILE_VECTORS <= VECTORS && S::TILE_ROWS <= ROWS && S::NARROW_ROWS <= 12) };
         if const { S::MASKED && S::TILE_VECTORS == VECTORS && S::TILE_ROWS == ROWS } {
+            // Of rows that lie apart a vector is part of two lines, which costs more than it saves.
             let Lhs { packed, step, .. } = self.a;
             let whole = self.height == ROWS && packed && step == ROWS as isize;
             if whole && self.b.width == (VECTORS - 1) * S::LANES + 1 {
@@ -323,7 +324,8 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool, const LONE:
         let width = if down { columns } else { columns - (count - 1) * most };
         assert!(rows == if down { count * R } else { R } && width <= most && b.width == width);
         assert!(R <= a.height && depth <= a.depth.min(b.depth));
-        assert!(!LONE || (PACKED && a.packed && R <= S::LANES && width == (V - 1) * S::LANES + 1));
+        assert!(PACKED == a.packed);
+        assert!(!LONE || (PACKED && R <= S::LANES && width == (V - 1) * S::LANES + 1));
         assert!(if down { count <= a.count && b.count > 0 } else { a.count > 0 && count <= b.count });
         // Tiles beside each other are whole ones.
         assert!((down || count == 1 || width == most) && (unit == 1 || columns == 1));

@@ -31,7 +31,8 @@
 //!  panel of B, 4 columns wide     b00 b01 b02 b03 │ b10 b11 b12 b13 │ …
 //! ```
 //!
-//! Each step multiplies a column of A, one broadcast element at a time, with a row of B in vectors. Tiles are 6 ×
+//! Each step multiplies a column of A, one broadcast element at a time, with a row of B in vectors (a lone column beside three
+//! vectors, the other way around). Tiles are 6 ×
 //! 64 (AVX-512; 12 × 32 where there are no more columns), 6 × 16 (AVX2) and 4 × 8 (baseline) in `f32`, half as wide in
 //! `f64`. The kernel computes some tiles of a row or of a column at a time. The epilogue runs over each tile
 //! after its last step of depth, while it is in registers or in L1.
@@ -54,7 +55,7 @@
 //! | rows of A contiguous, with AVX2 and the baseline up to 512 columns; columns of A contiguous and n at most 8 tiles, or 4, or up to 8 of less than 16 columns, where A is larger than a quarter of L2, or a vector where it is larger than L2 and its columns begin whole pages apart | blocked, A read in place |
 //! | n takes several blocks, A is small | blocked, A packed at once |
 //! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, or 144 where L3 is that of a server and B takes 16 MiB at most, rows of B contiguous | blocked, B read in place; where there are 24 rows (AVX2 12, baseline 16) and the vectors of B are parts of two cache lines, or L3 is that of a server and there are more than 96 (AVX2 48, baseline 32) or B takes more than 16 MiB, its panels are packed by the first tile that reads them |
-//! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side |
+//! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side; a right one of at most a quarter of L2 by each thread, for its rows, if these are 8 tiles for each |
 //! | columns of B contiguous, a block of A takes no more than a sixteenth of L2 | blocked, as much of B packed at a time |
 //! | anything else | blocked, A packed some panels at a time, B block by block |
 //! | C is larger than 32 MiB or than L3, and is written once and not read, as with few steps of depth (a rank-k update of it, beta 0) | as above, C written past the caches |

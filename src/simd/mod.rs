@@ -216,23 +216,27 @@ pub const CACHE_LINE: usize = 64;
 /// Asks for a cache line to be brought into L1. Any address will do: where nothing is, nothing happens.
 #[inline(always)]
 pub fn prefetch<T>(at: *const T) {
-    // SAFETY: SSE is part of x86-64, and a prefetch is a hint that never faults.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
+    hint::<T, T0>(at);
 }
 
 /// [`prefetch`] into L2 alone. More of these than L1 has room for misses can be under way on Intel; on Zen 5 such requests in a row
 /// are lost, and streams from memory up to a third slower.
 #[inline(always)]
 pub fn prefetch_l2<T>(at: *const T) {
+    hint::<T, T1>(at);
+}
+
+/// Hints of x86-64, whose names are not there elsewhere.
+const T0: i32 = 3;
+const T1: i32 = 2;
+
+/// A prefetch with a hint.
+#[inline(always)]
+fn hint<T, const HINT: i32>(at: *const T) {
     // SAFETY: SSE is part of x86-64, and a prefetch is a hint that never faults.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        core::arch::x86_64::_mm_prefetch::<HINT>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
