@@ -8,7 +8,7 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 use super::ahead::Ahead;
-use super::blocking::{NEAR, Order, height};
+use super::blocking::{NEAR, Order, PAGE, height};
 use super::epilogue::Epilogue;
 use super::keep::Keep;
 use super::kernel::{Lhs, Rhs, SUMS, Strip};
@@ -36,7 +36,6 @@ impl Store {
     /// For a matrix of this shape and these strides that is written to the caches. From L3 the processor fetches what it sees coming:
     /// rows that are neighbours, not those on other pages.
     pub(crate) fn of<T>([rows, columns]: [usize; 2], [row, _]: [isize; 2]) -> Self {
-        const PAGE: usize = 4096;
         let bytes = |elements: usize| elements.saturating_mul(size_of::<T>());
         let caches = machine::caches();
         let held = if bytes(row.unsigned_abs()) < PAGE { caches.share().max(caches.l2) } else { caches.l2 };

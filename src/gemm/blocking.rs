@@ -40,11 +40,17 @@ impl Tile {
         4 * self.sums()
     }
 
+    /// Columns of a tile whose last one, alone beside whole vectors, has a kernel over packed panels (7 squared, as images have, are so
+    /// many), where there is one.
+    pub(super) const fn lone(self) -> Option<usize> {
+        let kernel = self.masked && self.columns == VECTORS * self.lanes && self.rows == ROWS;
+        if kernel { Some(self.columns - self.lanes + 1) } else { None }
+    }
+
     /// Columns that are best computed of so many, where more may be, by tiles over packed panels of so many rows: whole vectors, but
-    /// for a lone column that with masks is less work than the last vector of a tile (7 squared, as images have).
+    /// for a [`lone`](Self::lone) one.
     pub(crate) fn padded(self, rows: usize, n: usize) -> usize {
-        let kernel = self.masked && self.columns == VECTORS * self.lanes && rows == ROWS;
-        let lone = kernel && n % self.columns == self.columns - self.lanes + 1;
+        let lone = rows == self.rows && self.lone() == Some(n % self.columns);
         if lone { n } else { n.next_multiple_of(self.lanes) }
     }
 
@@ -67,7 +73,7 @@ impl Tile {
 
     /// The tile of a token.
     #[inline(always)]
-    pub(crate) fn of<T: Copy, S: Simd<T>>() -> Self {
+    pub(crate) const fn of<T: Copy, S: Simd<T>>() -> Self {
         Self {
             rows: S::TILE_ROWS,
             columns: S::TILE_VECTORS * S::LANES,

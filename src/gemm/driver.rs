@@ -328,18 +328,19 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
                         };
                         let last = steps.end == depth.end && !self.scale.epilogue.is_empty();
                         let order = if cold && rows.start == 0 { Order::Fetch } else { walk.order };
-                        let mut next = self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty());
                         // Panels of B are asked for one by one: what follows the last of them too, where it is packed.
                         let fetch = order == Order::Fetch && ask_b;
-                        if fetch && (columns.len() > self.tile.columns || self.b.source().is_none()) {
-                            let of = [&b_lines, &(at[1]..at[1] + n)];
-                            next = match self.b {
-                                Input::Packed(b) => following([&steps, &group, &depth], rows.end < m, of)
-                                    .and_then(|[first, line]| b.panel(first, line)),
-                                Input::Source(_) => None,
-                            };
-                        }
-                        if next.is_none() && onward && !(fetch && columns.len() > self.tile.columns) {
+                        let several = fetch && columns.len() > self.tile.columns;
+                        let mut next = match self.b {
+                            Input::Packed(b) if fetch => {
+                                let of = [&b_lines, &(at[1]..at[1] + n)];
+                                following([&steps, &group, &depth], rows.end < m, of)
+                                    .and_then(|[first, line]| b.panel(first, line))
+                            }
+                            _ if several => None,
+                            _ => self.a.direct(&next, &steps).filter(|next| ask && !next.is_empty()),
+                        };
+                        if next.is_none() && onward && !several {
                             // What comes after these steps, where it is not there yet.
                             let following = steps.end..depth.end.min(steps.end + kc);
                             let fresh = if steps.end < group.end { rows.start == 0 } else { rows.end == m };

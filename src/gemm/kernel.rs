@@ -7,6 +7,7 @@ use crate::tensor::TensorViewMut;
 
 use super::ahead::Ahead;
 use super::block::{Block, Store};
+use super::blocking::Tile;
 use super::epilogue::{Beside, Tail};
 use super::panel::{Panels, Runs};
 use super::series::Series;
@@ -259,11 +260,11 @@ impl<T: Element> Strip<'_, '_, T> {
             };
         }
         const { assert!(S::TILE_VECTORS <= VECTORS && S::TILE_ROWS <= ROWS && S::NARROW_ROWS <= 12) };
-        if const { S::MASKED && S::TILE_VECTORS == VECTORS && S::TILE_ROWS == ROWS } {
+        if const { Tile::of::<T, S>().lone().is_some() } {
             // Of rows that lie apart a vector is part of two lines, which costs more than it saves.
             let Lhs { packed, step, .. } = self.a;
             let whole = self.height == ROWS && packed && step == ROWS as isize;
-            if whole && self.b.width == (VECTORS - 1) * S::LANES + 1 {
+            if whole && Tile::of::<T, S>().lone() == Some(self.b.width) {
                 return simd.call(Kernel::<T, ROWS, VECTORS, true, true>(&mut self));
             }
         }
