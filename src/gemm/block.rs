@@ -138,7 +138,7 @@ impl<T: Element> SimdOp<T> for &mut Block<'_, T> {
                 let column = at[1] + tile_columns;
                 let following = if column < columns { b.next(column, tile_columns, depth) } else { next };
                 if let (true, true, Some(next)) = (fetch, ask, following) {
-                    ahead = Ahead::new(next, rows.div_ceil(tile_rows) - usize::from(kept), depth);
+                    ahead = Ahead::panel(next, rows.div_ceil(tile_rows) - usize::from(kept), depth);
                 }
             }
             if top && kept {

@@ -115,6 +115,12 @@ pub(super) const PAGE: usize = 4096;
 /// No machine has blocks of less depth, where there is more.
 pub(crate) const LEAST_DEPTH: usize = 128;
 
+/// Steps of a block where C comes from far.
+const DEEP: usize = 512;
+
+/// Bytes of the largest block of A that is packed at once for several blocks of columns, and waits in a far L3.
+const WAITING: usize = 16 << 20;
+
 /// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is some 4 % faster
 /// where rows lie a page apart, and with 256 a tenth slower.
 const FEW_COLUMNS: usize = 512;
@@ -135,6 +141,33 @@ pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
 pub(crate) fn packed_depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     let most = caches.l1d * 8 / 3 / (tile.columns * size_of::<T>());
     balanced(k, most.clamp(LEAST_DEPTH, (8 * tile.lanes * size_of::<T>()).max(256)), 8)
+}
+
+/// [`depth_block`] of operands in memory, `None` where they are not. Where L3 is far, so is what few rows read of a large B as it lies,
+/// and again right away: all of a panel then has room in L1; and so for more rows where steps fall on few sets of L1, and there are
+/// columns enough. For many rows B is packed, and C comes from as far once for each block: of which there are half as many then,
+/// if A is not packed again for each block of fewer columns.
+pub(super) fn depth_in_memory<T>(
+    tile: Tile,
+    caches: Caches,
+    [m, n, k]: [usize; 3],
+    [a, b]: [Option<Source>; 2],
+) -> usize {
+    let usual = depth_block::<T>(tile, caches, k);
+    let (Some(a), Some(b)) = (a, b) else { return packed_depth_block::<T>(tile, caches, k) };
+    if !caches.distant() {
+        return usual;
+    }
+    if b.direct && b.neighbours && b.bytes > caches.l2 {
+        let few_sets = b.stride.saturating_mul(size_of::<T>()).is_multiple_of(PAGE / 4) && k / 4 <= n;
+        if m <= if few_sets { tile.most_in_turn() } else { tile.sums() * 3 / 2 } {
+            return balanced(k, LEAST_DEPTH, 8);
+        }
+    }
+    let bytes = |lines: usize| lines.saturating_mul(DEEP * size_of::<T>());
+    let whole = bytes(n) > room(caches) && bytes(m) <= WAITING;
+    let deep = m > tile.most_across() && a.direct && (a.steps || whole);
+    if deep { balanced(k, DEEP, 8) } else { usual }
 }
 
 /// Bytes of L2 for B, the rest for A, C and what comes next: three quarters of a small one, and no more than half of a large
@@ -260,6 +293,7 @@ impl Walk {
             Some(Source { bytes, .. }) if bytes <= caches.l2 / 4 => 8 * tile.columns,
             _ => 64.clamp(4 * tile.columns, 8 * tile.columns),
         };
+        let waiting = if caches.distant() { WAITING } else { caches.l2 / 8 };
         let a_fetch = match a {
             Some(Source { direct: true, neighbours, steps, .. }) if (neighbours || steps) && n <= often => {
                 Fetch::InPlace
@@ -269,20 +303,21 @@ impl Walk {
                 Fetch::InPlace
             }
             Some(_) if across => Fetch::Whole,
-            Some(_) if nc < n && m.saturating_mul(bytes) <= caches.l2 / 8 => Fetch::Whole,
+            Some(_) if nc < n && m.saturating_mul(bytes) <= waiting => Fetch::Whole,
             _ => Fetch::Panels,
         };
         // The processor sees a B in place coming, but not in time where it comes from so far; nor does it look over the end of a page,
-        // which for few rows is soon reached where a step of depth takes most of one.
-        let paged = |b: Source| b.bytes > caches.l2 && b.stride.saturating_mul(size_of::<T>()) > PAGE / 2;
-        let ask = far || (caches.distant() && m <= tile.most_in_turn() && b.is_some_and(paged));
+        // which for few rows is soon reached where a step of depth takes most of one. For more rows all wait for the first.
+        let some = m > tile.most_in_turn();
+        let paged = |b: Source| some || b.stride.saturating_mul(size_of::<T>()) > PAGE / 2;
+        let ask = far || (caches.distant() && b.is_some_and(|b| b.bytes > caches.l2 && paged(b)));
         // In place a vector that is part of two lines costs two reads, and what such an L3 sends late keeps all rows waiting.
         let keep = b_in_place == n
             && large
             && match b {
                 Some(Source { aligned: true, .. }) if !far => {
                     // Measured: where the next panel is asked for, this one pays with half as many rows.
-                    caches.distant() && (m > tile.most_in_turn() || (ask && 2 * m >= tile.most_in_turn()))
+                    caches.distant() && (some || (ask && 2 * m >= tile.most_in_turn()))
                 }
                 _ => m >= tile.sums(),
             };
@@ -463,6 +498,31 @@ mod tests {
         assert_eq!(blocks(avx512, caches, 100), [100, 100]);
     }
 
+    #[test]
+    fn blocks_are_as_deep_as_a_far_l3_wants() {
+        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
+        let far = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 480 << 20 };
+        let depth = |caches, shape, a, stride| {
+            let b = Some(Source { bytes: (2 << 20) + 1, ..columns(stride) });
+            depth_in_memory::<f32>(avx512, caches, shape, [a, b])
+        };
+        // Few rows; more where steps are a quarter of a page apart.
+        for (m, stride, expected) in [(36, 1000, 128), (37, 1000, 256), (96, 1024, 128), (97, 1024, 256)] {
+            assert_eq!(depth(far, [m, 1000, 2048], ROWS, stride), expected, "{m} {stride}");
+        }
+        assert_eq!(depth(far, [96, 511, 2048], ROWS, 1024), 256, "few columns");
+        assert_eq!(depth(far, [36, 1000, 100], ROWS, 1000), 100, "there is no more");
+        let small = Some(Source { bytes: 2 << 20, ..columns(1000) });
+        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [ROWS, small]), 256);
+        // Many rows.
+        assert_eq!([288, 289].map(|m| depth(far, [m, 1000, 2048], ROWS, 1000)), [256, 512]);
+        let across = |m, n| depth(far, [m, n, 2048], COLUMNS, 1000);
+        assert_eq!([across(8192, 513), across(8193, 513), across(8192, 512)], [512, 256, 256]);
+        // Elsewhere, and over packed operands.
+        assert_eq!(depth(CACHES, [36, 1000, 2048], ROWS, 1000), 160);
+        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [ROWS, None]), 512);
+    }
+
     fn walk(m: usize, n: usize, k: usize, a: Option<Source>, b: Option<Source>) -> Walk {
         Walk::new::<f32>(AVX2, CACHES, [m, n, depth_block::<f32>(AVX2, CACHES, k)], a, b)
     }
@@ -513,6 +573,11 @@ mod tests {
         for (n, stride, bytes) in [(8, 3072, CACHES.l2 + 1), (9, 3072, CACHES.l2), (9, 3073, CACHES.l2 + 1)] {
             assert_eq!(paged(n, stride, bytes), Fetch::InPlace, "{n} {stride} {bytes}");
         }
+        // Several blocks of columns: at once, if it is small, or L3 far.
+        let large = |caches, m| Walk::new::<f32>(AVX2, caches, [m, 5000, 256], Some(columns(5000)), ROWS).a;
+        assert_eq!([64, 65].map(|m| large(CACHES, m)), [Fetch::Whole, Fetch::Panels]);
+        let far = Caches { l3: 480 << 20, ..CACHES };
+        assert_eq!([16384, 16385].map(|m| large(far, m)), [Fetch::Whole, Fetch::Panels]);
         // Rows that go backwards have no neighbours behind them.
         assert_eq!(walk(3000, 128, 500, Some(NONE), COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);
@@ -576,7 +641,8 @@ mod tests {
             let b = Some(Source { bytes: 4 << 20, ..columns(stride) });
             Walk::new::<f32>(AVX2, far, [m, 200, 250], ROWS, b)
         };
-        assert!(walk(48, 513).ask && !walk(48, 512).ask && !walk(49, 513).ask, "several steps in a page");
+        assert!(walk(48, 513).ask && !walk(48, 512).ask, "several steps in a page");
+        assert!(walk(49, 512).ask, "rows enough wait for the first");
         assert!(walk(24, 513).keep && !walk(23, 513).keep && !walk(24, 512).keep);
         // Where a block of B is too much for L2.
         let walk = |m, bytes| {

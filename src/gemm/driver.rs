@@ -20,8 +20,7 @@ use std::ops::Range;
 
 use super::block::{Block, Store};
 use super::blocking::{
-    Fetch, Order, Source, Tile, Walk, depth_block, following, halve, halve_rows, packed_depth_block, tile,
-    tile_rows,
+    Fetch, Order, Source, Tile, Walk, depth_in_memory, following, halve, halve_rows, tile, tile_rows,
 };
 use super::epilogue::Epilogue;
 use super::packed::Slab;
@@ -153,8 +152,7 @@ pub(crate) fn product<T: Element>(
         Input::Packed(packed) => packed.width(),
         Input::Source(_) => tile_rows(tile, [m, n]),
     };
-    let kc =
-        if in_memory { depth_block::<T>(tile, caches, k) } else { packed_depth_block::<T>(tile, caches, k) };
+    let kc = depth_in_memory::<T>(tile, caches, [m, n, k], [a.source(), b.source()]);
     let work = m.saturating_mul(n).saturating_mul(k);
     let tasks = tasks.unwrap_or_else(|| {
         let threads = parallel::threads_for(work, grain(tile));
@@ -254,10 +252,12 @@ impl<T: Element, A: PanelSource<T>, B: PanelSource<T>> Product<'_, T, A, B> {
         let (depth, group) = (self.depth.clone(), kc.saturating_mul(walk.group));
         // All memory first: where it is lacking, this task has written nothing.
         let b_lines = if walk.b_in_place == n { 0 } else { walk.nc.min(n) };
-        let mut b_scratch = scratch(self.b.source().is_some(), b_lines, width, group.min(depth.len()))?;
+        let b_len = elements(self.b.source().is_some(), b_lines, width, group.min(depth.len()))?;
+        let mut b_scratch = workspace::resident("gemm", b_len)?;
         let unpacked = self.a.source().is_some();
         let a_lines = if walk.a == Fetch::Whole { m } else { 0 };
-        let mut whole_scratch = scratch(unpacked, a_lines, self.tile_rows, kc)?;
+        let whole_len = elements(unpacked, a_lines, self.tile_rows, kc)?;
+        let mut whole_scratch = workspace::resident("gemm", whole_len)?;
         let rows_step = if unpacked { self.tile_rows.saturating_mul(walk.panels).min(m) } else { m };
         let some = if walk.a == Fetch::Panels { rows_step } else { 0 };
         let mut some_scratch = scratch(unpacked, some, self.tile_rows, kc)?;
@@ -416,6 +416,11 @@ pub(crate) fn scratch<T: Element>(
     width: usize,
     depth: usize,
 ) -> Result<Scratch<T>> {
+    workspace::scratch("gemm", elements(needed, lines, width, depth)?)
+}
+
+/// Elements of panels, none where they are not needed.
+fn elements(needed: bool, lines: usize, width: usize, depth: usize) -> Result<usize> {
     let len = if needed { packed_len(lines, width, depth) } else { Some(0) };
-    workspace::scratch("gemm", len.ok_or(Error::Alloc { op: "gemm", bytes: usize::MAX })?)
+    len.ok_or(Error::Alloc { op: "gemm", bytes: usize::MAX })
 }

@@ -341,22 +341,28 @@ pub(crate) fn pack<T: Element>(
         panels: &mut [T],
     ) {
         const STEPS: usize = 8;
+        /// Panels that are packed at a time: each begins in a page of its own.
+        const PANELS: usize = 32;
         let Some(steps) = source.direct().map(|view| view.transpose()) else { return };
-        let len = width * depth.len();
-        for first in (0..depth.len()).step_by(STEPS) {
-            let rows: [&[T]; STEPS] = std::array::from_fn(|p| {
-                let step = depth.start + first + p;
-                steps.row(step).filter(|_| step < depth.end).map_or(&[][..], |row| &row[lines.clone()])
-            });
-            for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
-                for (row, at) in rows.iter().zip((first * width..len).step_by(width)) {
-                    let (from, to) = (&row[(i * width).min(row.len())..], &mut panel[at..]);
-                    if from.len() >= S::LANES && to.len() >= S::LANES {
-                        // What is too much, the next step overwrites.
-                        simd.store(simd.load(from), to);
-                    } else {
-                        let vector = simd.load_partial(&from[..width.min(from.len())]);
-                        simd.store_partial(vector, &mut to[..width]);
+        let (end, len) = (lines.end, width * depth.len());
+        let some = lines.step_by(PANELS * width).zip(panels.chunks_mut(PANELS * len));
+        for (first_line, panels) in some {
+            let lines = first_line..end.min(first_line + PANELS * width);
+            for first in (0..depth.len()).step_by(STEPS) {
+                let rows: [&[T]; STEPS] = std::array::from_fn(|p| {
+                    let step = depth.start + first + p;
+                    steps.row(step).filter(|_| step < depth.end).map_or(&[][..], |row| &row[lines.clone()])
+                });
+                for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
+                    for (row, at) in rows.iter().zip((first * width..len).step_by(width)) {
+                        let (from, to) = (&row[(i * width).min(row.len())..], &mut panel[at..]);
+                        if from.len() >= S::LANES && to.len() >= S::LANES {
+                            // What is too much, the next step overwrites.
+                            simd.store(simd.load(from), to);
+                        } else {
+                            let vector = simd.load_partial(&from[..width.min(from.len())]);
+                            simd.store_partial(vector, &mut to[..width]);
+                        }
                     }
                 }
             }
@@ -380,17 +386,18 @@ mod tests {
 
     #[test]
     fn every_layout_packs_alike() {
-        let values: Vec<f32> = (0..800).map(|i| i as f32).collect();
-        let (lines, depth) = (7, 45);
-        let views = [
-            TensorView::as_strided(&values, [lines, depth], [45, 1]).unwrap(),
-            TensorView::as_strided(&values, [lines, depth], [1, 7]).unwrap(),
-            TensorView::as_strided(&values, [lines, depth], [2, 15]).unwrap(),
-            TensorView::as_strided_at(&values, 799, [lines, depth], [-45, -1]).unwrap(),
-            TensorView::as_strided(&values, [lines, depth], [0, 1]).unwrap(),
-        ];
-        for &isa in machine::supported() {
-            for view in views {
+        // Some panels, and more than are packed at a time.
+        for (lines, depth) in [(7, 45), (230, 45)] {
+            let all = lines * depth;
+            let values: Vec<f32> = (0..all.max(800)).map(|i| i as f32).collect();
+            let views = [
+                TensorView::as_strided(&values, [lines, depth], [45, 1]).unwrap(),
+                TensorView::as_strided(&values, [lines, depth], [1, lines as isize]).unwrap(),
+                TensorView::as_strided(&values, [lines, depth], [2, 15]).unwrap(),
+                TensorView::as_strided_at(&values, all - 1, [lines, depth], [-45, -1]).unwrap(),
+                TensorView::as_strided(&values, [lines, depth], [0, 1]).unwrap(),
+            ];
+            for (isa, view) in machine::supported().iter().flat_map(|&isa| views.map(|view| (isa, view))) {
                 for width in [1, 3, 4, 6, 16] {
                     let mut data = vec![f32::NAN; packed_len(lines, width, 41).unwrap()];
                     pack(isa, view, 0..lines, 2..43, width, &mut data, false);
