@@ -299,7 +299,7 @@ impl Walk {
                 Fetch::InPlace
             }
             // An address for each element costs nothing where it is multiplied by four vectors.
-            Some(Source { direct: true, steps: true, .. }) if tile.columns >= 4 * tile.lanes && !across => {
+            Some(Source { direct: true, steps: true, .. }) if tile.columns >= 4 * tile.lanes => {
                 Fetch::InPlace
             }
             Some(_) if across => Fetch::Whole,
@@ -595,8 +595,10 @@ mod tests {
         // Columns of B that are no neighbours, or no matrix, cannot be read as vectors.
         assert_eq!(walk(12, 5000, 500, ROWS, ROWS).b_in_place, 0);
         assert_eq!(walk(12, 5000, 500, ROWS, None).b_in_place, 0);
-        // Few rows and several blocks of columns: A is packed once for all of them.
+        // Few rows and several blocks of columns: A is packed once for all of them, but for tiles of four vectors.
         assert_eq!(walk(60, 5000, 500, ROWS, None).a, Fetch::Whole);
+        let wide = Walk::new::<f32>(Tile { columns: 32, ..AVX2 }, CACHES, [60, 5000, 256], ROWS, None);
+        assert_eq!((wide.a, wide.order), (Fetch::InPlace, Order::Fetch));
     }
 
     #[test]

@@ -42,6 +42,9 @@ struct Arguments {
     /// As on a machine without AVX-512: Tilewise and those peers that can be told so.
     #[arg(long, conflicts_with = "peers")]
     avx2: bool,
+    /// What OpenBLAS takes the machine for, such as SkylakeX: one older than the processor takes it for the oldest there is.
+    #[arg(long, conflicts_with = "avx2")]
+    openblas_core: Option<String>,
     /// Three short rounds, and no workload above 3 GFLOP: to see that it runs, not to quote.
     #[arg(long)]
     quick: bool,
@@ -72,6 +75,7 @@ impl Arguments {
             },
             peers: if self.avx2 { parent::TOLD.map(String::from).to_vec() } else { self.peers.clone() },
             avx2: self.avx2,
+            openblas_core: self.openblas_core.clone(),
             workloads,
         }
     }

@@ -49,6 +49,8 @@ pub struct Task {
     pub peers: Vec<String>,
     /// Nobody uses AVX-512.
     pub avx2: bool,
+    /// Other than OpenBLAS finds out.
+    pub openblas_core: Option<String>,
     pub workloads: Vec<Workload>,
 }
 
@@ -64,6 +66,9 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
         } else {
             command.env_remove(name)
         };
+    }
+    if let Some(core) = &task.openblas_core {
+        command.env("OPENBLAS_CORETYPE", core);
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     // Dropped at the end of the statement, which tells the process that there is no more.
