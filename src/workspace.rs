@@ -112,7 +112,7 @@ unsafe impl Plain for u32 {
     const POISON: Self = u32::MAX;
 }
 
-/// Buffers a thread keeps. More would only hold memory: no operation uses as many at once.
+/// Buffers of a kind that a thread keeps. More would only hold memory: no operation uses as many at once.
 const KEPT: usize = 8;
 
 thread_local! {
@@ -137,10 +137,10 @@ pub(crate) fn scratch<T: Plain>(op: &'static str, len: usize) -> Result<Scratch<
     aligned(op, len, LINE)
 }
 
-/// [`scratch`] that is read again and again. From half a huge page on it has whole ones to itself: all of it then lies in one
-/// piece, for which L2 has room. Of ordinary pages some share its sets, as chance has it, which takes up to 6 % of a product.
+/// [`scratch`] that is read again and again. From a quarter of a huge page on it has whole ones to itself: what L2 has room for then
+/// lies in one piece. Of ordinary pages some share its sets, as chance has it, which takes up to 6 % of a product.
 pub(crate) fn resident<T: Plain>(op: &'static str, len: usize) -> Result<Scratch<T>> {
-    aligned(op, len, if len.saturating_mul(size_of::<T>()) < HUGE / 2 { LINE } else { HUGE })
+    aligned(op, len, if len.saturating_mul(size_of::<T>()) < HUGE / 4 { LINE } else { HUGE })
 }
 
 /// Scratch that begins with a line, or with a huge page and is as long as some of these.
@@ -188,7 +188,7 @@ impl<T: Plain> Drop for Scratch<T> {
         // The thread may be ending, its store gone: then the buffer is freed.
         let _ = STORE.try_with(|store| {
             if let Ok(mut store) = store.try_borrow_mut()
-                && store.len() < KEPT
+                && store.iter().filter(|kept| kept.alignment() == words.alignment()).count() < KEPT
             {
                 store.push(words);
             }
@@ -233,17 +233,17 @@ mod tests {
 
     #[test]
     fn what_stays_in_l2_has_huge_pages_to_itself() {
-        const HALF: usize = HUGE / 2 / size_of::<u32>();
-        let small = resident::<u32>("test", HALF - 1).unwrap();
+        const PAGE: usize = HUGE / size_of::<u32>();
+        let small = resident::<u32>("test", PAGE / 4 - 1).unwrap();
         assert_eq!(small.words.alignment(), LINE);
-        for len in [HALF, 5 * HALF + 1] {
+        for len in [PAGE / 4, 2 * PAGE + 1] {
             let first = resident::<u32>("test", len).unwrap();
             let address = first.as_ptr().addr();
             assert_eq!(address % HUGE, 0, "{len}");
             drop(first);
             let other = scratch::<u32>("test", len).unwrap();
             assert_ne!(other.as_ptr().addr(), address, "of another kind");
-            let mut whole = resident::<u32>("test", len.next_multiple_of(2 * HALF)).unwrap();
+            let mut whole = resident::<u32>("test", len.next_multiple_of(PAGE)).unwrap();
             assert_eq!(whole.as_ptr().addr(), address, "there is room for it");
             whole.fill(7);
             assert!(whole.iter().all(|&x| x == 7));

@@ -123,6 +123,7 @@ fn each_path<T: Element>(call: &mut Measure) {
     product("split", [12, 30, 9000]);
     product("row times matrix", [1, 1500, 900]);
     product("matrix times column", [1500, 1, 900]);
+    product("scratch on huge pages", [600, 1100, 512]);
     product("no depth", [30, 50, 0]);
     product("nothing", [0, 50, 20]);
     for (batch, [m, n, k]) in [(9, [40, 50, 60]), (3, [256, 256, 256])] {

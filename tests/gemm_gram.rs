@@ -161,6 +161,8 @@ fn the_same_bits_for_any_number_of_threads() {
             [72, 1000],
             [90, 1000],
             [8, 9000],
+            // A leaf on one thread, of more rows below it than have blocks of their usual depth in a product.
+            [500, 300],
             // Parts of unlike depth.
             [200, 4097],
             [130, 8193],

@@ -49,7 +49,7 @@ impl<T> Ahead<T> {
         Self { runs, stride, lines, next, line: next, left: 0, share, l2 }
     }
 
-    /// The same of the next panel of B: L1 is full of the one that is being read.
+    /// The same of the next panel of B, or what comes after the last: L1 is full of the one that is being read.
     #[inline(always)]
     pub(super) fn panel(view: TensorView<'_, T, 2>, tiles: usize, depth: usize) -> Self {
         Self { l2: machine::caches().distant(), ..Self::new(view, tiles, depth) }

@@ -24,6 +24,11 @@ pub(crate) struct Tile {
 }
 
 impl Tile {
+    /// Four vectors in a row: of a panel of B so many take less depth to fill L1.
+    fn wide(self) -> bool {
+        self.columns >= 4 * self.lanes
+    }
+
     /// Vectors of sums, which say for how many rows an operand in memory is read in good time.
     pub(crate) fn sums(self) -> usize {
         self.rows * self.columns / self.lanes
@@ -118,9 +123,6 @@ pub(crate) const LEAST_DEPTH: usize = 128;
 /// Steps of a block where C comes from far.
 const DEEP: usize = 512;
 
-/// Bytes of the largest block of A that is packed at once for several blocks of columns, and waits in a far L3.
-const WAITING: usize = 16 << 20;
-
 /// Columns for which rows of A are read where they lie, by tiles of two vectors: with 1024 of them a packed A is some 4 % faster
 /// where rows lie a page apart, and with 256 a tenth slower.
 const FEW_COLUMNS: usize = 512;
@@ -130,7 +132,7 @@ const FEW_COLUMNS: usize = 512;
 const PASSING: usize = 144;
 
 /// Depth of a block: a panel of A stays in L1, and one of B, `kc` × `columns`, which streams past it from L2 or is used by
-/// several panels of A, takes up to four thirds of it. More than 256 steps do not pay: they leave fewer panels in L2.
+/// several panels of A, takes up to four thirds of it. More than 256 steps leave fewer panels in L2.
 pub(crate) fn depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usize {
     let most = caches.l1d * 4 / 3 / (tile.columns * size_of::<T>());
     balanced(k, most.clamp(LEAST_DEPTH, 256), 8)
@@ -143,10 +145,10 @@ pub(crate) fn packed_depth_block<T>(tile: Tile, caches: Caches, k: usize) -> usi
     balanced(k, most.clamp(LEAST_DEPTH, (8 * tile.lanes * size_of::<T>()).max(256)), 8)
 }
 
-/// [`depth_block`] of operands in memory, `None` where they are not. Where L3 is far, so is what few rows read of a large B as it lies,
-/// and again right away: all of a panel then has room in L1; and so for more rows where steps fall on few sets of L1, and there are
-/// columns enough. For many rows B is packed, and C comes from as far once for each block: of which there are half as many then,
-/// if A is not packed again for each block of fewer columns.
+/// [`depth_block`] of matrices in memory. Where L3 is far and tiles are wide, so is what few rows read of a large B as it lies, and again
+/// right away: all of a panel then has room in L1; and so for more rows where steps fall on few sets of L1, and there are columns
+/// enough. For many rows B is packed, and C comes from as far once for each block: of which there are half as many then, if A is not
+/// packed again for each block of fewer columns.
 pub(super) fn depth_in_memory<T>(
     tile: Tile,
     caches: Caches,
@@ -154,20 +156,26 @@ pub(super) fn depth_in_memory<T>(
     [a, b]: [Option<Source>; 2],
 ) -> usize {
     let usual = depth_block::<T>(tile, caches, k);
-    let (Some(a), Some(b)) = (a, b) else { return packed_depth_block::<T>(tile, caches, k) };
-    if !caches.distant() {
+    let (Some(a), Some(b)) = (a, b) else { return usual };
+    if !(tile.wide() && caches.distant() && a.direct && b.direct) {
         return usual;
     }
-    if b.direct && b.neighbours && b.bytes > caches.l2 {
+    if b.neighbours && b.bytes > caches.l2 {
         let few_sets = b.stride.saturating_mul(size_of::<T>()).is_multiple_of(PAGE / 4) && k / 4 <= n;
         if m <= if few_sets { tile.most_in_turn() } else { tile.sums() * 3 / 2 } {
             return balanced(k, LEAST_DEPTH, 8);
         }
     }
     let bytes = |lines: usize| lines.saturating_mul(DEEP * size_of::<T>());
-    let whole = bytes(n) > room(caches) && bytes(m) <= WAITING;
-    let deep = m > tile.most_across() && a.direct && (a.steps || whole);
+    let whole = bytes(n) > room(caches) && bytes(m) <= waiting(tile, caches);
+    let deep = m > tile.most_across() && (a.steps || whole);
     if deep { balanced(k, DEEP, 8) } else { usual }
+}
+
+/// Bytes of the largest block of A that is packed at once for several blocks of columns, by each thread. Where L3 is far and tiles are
+/// wide it may wait there: it is read from front to back.
+fn waiting(tile: Tile, caches: Caches) -> usize {
+    if tile.wide() && caches.distant() { 16 << 20 } else { caches.l2 / 8 }
 }
 
 /// Bytes of L2 for B, the rest for A, C and what comes next: three quarters of a small one, and no more than half of a large
@@ -214,7 +222,7 @@ pub(crate) enum Order {
 pub(crate) enum Fetch {
     /// They are read where they lie.
     InPlace,
-    /// All of a block of depth is packed at once, and stays in L2.
+    /// All of a block of depth is packed at once, and stays in L2, or in an L3 that is far.
     Whole,
     /// Some are packed when their turn comes, and stay in L1 or L2 while they are used.
     Panels,
@@ -293,7 +301,6 @@ impl Walk {
             Some(Source { bytes, .. }) if bytes <= caches.l2 / 4 => 8 * tile.columns,
             _ => 64.clamp(4 * tile.columns, 8 * tile.columns),
         };
-        let waiting = if caches.distant() { WAITING } else { caches.l2 / 8 };
         let a_fetch = match a {
             Some(Source { direct: true, neighbours, steps, .. }) if (neighbours || steps) && n <= often => {
                 Fetch::InPlace
@@ -303,7 +310,7 @@ impl Walk {
                 Fetch::InPlace
             }
             Some(_) if across => Fetch::Whole,
-            Some(_) if nc < n && m.saturating_mul(bytes) <= waiting => Fetch::Whole,
+            Some(_) if nc < n && m.saturating_mul(bytes) <= waiting(tile, caches) => Fetch::Whole,
             _ => Fetch::Panels,
         };
         // The processor sees a B in place coming, but not in time where it comes from so far; nor does it look over the end of a page,
@@ -511,16 +518,27 @@ mod tests {
             assert_eq!(depth(far, [m, 1000, 2048], ROWS, stride), expected, "{m} {stride}");
         }
         assert_eq!(depth(far, [96, 511, 2048], ROWS, 1024), 256, "few columns");
-        assert_eq!(depth(far, [36, 1000, 100], ROWS, 1000), 100, "there is no more");
+        assert_eq!(depth(far, [36, 1000, 200], ROWS, 1000), 104, "even blocks");
         let small = Some(Source { bytes: 2 << 20, ..columns(1000) });
         assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [ROWS, small]), 256);
         // Many rows.
         assert_eq!([288, 289].map(|m| depth(far, [m, 1000, 2048], ROWS, 1000)), [256, 512]);
         let across = |m, n| depth(far, [m, n, 2048], COLUMNS, 1000);
         assert_eq!([across(8192, 513), across(8193, 513), across(8192, 512)], [512, 256, 256]);
-        // Elsewhere, and over packed operands.
+        // Elsewhere, with other tiles, and of what is no matrix.
         assert_eq!(depth(CACHES, [36, 1000, 2048], ROWS, 1000), 160);
-        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [ROWS, None]), 512);
+        let sources = [ROWS, Some(Source { bytes: (2 << 20) + 1, ..columns(1000) })];
+        for m in [36, 1000] {
+            assert_eq!(depth_in_memory::<f32>(AVX2, far, [m, 1000, 2048], sources), 256);
+            let windows = sources.map(|source| source.map(|source| Source { direct: false, ..source }));
+            for sources in [[windows[0], sources[1]], [sources[0], windows[1]]] {
+                assert_eq!(depth_in_memory::<f32>(avx512, far, [m, 1000, 2048], sources), 256);
+            }
+        }
+        assert_eq!(
+            depth_in_memory::<f64>(Tile { columns: 32, lanes: 8, ..avx512 }, far, [36, 1000, 2048], sources),
+            128
+        );
     }
 
     fn walk(m: usize, n: usize, k: usize, a: Option<Source>, b: Option<Source>) -> Walk {
@@ -574,10 +592,14 @@ mod tests {
             assert_eq!(paged(n, stride, bytes), Fetch::InPlace, "{n} {stride} {bytes}");
         }
         // Several blocks of columns: at once, if it is small, or L3 far.
-        let large = |caches, m| Walk::new::<f32>(AVX2, caches, [m, 5000, 256], Some(columns(5000)), ROWS).a;
-        assert_eq!([64, 65].map(|m| large(CACHES, m)), [Fetch::Whole, Fetch::Panels]);
+        let large =
+            |tile, caches, m| Walk::new::<f32>(tile, caches, [m, 5000, 256], Some(columns(5000)), ROWS).a;
         let far = Caches { l3: 480 << 20, ..CACHES };
-        assert_eq!([16384, 16385].map(|m| large(far, m)), [Fetch::Whole, Fetch::Panels]);
+        let wide = Tile { columns: 32, ..AVX2 };
+        for (tile, caches) in [(AVX2, CACHES), (AVX2, far), (wide, CACHES)] {
+            assert_eq!([64, 65].map(|m| large(tile, caches, m)), [Fetch::Whole, Fetch::Panels]);
+        }
+        assert_eq!([16384, 16385].map(|m| large(wide, far, m)), [Fetch::Whole, Fetch::Panels]);
         // Rows that go backwards have no neighbours behind them.
         assert_eq!(walk(3000, 128, 500, Some(NONE), COLUMNS).a, Fetch::Panels);
         assert_eq!(walk(12, 5000, 500, ROWS, COLUMNS).b_in_place, 5000);

@@ -452,16 +452,9 @@ fn in_order<T: Element>(
     }
     if turns::<T>(tile, machine::caches(), shape, strides, driver::BESIDE) {
         let scale = scale.transpose();
-        return driver::product(
-            isa,
-            Input::Source(b.transpose()),
-            Input::Source(a),
-            &scale,
-            c.transpose(),
-            tasks,
-        );
+        return driver::matrices(isa, [b.transpose(), a], &scale, c.transpose(), tasks);
     }
-    driver::product(isa, Input::Source(a), Input::Source(b.transpose()), scale, c, tasks)
+    driver::matrices(isa, [a, b.transpose()], scale, c, tasks)
 }
 
 /// Cᵀ = Bᵀ · Aᵀ beside C, then turned.

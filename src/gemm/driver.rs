@@ -20,7 +20,8 @@ use std::ops::Range;
 
 use super::block::{Block, Store};
 use super::blocking::{
-    Fetch, Order, Source, Tile, Walk, depth_in_memory, following, halve, halve_rows, tile, tile_rows,
+    Fetch, Order, Source, Tile, Walk, depth_block, depth_in_memory, following, halve, halve_rows,
+    packed_depth_block, tile, tile_rows,
 };
 use super::epilogue::Epilogue;
 use super::packed::Slab;
@@ -131,7 +132,7 @@ impl Path {
 }
 
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
-/// tasks there are.
+/// tasks there are. The depth of a block depends on that of the product: its parts may be computed by themselves.
 pub(crate) fn product<T: Element>(
     isa: Isa,
     a: Input<'_, T, impl PanelSource<T>>,
@@ -140,10 +141,39 @@ pub(crate) fn product<T: Element>(
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
 ) -> Result<Path> {
+    let in_memory = a.source().is_some() && b.source().is_some();
+    let block = if in_memory { depth_block::<T> } else { packed_depth_block::<T> };
+    let kc = block(tile::<T>(isa), machine::caches(), a.depth());
+    in_blocks(isa, a, b, scale, c, tasks, kc)
+}
+
+/// [`product`] of a whole one of matrices in memory, of which `b` has the columns as lines; the depth of a block depends on all of it.
+pub(super) fn matrices<T: Element>(
+    isa: Isa,
+    [a, b]: [TensorView<'_, T, 2>; 2],
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+) -> Result<Path> {
+    let ([m, n], k) = (c.shape(), a.shape()[1]);
+    let (a, b) = (Input::Source(a), Input::Source(b));
+    let kc = depth_in_memory::<T>(tile::<T>(isa), machine::caches(), [m, n, k], [a.source(), b.source()]);
+    in_blocks(isa, a, b, scale, c, tasks, kc)
+}
+
+/// [`product`] in blocks of depth `kc`.
+fn in_blocks<T: Element>(
+    isa: Isa,
+    a: Input<'_, T, impl PanelSource<T>>,
+    b: Input<'_, T, impl PanelSource<T>>,
+    scale: &Scale<'_, T>,
+    c: TensorViewMut<'_, T, 2>,
+    tasks: Option<usize>,
+    kc: usize,
+) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.depth());
     debug_assert_eq!([a.lines(), b.lines(), b.depth()], [m, n, k]);
-    let in_memory = a.source().is_some() && b.source().is_some();
-    let name = if in_memory { "blocked" } else { "packed" };
+    let name = if a.source().is_some() && b.source().is_some() { "blocked" } else { "packed" };
     if m == 0 || n == 0 {
         return Ok(Path { name, tasks: 0 });
     }
@@ -152,7 +182,6 @@ pub(crate) fn product<T: Element>(
         Input::Packed(packed) => packed.width(),
         Input::Source(_) => tile_rows(tile, [m, n]),
     };
-    let kc = depth_in_memory::<T>(tile, caches, [m, n, k], [a.source(), b.source()]);
     let work = m.saturating_mul(n).saturating_mul(k);
     let tasks = tasks.unwrap_or_else(|| {
         let threads = parallel::threads_for(work, grain(tile));

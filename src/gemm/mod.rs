@@ -53,7 +53,7 @@
 //! | A column-major, larger than a quarter of L3, a block of its depth no more than a quarter of L2, with more rows than B has columns; depth and C as before | the same: its columns are read as rows |
 //! | several threads, few tiles of C that go unevenly or operands larger than L2, and at least 2 blocks of depth for each thread | split: blocks of depth as products of their own, added up in order |
 //! | rows of A contiguous, with AVX2 and the baseline up to 512 columns; columns of A contiguous and n at most 8 tiles, or 4, or up to 8 of less than 16 columns, where A is larger than a quarter of L2, or a vector where it is larger than L2 and its columns begin whole pages apart | blocked, A read in place |
-//! | n takes several blocks, a block of A is small (where L3 is that of a server at most 16 MiB) | blocked, A packed at once |
+//! | n takes several blocks, a block of A is small (AVX-512 where L3 is that of a server: 16 MiB) | blocked, A packed at once |
 //! | m is at most 72 (AVX2 36, baseline 24), or 4 times that where a block of B fits in L2 as it lies and, but for AVX-512 and few steps of depth, 60 rows (AVX2) where it takes 1 MiB at most, or 144 where L3 is that of a server and B takes 16 MiB at most, rows of B contiguous | blocked, B read in place; where there are 24 rows (AVX2 12, baseline 16) and the vectors of B are parts of two cache lines, or L3 is that of a server and there are more than 96 (AVX2 48, baseline 32) or B takes more than 16 MiB, its panels are packed by the first tile that reads them |
 //! | an operand is [`Packed`] | blocked, that operand read as it was packed; by a lone row some panels side by side; a right one of at most a quarter of L2 by each thread, for its rows, if these are 8 tiles for each |
 //! | columns of B contiguous, a block of A takes no more than a sixteenth of L2 | blocked, as much of B packed at a time |
@@ -66,8 +66,8 @@
 //!
 //! The result has the same bits for any number of threads: an element is the sum over its blocks of depth in order,
 //! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block
-//! depends on the shape, the element type, the machine and how the operands lie; of packed ones on `k` instead of the shape, so over
-//! a [`Packed`] right operand a row has the same bits alone and in any batch. [`gram`] sums parts of a large depth by themselves first. Results
+//! depends on the shape of the whole product, the element type, the machine and how the operands lie; over packed ones, in [`gram`] and in layers
+//! on `k` instead of the shape, so over a [`Packed`] right operand a row has the same bits alone and in any batch. [`gram`] sums parts of a large depth by themselves first. Results
 //! differ between instruction sets in rounding.
 
 mod ahead;

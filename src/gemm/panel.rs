@@ -399,12 +399,12 @@ mod tests {
             ];
             for (isa, view) in machine::supported().iter().flat_map(|&isa| views.map(|view| (isa, view))) {
                 for width in [1, 3, 4, 6, 16] {
-                    let mut data = vec![f32::NAN; packed_len(lines, width, 41).unwrap()];
-                    pack(isa, view, 0..lines, 2..43, width, &mut data, false);
+                    let mut data = vec![f32::NAN; packed_len(lines - 2, width, 41).unwrap()];
+                    pack(isa, view, 2..lines, 2..43, width, &mut data, false);
                     for (at, &value) in data.iter().enumerate() {
                         let (panel, rest) = (at / (width * 41), at % (width * 41));
                         let (line, step) = (panel * width + rest % width, 2 + rest / width);
-                        let expected = view.get([line, step]).copied().unwrap_or(0.0);
+                        let expected = view.get([2 + line, step]).copied().unwrap_or(0.0);
                         assert_eq!(value, expected, "line {line} step {step} width {width}");
                     }
                 }
