@@ -75,7 +75,6 @@ impl Arguments {
             },
             peers: if self.avx2 { parent::TOLD.map(String::from).to_vec() } else { self.peers.clone() },
             avx2: self.avx2,
-            openblas_core: self.openblas_core.clone(),
             workloads,
         }
     }
@@ -93,9 +92,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut records = Vec::new();
     for &threads in &arguments.threads {
         let task = arguments.task(threads);
-        records.extend(parent::gather(Command::new(std::env::current_exe()?).arg("--child"), &task)?);
+        let (program, core) = (std::env::current_exe()?, arguments.openblas_core.as_deref());
+        records.extend(parent::gather(Command::new(program).arg("--child"), &task, core)?);
         match &arguments.python {
-            Some(python) => records.extend(parent::gather(&mut parent::python(python)?, &task)?),
+            // NumPy brings an OpenBLAS of its own, which is newer.
+            Some(python) => records.extend(parent::gather(&mut parent::python(python)?, &task, None)?),
             None => eprintln!("no --python: its peers are left out"),
         }
     }

@@ -49,13 +49,15 @@ pub struct Task {
     pub peers: Vec<String>,
     /// Nobody uses AVX-512.
     pub avx2: bool,
-    /// Other than OpenBLAS finds out.
-    pub openblas_core: Option<String>,
     pub workloads: Vec<Workload>,
 }
 
-/// Runs a command that reads a task and prints records.
-pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn Error>> {
+/// Runs a command that reads a task and prints records; `openblas_core` is what OpenBLAS takes the machine for there, if not what it finds.
+pub fn gather(
+    command: &mut Command,
+    task: &Task,
+    openblas_core: Option<&str>,
+) -> Result<Vec<Record>, Box<dyn Error>> {
     command.envs(THREADS.iter().map(|name| (name, task.threads.to_string()))).envs(WAITING.iter().copied());
     for name in FORCED {
         command.env_remove(name);
@@ -67,7 +69,7 @@ pub fn gather(command: &mut Command, task: &Task) -> Result<Vec<Record>, Box<dyn
             command.env_remove(name)
         };
     }
-    if let Some(core) = &task.openblas_core {
+    if let Some(core) = openblas_core {
         command.env("OPENBLAS_CORETYPE", core);
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
