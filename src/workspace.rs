@@ -10,12 +10,10 @@ use aligned_vec::{AVec, Alignment, ConstAlign, RuntimeAlign};
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::simd::CACHE_LINE;
 
 /// A vector aligned to 64 bytes, a cache line and the widest vector.
-pub(crate) type Aligned<T> = AVec<T, ConstAlign<LINE>>;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) type Aligned<T> = AVec<T, ConstAlign<CACHE_LINE>>;
 
 /// An empty vector with room for `len` elements.
 pub(crate) fn try_vec<T>(op: &'static str, len: usize) -> Result<Aligned<T>> {
@@ -115,12 +113,12 @@ unsafe impl Plain for u32 {
 /// Buffers of a kind that a thread keeps. More would only hold memory: no operation uses as many at once.
 const KEPT: usize = 8;
 
+/// What scratch lies in.
+type Words = AVec<u64, RuntimeAlign>;
+
 thread_local! {
     static STORE: RefCell<Vec<Words>> = const { RefCell::new(Vec::new()) };
 }
-
-/// What scratch lies in.
-type Words = AVec<u64, RuntimeAlign>;
 
 /// A zeroed-once, 64-byte aligned scratch slice; goes back to the thread's store when dropped.
 ///
@@ -134,13 +132,13 @@ pub(crate) struct Scratch<T: Plain> {
 
 /// Scratch for `len` elements.
 pub(crate) fn scratch<T: Plain>(op: &'static str, len: usize) -> Result<Scratch<T>> {
-    aligned(op, len, LINE)
+    aligned(op, len, CACHE_LINE)
 }
 
 /// [`scratch`] that is read again and again. From a quarter of a huge page on it has whole ones to itself: what L2 has room for then
 /// lies in one piece. Of ordinary pages some share its sets, as chance has it, which takes up to 6 % of a product.
 pub(crate) fn resident<T: Plain>(op: &'static str, len: usize) -> Result<Scratch<T>> {
-    aligned(op, len, if len.saturating_mul(size_of::<T>()) < HUGE / 4 { LINE } else { HUGE })
+    aligned(op, len, if len.saturating_mul(size_of::<T>()) < HUGE / 4 { CACHE_LINE } else { HUGE })
 }
 
 /// Scratch that begins with a line, or with a huge page and is as long as some of these.
@@ -148,7 +146,7 @@ fn aligned<T: Plain>(op: &'static str, len: usize, align: usize) -> Result<Scrat
     let bytes = len.checked_mul(size_of::<T>()).ok_or(Error::Alloc { op, bytes: usize::MAX })?;
     let words = bytes.div_ceil(size_of::<u64>());
     if words == 0 {
-        return Ok(Scratch { words: Words::new(LINE), len, element: std::marker::PhantomData });
+        return Ok(Scratch { words: Words::new(CACHE_LINE), len, element: std::marker::PhantomData });
     }
     // Of its kind, so that each finds its own again, the smallest that is large enough, else the largest, which grows least.
     let take = |store: &mut Vec<Words>| {
@@ -165,9 +163,8 @@ fn aligned<T: Plain>(op: &'static str, len: usize, align: usize) -> Result<Scrat
     if buffer.capacity() < words {
         // Not resized in place: what is in it need not be copied.
         drop(buffer);
-        let unit = if align == HUGE { HUGE / size_of::<u64>() } else { 1 };
-        buffer =
-            with_room(op, Words::new(align), words.checked_next_multiple_of(unit).unwrap_or(usize::MAX))?;
+        let whole = words.checked_next_multiple_of(align / size_of::<u64>()).unwrap_or(usize::MAX);
+        buffer = with_room(op, Words::new(align), whole)?;
     }
     if buffer.len() < words {
         buffer.resize(words, 0);
@@ -184,7 +181,7 @@ impl<T: Plain> Drop for Scratch<T> {
         if self.words.is_empty() {
             return;
         }
-        let words = std::mem::replace(&mut self.words, Words::new(LINE));
+        let words = std::mem::replace(&mut self.words, Words::new(CACHE_LINE));
         // The thread may be ending, its store gone: then the buffer is freed.
         let _ = STORE.try_with(|store| {
             if let Ok(mut store) = store.try_borrow_mut()
@@ -235,7 +232,7 @@ mod tests {
     fn what_stays_in_l2_has_huge_pages_to_itself() {
         const PAGE: usize = HUGE / size_of::<u32>();
         let small = resident::<u32>("test", PAGE / 4 - 1).unwrap();
-        assert_eq!(small.words.alignment(), LINE);
+        assert_eq!(small.words.alignment(), CACHE_LINE);
         for len in [PAGE / 4, 2 * PAGE + 1] {
             let first = resident::<u32>("test", len).unwrap();
             let address = first.as_ptr().addr();

@@ -153,10 +153,9 @@ pub(super) fn depth_in_memory<T>(
     tile: Tile,
     caches: Caches,
     [m, n, k]: [usize; 3],
-    [a, b]: [Option<Source>; 2],
+    [a, b]: [Source; 2],
 ) -> usize {
     let usual = depth_block::<T>(tile, caches, k);
-    let (Some(a), Some(b)) = (a, b) else { return usual };
     if !(tile.wide() && caches.distant() && a.direct && b.direct) {
         return usual;
     }
@@ -306,9 +305,7 @@ impl Walk {
                 Fetch::InPlace
             }
             // An address for each element costs nothing where it is multiplied by four vectors.
-            Some(Source { direct: true, steps: true, .. }) if tile.columns >= 4 * tile.lanes => {
-                Fetch::InPlace
-            }
+            Some(Source { direct: true, steps: true, .. }) if tile.wide() => Fetch::InPlace,
             Some(_) if across => Fetch::Whole,
             Some(_) if nc < n && m.saturating_mul(bytes) <= waiting(tile, caches) => Fetch::Whole,
             _ => Fetch::Panels,
@@ -509,9 +506,9 @@ mod tests {
     fn blocks_are_as_deep_as_a_far_l3_wants() {
         let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         let far = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 480 << 20 };
-        let depth = |caches, shape, a, stride| {
-            let b = Some(Source { bytes: (2 << 20) + 1, ..columns(stride) });
-            depth_in_memory::<f32>(avx512, caches, shape, [a, b])
+        let (rows, large) = (ROWS.unwrap(), Source { bytes: (2 << 20) + 1, ..columns(1000) });
+        let depth = |caches, shape, a: Option<Source>, stride| {
+            depth_in_memory::<f32>(avx512, caches, shape, [a.unwrap(), Source { stride, ..large }])
         };
         // Few rows; more where steps are a quarter of a page apart.
         for (m, stride, expected) in [(36, 1000, 128), (37, 1000, 256), (96, 1024, 128), (97, 1024, 256)] {
@@ -519,18 +516,18 @@ mod tests {
         }
         assert_eq!(depth(far, [96, 511, 2048], ROWS, 1024), 256, "few columns");
         assert_eq!(depth(far, [36, 1000, 200], ROWS, 1000), 104, "even blocks");
-        let small = Some(Source { bytes: 2 << 20, ..columns(1000) });
-        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [ROWS, small]), 256);
+        let small = Source { bytes: 2 << 20, ..large };
+        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [rows, small]), 256);
         // Many rows.
         assert_eq!([288, 289].map(|m| depth(far, [m, 1000, 2048], ROWS, 1000)), [256, 512]);
         let across = |m, n| depth(far, [m, n, 2048], COLUMNS, 1000);
         assert_eq!([across(8192, 513), across(8193, 513), across(8192, 512)], [512, 256, 256]);
         // Elsewhere, with other tiles, and of what is no matrix.
         assert_eq!(depth(CACHES, [36, 1000, 2048], ROWS, 1000), 160);
-        let sources = [ROWS, Some(Source { bytes: (2 << 20) + 1, ..columns(1000) })];
+        let sources = [rows, large];
         for m in [36, 1000] {
             assert_eq!(depth_in_memory::<f32>(AVX2, far, [m, 1000, 2048], sources), 256);
-            let windows = sources.map(|source| source.map(|source| Source { direct: false, ..source }));
+            let windows = sources.map(|source| Source { direct: false, ..source });
             for sources in [[windows[0], sources[1]], [sources[0], windows[1]]] {
                 assert_eq!(depth_in_memory::<f32>(avx512, far, [m, 1000, 2048], sources), 256);
             }

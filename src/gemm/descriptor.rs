@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::blocking::{tile, turns, turns_small};
-use super::driver::{self, Input, Path, Scale};
+use super::driver::{self, Extent, Input, Path, Scale};
 use super::epilogue::{Bias, Epilogue};
 use super::packed::{Packed, Side};
 use super::{gram, panel, thin, tiny, vector};
@@ -395,7 +395,7 @@ fn matrix<T: Element>(
         Operand::View(b) => Input::Source(b.transpose()),
         Operand::Packed(packed) => Input::Packed(packed.slab()),
     };
-    driver::product(isa, lhs, rhs, scale, c, tasks)
+    driver::product(isa, lhs, rhs, scale, c, tasks, Extent::Whole)
 }
 
 /// One product of matrices in memory, transposed as a whole where C is column-major.
@@ -452,9 +452,11 @@ fn in_order<T: Element>(
     }
     if turns::<T>(tile, machine::caches(), shape, strides, driver::BESIDE) {
         let scale = scale.transpose();
-        return driver::matrices(isa, [b.transpose(), a], &scale, c.transpose(), tasks);
+        let (a, b) = (Input::Source(b.transpose()), Input::Source(a));
+        return driver::product(isa, a, b, &scale, c.transpose(), tasks, Extent::Whole);
     }
-    driver::matrices(isa, [a, b.transpose()], scale, c, tasks)
+    let (a, b) = (Input::Source(a), Input::Source(b.transpose()));
+    driver::product(isa, a, b, scale, c, tasks, Extent::Whole)
 }
 
 /// Cᵀ = Bᵀ · Aᵀ beside C, then turned.

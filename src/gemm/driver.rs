@@ -131,8 +131,17 @@ impl Path {
     pub(super) const TINY: Self = Self { name: "tiny", tasks: 1 };
 }
 
+/// What a product is a part of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Extent {
+    /// It is all there is: the depth of a block may depend on its shape.
+    Whole,
+    /// A product that may be cut otherwise with the same result: the depth of a block depends on its own depth.
+    Part,
+}
+
 /// C = alpha · A · B + beta · C and the epilogue. The shapes have been checked. `tasks` overrides how many
-/// tasks there are. The depth of a block depends on that of the product: its parts may be computed by themselves.
+/// tasks there are.
 pub(crate) fn product<T: Element>(
     isa: Isa,
     a: Input<'_, T, impl PanelSource<T>>,
@@ -140,44 +149,21 @@ pub(crate) fn product<T: Element>(
     scale: &Scale<'_, T>,
     c: TensorViewMut<'_, T, 2>,
     tasks: Option<usize>,
-) -> Result<Path> {
-    let in_memory = a.source().is_some() && b.source().is_some();
-    let block = if in_memory { depth_block::<T> } else { packed_depth_block::<T> };
-    let kc = block(tile::<T>(isa), machine::caches(), a.depth());
-    in_blocks(isa, a, b, scale, c, tasks, kc)
-}
-
-/// [`product`] of a whole one of matrices in memory, of which `b` has the columns as lines; the depth of a block depends on all of it.
-pub(super) fn matrices<T: Element>(
-    isa: Isa,
-    [a, b]: [TensorView<'_, T, 2>; 2],
-    scale: &Scale<'_, T>,
-    c: TensorViewMut<'_, T, 2>,
-    tasks: Option<usize>,
-) -> Result<Path> {
-    let ([m, n], k) = (c.shape(), a.shape()[1]);
-    let (a, b) = (Input::Source(a), Input::Source(b));
-    let kc = depth_in_memory::<T>(tile::<T>(isa), machine::caches(), [m, n, k], [a.source(), b.source()]);
-    in_blocks(isa, a, b, scale, c, tasks, kc)
-}
-
-/// [`product`] in blocks of depth `kc`.
-fn in_blocks<T: Element>(
-    isa: Isa,
-    a: Input<'_, T, impl PanelSource<T>>,
-    b: Input<'_, T, impl PanelSource<T>>,
-    scale: &Scale<'_, T>,
-    c: TensorViewMut<'_, T, 2>,
-    tasks: Option<usize>,
-    kc: usize,
+    extent: Extent,
 ) -> Result<Path> {
     let ([m, n], k) = (c.shape(), a.depth());
     debug_assert_eq!([a.lines(), b.lines(), b.depth()], [m, n, k]);
-    let name = if a.source().is_some() && b.source().is_some() { "blocked" } else { "packed" };
+    let (tile, caches) = (tile::<T>(isa), machine::caches());
+    let (name, kc) = match (a.source(), b.source(), extent) {
+        (Some(a), Some(b), Extent::Whole) => {
+            ("blocked", depth_in_memory::<T>(tile, caches, [m, n, k], [a, b]))
+        }
+        (Some(_), Some(_), Extent::Part) => ("blocked", depth_block::<T>(tile, caches, k)),
+        _ => ("packed", packed_depth_block::<T>(tile, caches, k)),
+    };
     if m == 0 || n == 0 {
         return Ok(Path { name, tasks: 0 });
     }
-    let (tile, caches) = (tile::<T>(isa), machine::caches());
     let tile_rows = match &a {
         Input::Packed(packed) => packed.width(),
         Input::Source(_) => tile_rows(tile, [m, n]),

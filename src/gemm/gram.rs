@@ -17,7 +17,7 @@ use std::time::Instant;
 use super::block::{Block, Store};
 use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
 use super::descriptor::trace;
-use super::driver::{self, Input, LARGE, Path, Scale, scratch};
+use super::driver::{self, Extent, Input, LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
 use super::panel::{self, Panels};
 use crate::activation::Activation;
@@ -210,7 +210,8 @@ impl<T: Element> Gram<'_, T> {
     ) -> Result<()> {
         let turned = c.strides()[1] != 1 && c.strides()[0] == 1;
         let (a, b, c) = if turned { (columns, rows, c.transpose()) } else { (rows, columns, c) };
-        driver::product(self.isa, Input::Source(a), Input::Source(b), self.scale, c, Some(tasks))?;
+        let (a, b) = (Input::Source(a), Input::Source(b));
+        driver::product(self.isa, a, b, self.scale, c, Some(tasks), Extent::Part)?;
         Ok(())
     }
 

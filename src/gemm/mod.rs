@@ -66,8 +66,9 @@
 //!
 //! The result has the same bits for any number of threads: an element is the sum over its blocks of depth in order,
 //! and in a block over its steps in order, or a dot product over lanes, whoever computes it. The depth of a block
-//! depends on the shape of the whole product, the element type, the machine and how the operands lie; over packed ones, in [`gram`] and in layers
-//! on `k` instead of the shape, so over a [`Packed`] right operand a row has the same bits alone and in any batch. [`gram`] sums parts of a large depth by themselves first. Results
+//! depends on the shape of the whole product, the element type, the machine and how the operands lie; over packed ones, in
+//! [`gram`] and in layers on `k` instead of the shape, so over a [`Packed`] right operand a row has the same bits alone and
+//! in any batch. [`gram`] sums parts of a large depth by themselves first. Results
 //! differ between instruction sets in rounding.
 
 mod ahead;
@@ -94,7 +95,7 @@ pub(crate) use block::{Block, Store};
 pub(crate) use blocking::{LEAST_DEPTH, NEAR, Order, Tile, balanced, depth_block, tile, tile_rows};
 pub(crate) use descriptor::Products;
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
-pub(crate) use driver::{GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
+pub(crate) use driver::{Extent, GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
 pub use epilogue::Bias;
 pub(crate) use epilogue::Epilogue;
 pub use gram::gram;

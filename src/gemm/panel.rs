@@ -287,6 +287,9 @@ pub(crate) fn packed_len(lines: usize, width: usize, depth: usize) -> Option<usi
     lines.checked_next_multiple_of(width)?.checked_mul(depth)
 }
 
+/// Panels less than a vector wide that are packed at a time: each begins in a page of its own.
+const SOME: usize = 32;
+
 /// Elements that a packing task moves at least: about ten microseconds.
 const PACK_GRAIN: usize = 1 << 15;
 
@@ -317,7 +320,12 @@ pub(crate) fn pack<T: Element>(
             let along = source.direct().is_some_and(|view| view.strides()[0] == 1);
             let run = if along { 8 } else { (NEAR / size_of::<T>() / width).max(1).next_multiple_of(16) };
             if along && width < S::LANES {
-                return narrow(simd, source, lines, depth, width, panels);
+                let some = lines.clone().step_by(SOME * width);
+                for (start, panels) in some.zip(panels.chunks_mut(SOME * width * depth.len())) {
+                    let lines = start..lines.end.min(start + SOME * width);
+                    narrow(simd, source, lines, depth.clone(), width, panels);
+                }
+                return;
             }
             for first in depth.clone().step_by(run) {
                 let steps = first..depth.end.min(first + run);
@@ -341,28 +349,22 @@ pub(crate) fn pack<T: Element>(
         panels: &mut [T],
     ) {
         const STEPS: usize = 8;
-        /// Panels that are packed at a time: each begins in a page of its own.
-        const PANELS: usize = 32;
         let Some(steps) = source.direct().map(|view| view.transpose()) else { return };
-        let (end, len) = (lines.end, width * depth.len());
-        let some = lines.step_by(PANELS * width).zip(panels.chunks_mut(PANELS * len));
-        for (first_line, panels) in some {
-            let lines = first_line..end.min(first_line + PANELS * width);
-            for first in (0..depth.len()).step_by(STEPS) {
-                let rows: [&[T]; STEPS] = std::array::from_fn(|p| {
-                    let step = depth.start + first + p;
-                    steps.row(step).filter(|_| step < depth.end).map_or(&[][..], |row| &row[lines.clone()])
-                });
-                for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
-                    for (row, at) in rows.iter().zip((first * width..len).step_by(width)) {
-                        let (from, to) = (&row[(i * width).min(row.len())..], &mut panel[at..]);
-                        if from.len() >= S::LANES && to.len() >= S::LANES {
-                            // What is too much, the next step overwrites.
-                            simd.store(simd.load(from), to);
-                        } else {
-                            let vector = simd.load_partial(&from[..width.min(from.len())]);
-                            simd.store_partial(vector, &mut to[..width]);
-                        }
+        let len = width * depth.len();
+        for first in (0..depth.len()).step_by(STEPS) {
+            let rows: [&[T]; STEPS] = std::array::from_fn(|p| {
+                let step = depth.start + first + p;
+                steps.row(step).filter(|_| step < depth.end).map_or(&[][..], |row| &row[lines.clone()])
+            });
+            for (i, panel) in panels.chunks_exact_mut(len).enumerate() {
+                for (row, at) in rows.iter().zip((first * width..len).step_by(width)) {
+                    let (from, to) = (&row[(i * width).min(row.len())..], &mut panel[at..]);
+                    if from.len() >= S::LANES && to.len() >= S::LANES {
+                        // What is too much, the next step overwrites.
+                        simd.store(simd.load(from), to);
+                    } else {
+                        let vector = simd.load_partial(&from[..width.min(from.len())]);
+                        simd.store_partial(vector, &mut to[..width]);
                     }
                 }
             }

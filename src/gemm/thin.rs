@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use super::blocking::{PAGE, Tile, depth_block, tile_rows};
-use super::driver::{self, Input, Scale, blocks};
+use super::driver::{self, Extent, Input, Scale, blocks};
 use super::panel;
 use super::sweep::{Merge, Sweep};
 use crate::element::Element;
@@ -112,6 +112,7 @@ impl<T: Element> Thin<'_, T> {
             &scale,
             rest.view_mut(),
             Some(1),
+            Extent::Part,
         )?;
         Ok(())
     }
@@ -224,7 +225,8 @@ mod tests {
                 (fractions([m, k], 5), fractions([k, n], 3), c.view().to_tensor().unwrap());
             product(isa, tile::<T>(isa), a.view(), b.view(), &scale, c.view_mut(), Some(1)).unwrap();
             let sources = (Input::Source(a.view()), Input::Source(b.view().transpose()));
-            driver::product(isa, sources.0, sources.1, &scale, blocked.view_mut(), Some(1)).unwrap();
+            driver::product(isa, sources.0, sources.1, &scale, blocked.view_mut(), Some(1), Extent::Part)
+                .unwrap();
             assert!(
                 c.iter().zip(blocked.iter()).all(|(c, blocked)| c.to_f64() == blocked.to_f64()),
                 "{isa} {m} {n} {k}"

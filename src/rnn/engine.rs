@@ -22,7 +22,7 @@ use super::tape::TapeMut;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::gemm::{self, Epilogue, Input, Scale, Slab, Tile};
+use crate::gemm::{self, Epilogue, Extent, Input, Scale, Slab, Tile};
 use crate::machine::{self, Caches, Isa};
 use crate::parallel;
 use crate::tensor::{TensorView, TensorViewMut};
@@ -375,7 +375,7 @@ impl<T: Element> Engine<'_, T> {
             Ok(source) => Input::Source(source),
             Err(slab) => Input::Packed(slab),
         };
-        gemm::product(self.isa, Input::Source(x), weights, &plain(T::ZERO), z, None)?;
+        gemm::product(self.isa, Input::Source(x), weights, &plain(T::ZERO), z, None, Extent::Part)?;
         Ok(())
     }
 
@@ -425,6 +425,7 @@ impl<T: Element> Engine<'_, T> {
                 &plain(T::ZERO),
                 h.view_mut(),
                 None,
+                Extent::Part,
             )?;
             if !y.is_empty() {
                 y.copy_from(h.view());

@@ -362,7 +362,15 @@ impl<T: Element> Unroll<'_, T> {
             let a = part(&self.gradients(&dz[..count * pitch], count)?, self.first_columns());
             let dh = TensorViewMut::from_slice(&mut dh[..count * state], [count, state])?;
             let weights = gemm::Input::<T, TensorView<'_, T, 2>>::Packed(self.recurrent);
-            gemm::product(self.isa, gemm::Input::Source(a), weights, &plain(T::ONE), dh, None)?;
+            gemm::product(
+                self.isa,
+                gemm::Input::Source(a),
+                weights,
+                &plain(T::ONE),
+                dh,
+                None,
+                gemm::Extent::Part,
+            )?;
         }
         Ok(())
     }
