@@ -8,12 +8,13 @@ use crate::simd::{Simd, SimdOp};
 use crate::tensor::{TensorView, TensorViewMut};
 
 use super::ahead::Ahead;
-use super::blocking::{NEAR, Order, PAGE, height};
+use super::blocking::{NEAR, PAGE, height};
 use super::epilogue::Epilogue;
 use super::keep::Keep;
 use super::kernel::{Lhs, Rhs, SUMS, Strip};
 use super::lone::{Lone, RUNS};
 use super::panel::Panels;
+use super::walk::Order;
 
 /// Tiles that go through the kernel at a time: what comes before the first step and after the last of each of them is a few
 /// instructions then, and they stay in L1 for the epilogue.

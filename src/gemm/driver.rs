@@ -19,14 +19,12 @@
 use std::ops::Range;
 
 use super::block::{Block, Store};
-use super::blocking::{
-    Fetch, Order, Source, Tile, Walk, depth_block, depth_in_memory, following, halve, halve_rows,
-    packed_depth_block, tile, tile_rows,
-};
+use super::blocking::{Tile, depth_block, halve, halve_rows, packed_depth_block, tile, tile_rows};
 use super::epilogue::Epilogue;
 use super::packed::Slab;
 use super::panel::{self, PanelSource, Panels, packed_len};
 use super::split;
+use super::walk::{Fetch, Order, Source, Walk, depth_in_memory, following};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::machine::{self, Isa};

@@ -15,11 +15,12 @@
 use std::time::Instant;
 
 use super::block::{Block, Store};
-use super::blocking::{Order, Tile, depth_block, tile, tile_rows};
+use super::blocking::{Tile, depth_block, tile, tile_rows};
 use super::descriptor::trace;
 use super::driver::{self, Extent, Input, LARGE, Path, Scale, scratch};
 use super::epilogue::Epilogue;
 use super::panel::{self, Panels};
+use super::walk::Order;
 use crate::activation::Activation;
 use crate::element::Element;
 use crate::error::{Error, Result};

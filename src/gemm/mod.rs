@@ -90,9 +90,10 @@ mod sweep;
 mod thin;
 mod tiny;
 mod vector;
+mod walk;
 
 pub(crate) use block::{Block, Store};
-pub(crate) use blocking::{LEAST_DEPTH, NEAR, Order, Tile, balanced, depth_block, tile, tile_rows};
+pub(crate) use blocking::{LEAST_DEPTH, NEAR, Tile, balanced, depth_block, tile, tile_rows};
 pub(crate) use descriptor::Products;
 pub use descriptor::{BatchOperand, Gemm, Operand, gemm};
 pub(crate) use driver::{Extent, GRAIN, Input, Scale, blocks, columns, depth_blocks, product};
@@ -106,3 +107,4 @@ pub(crate) use packed::Slab;
 pub(crate) use panel::{PanelSource, Panels, Runs, pack, packed_len, transpose};
 pub(crate) use series::Series;
 pub(crate) use split::Sums;
+pub(crate) use walk::Order;
