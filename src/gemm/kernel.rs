@@ -44,6 +44,9 @@ pub(super) const ROWS: usize = 6;
 pub(super) const VECTORS: usize = 4;
 pub(super) const SUMS: usize = ROWS * VECTORS * 16;
 
+/// Steps of depth after which what is asked for into L1 is there.
+const SOON: isize = 12;
+
 /// Panels of A over a block of depth: element (i, p) of the `t`-th lies at `ptr + t · next + i · line + p · step`, and `jump`
 /// further for each of the `runs` that has ended.
 // Invariant: of `count` panels `height` lines of `depth` steps can be read. Where they are `packed`, `line` is 1 or there is one
@@ -349,6 +352,10 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool, const LONE:
         let (line, two) = if PACKED { (1, 2) } else { (a.line, a.line.wrapping_mul(2)) };
         let a_step = if PACKED { a.step } else { 1 };
         let last = b.readable.saturating_sub((V - 1) * S::LANES).min(S::LANES);
+        // Panels that are neighbours come from L2, where the processor alone is late with them; more so where another thread shares the
+        // core. Of one panel for tiles below each other much is in L1.
+        let streams = !down && count > 1 && b.step == most as isize;
+        let soon = b.step.wrapping_mul(SOON);
         let mut start = c.as_mut_ptr();
         let mut begins = ([a.ptr; 4], b.ptr);
         if !PACKED {
@@ -384,6 +391,12 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool, const LONE:
             // multiply-add costs.
             const UNROLL: usize = 2;
             macro_rules! steps {
+                (ask: $($step:literal)*) => {$({
+                    each!(v in vectors V {
+                        simd::prefetch(bt.wrapping_offset(soon + (v * S::LANES) as isize));
+                    });
+                    steps!(false: $step);
+                })*};
                 ($masked:literal: $($step:literal)*) => {$({
                     const { assert!($step < UNROLL) };
                     // SAFETY: the invariants of `Lhs` and `Rhs`, and asserted above: this step of this tile's panels exists, with `R`
@@ -409,8 +422,14 @@ impl<T: Element, const R: usize, const V: usize, const PACKED: bool, const LONE:
                         steps!(true: 0);
                     }
                 } else {
-                    for _ in 0..steps / UNROLL {
-                        steps!(false: 0 1);
+                    if const { R == ROWS && V == VECTORS && !LONE } && streams {
+                        for _ in 0..steps / UNROLL {
+                            steps!(ask: 0 1);
+                        }
+                    } else {
+                        for _ in 0..steps / UNROLL {
+                            steps!(false: 0 1);
+                        }
                     }
                     for _ in 0..steps % UNROLL {
                         steps!(false: 0);
