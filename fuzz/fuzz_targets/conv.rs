@@ -132,7 +132,7 @@ where
         Ok(shape) => shape,
         Err(error) => {
             assert!(!error.to_string().is_empty());
-            let again = conv.forward(x.view(), w.view(), None).err().expect("its shape was refused");
+            let again = conv.forward(x.view(), w.view(), None).expect_err("its shape was refused");
             assert!(again.to_string().contains("Convolution::forward"));
             if !too_large(&error) && small(&x_shape) && small(&w_shape) {
                 let reference = conv::forward(&geometry, x.view(), w.view(), None);

@@ -438,7 +438,7 @@ fn refused<T: Element>(call: Call<'_, T>, wrong: Wrong, c: &mut Matrices<T>) -> 
     let one = [T::ONE];
     let one = TensorView::from_slice(&one, [1, 1, 1]).expect("one element");
     let broadcast = |shape: [usize; 3]| one.broadcast(shape);
-    let short = vec![T::ONE; 256];
+    let short = [T::ONE; 256];
     let mut call: Call<'_, T> = call;
     match wrong {
         Wrong::Depth(Few(depth)) => {

@@ -309,7 +309,7 @@ fn check<T: Cell>(view: Shared<'_, T>, model: &Model) {
 fn check_view<T: Cell, const N: usize>(view: TensorView<'_, T, N>, model: &Model) {
     assert_eq!(view.shape(), model.shape[..]);
     assert_eq!(view.len(), model.count());
-    assert_eq!(view.is_empty(), view.len() == 0);
+    assert_eq!(view.is_empty(), model.count() == 0);
     let (low, high) = view.layout().span();
     assert!(low <= 0 && high >= 0 && high.checked_sub(low).is_some());
     let overlaps = view.layout().may_overlap();
