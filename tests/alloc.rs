@@ -11,6 +11,8 @@ mod pool;
 mod recurrent;
 #[path = "alloc/rows.rs"]
 mod rows;
+#[path = "alloc/training.rs"]
+mod training;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -151,6 +153,7 @@ fn every_operation<T: Element>(call: &mut Measure) {
     pool::calls::<T>(call);
     attention::calls::<T>(call);
     recurrent::calls::<T>(call);
+    training::calls::<T>(call);
 }
 
 fn both_types(call: &mut Measure) {
