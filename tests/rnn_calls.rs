@@ -289,8 +289,7 @@ fn a_stream_has_the_bits_of_the_sequence() {
 fn recomputed_gates_have_the_same_bits() {
     fn same(cell: impl Recurrent, again: impl Recurrent) {
         // The second has several blocks of depth, in products of other shapes forward and back.
-        let lengths: [Option<&[usize]>; 2] = [Some(&[6, 2, 0, 5, 5]), None];
-        for (shape, lengths) in [[6, 5, 7, 37], [3, 40, 600, 33]].into_iter().zip(lengths) {
+        for (shape, lengths) in [([6, 5, 7, 37], Some(&[6, 2, 0, 5, 5][..])), ([3, 40, 600, 33], None)] {
             let model = Model::new(cell, shape, 1, None, lengths);
             assert_eq!(results(cell, &model), results(again, &model));
         }

@@ -228,15 +228,16 @@ pub(super) mod tests {
 
     pub(in crate::gemm) const AVX2: Tile =
         Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
+    pub(in crate::gemm) const AVX512: Tile =
+        Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
     pub(in crate::gemm) const CACHES: Caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
 
     #[test]
     fn a_lone_column_beside_vectors_is_not_padded() {
-        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         for (n, expected) in [(49, 49), (113, 113), (81, 96), (50, 64), (65, 80), (1, 16), (64, 64)] {
-            assert_eq!(avx512.padded(6, n), expected, "{n}");
+            assert_eq!(AVX512.padded(6, n), expected, "{n}");
         }
-        assert_eq!(avx512.padded(4, 49), 64, "no kernel for these rows");
+        assert_eq!(AVX512.padded(4, 49), 64, "no kernel for these rows");
         assert_eq!(Tile { masked: true, ..AVX2 }.padded(6, 25), 32, "nor for these columns");
     }
 
@@ -254,16 +255,15 @@ pub(super) mod tests {
 
     #[test]
     fn packed_operands_have_deeper_blocks_where_vectors_are_longer() {
-        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         let caches = Caches { l1d: 48 << 10, l2: 1 << 20, l3: 32 << 20 };
         let blocks = |tile, caches, k| {
             [depth_block::<f32>(tile, caches, k), packed_depth_block::<f32>(tile, caches, k)]
         };
-        assert_eq!(blocks(avx512, caches, 4096), [256, 512]);
-        assert_eq!(blocks(avx512, caches, 768), [256, 384]);
-        assert_eq!(blocks(avx512, Caches { l1d: 32 << 10, ..caches }, 4096), [168, 320]);
+        assert_eq!(blocks(AVX512, caches, 4096), [256, 512]);
+        assert_eq!(blocks(AVX512, caches, 768), [256, 384]);
+        assert_eq!(blocks(AVX512, Caches { l1d: 32 << 10, ..caches }, 4096), [168, 320]);
         assert_eq!(blocks(AVX2, CACHES, 4096), [256, 256]);
-        assert_eq!(blocks(avx512, caches, 100), [100, 100]);
+        assert_eq!(blocks(AVX512, caches, 100), [100, 100]);
     }
 
     #[test]
@@ -306,18 +306,17 @@ pub(super) mod tests {
 
     #[test]
     fn tiles_are_even() {
-        let tile = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         for (m, wide, narrow) in
             [(0, 1, 1), (1, 1, 1), (6, 6, 6), (8, 4, 8), (13, 5, 8), (16, 6, 8), (1024, 6, 12)]
         {
-            assert_eq!([64, 32].map(|n| tile_rows(tile, [m, n])), [wide, narrow], "{m}");
+            assert_eq!([64, 32].map(|n| tile_rows(AVX512, [m, n])), [wide, narrow], "{m}");
             assert_eq!(tile_rows(AVX2, [m, 8]), wide, "{m}");
         }
         // All heights have a kernel, and cover the rows.
         for m in 1..100 {
-            let (tile_rows, mut row) = (tile_rows(tile, [m, 32]), 0);
+            let (tile_rows, mut row) = (tile_rows(AVX512, [m, 32]), 0);
             while row < m {
-                let height = height(m - row, tile_rows, tile.rows);
+                let height = height(m - row, tile_rows, AVX512.rows);
                 assert!(matches!(height, 1..=6 | 8 | 12) && height <= tile_rows, "{m} {row}");
                 row += height;
             }

@@ -185,13 +185,12 @@ impl<T: Element> SimdOp<T> for Finish<'_, '_, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::blocking::tests::{AVX2, CACHES};
     use super::*;
 
     #[test]
     fn depth_is_split_where_tiles_are_few_and_blocks_are_many() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
-        let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
-        let takes = |m, n, k, threads| takes::<f32>(tile, caches, [m, n, k], k / 256, threads);
+        let takes = |m, n, k, threads| takes::<f32>(AVX2, CACHES, [m, n, k], k / 256, threads);
         assert!(takes(6, 16, 4096, 2) && takes(18, 16, 4096, 2) && takes(6, 80, 4096, 2), "uneven");
         assert!(!takes(6, 32, 4096, 2) && !takes(24, 16, 4096, 2), "even, and in L2");
         assert!(takes(6, 32, 8192, 2) && takes(24, 16, 8192, 2), "even, but not in L2");

@@ -173,26 +173,25 @@ fn part_of(rows: &Range<usize>, columns: usize) -> Range<usize> {
 mod tests {
     use super::*;
     use crate::activation::Activation;
+    use crate::gemm::blocking::tests::{AVX2, AVX512, CACHES};
     use crate::gemm::epilogue::Epilogue;
     use crate::gemm::tile;
     use crate::{Tensor, reference};
 
     #[test]
     fn few_rows_and_a_large_matrix() {
-        let tile = Tile { rows: 6, columns: 16, lanes: 8, narrow_rows: 6, masked: false };
-        let caches = Caches { l1d: 32 << 10, l2: 512 << 10, l3: 32 << 20 };
-        let takes = |m, n, k, b| takes::<f32>(tile, caches, [m, n, k], b, [n as isize, 1]);
+        let takes = |m, n, k, b| takes::<f32>(AVX2, CACHES, [m, n, k], b, [n as isize, 1]);
         assert!(takes(8, 4096, 4096, [4096, 1]));
         assert!(takes(24, 512, 4096, [-512, 1]) && takes(72, 512, 4096, [512, 1]));
         assert!(!takes(73, 4096, 4096, [4096, 1]), "rows enough to pack for");
         assert!(!takes(8, 256, 256, [256, 1]), "in L2");
         assert!(!takes(8, 496, 4096, [496, 1]), "rows too short");
         assert!(!takes(8, 4096, 4096, [1, 4096]), "columns contiguous");
-        let wide = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
-        let takes = |m, n, k| super::takes::<f32>(wide, caches, [m, n, k], [n as isize, 1], [n as isize, 1]);
+        let takes =
+            |m, n, k| super::takes::<f32>(AVX512, CACHES, [m, n, k], [n as isize, 1], [n as isize, 1]);
         assert!(takes(96, 4096, 4096) && !takes(97, 4096, 4096), "no cache holds it");
-        let server = Caches { l3: 480 << 20, ..caches };
-        let far = |m| super::takes::<f32>(wide, server, [m, 4096, 4096], [4096, 1], [4096, 1]);
+        let server = Caches { l3: 480 << 20, ..CACHES };
+        let far = |m| super::takes::<f32>(AVX512, server, [m, 4096, 4096], [4096, 1], [4096, 1]);
         assert!(far(24) && !far(25), "panels of it are asked for");
         assert!(takes(16, 4096, 1024) && !takes(17, 4096, 1024), "rows on the same sets of L1");
         let [six, eight, nine] = [6, 8, 9].map(|m| takes(m, 4000, 1024));

@@ -245,7 +245,7 @@ pub(super) fn following(
 
 #[cfg(test)]
 mod tests {
-    use super::super::blocking::tests::{AVX2, CACHES};
+    use super::super::blocking::tests::{AVX2, AVX512, CACHES};
     use super::*;
 
     fn walk(m: usize, n: usize, k: usize, a: Option<Source>, b: Option<Source>) -> Walk {
@@ -263,11 +263,10 @@ mod tests {
 
     #[test]
     fn blocks_are_as_deep_as_a_far_l3_wants() {
-        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         let far = Caches { l1d: 48 << 10, l2: 2 << 20, l3: 480 << 20 };
         let (rows, large) = (ROWS.unwrap(), Source { bytes: (2 << 20) + 1, ..columns(1000) });
         let depth = |caches, shape, a: Option<Source>, stride| {
-            depth_in_memory::<f32>(avx512, caches, shape, [a.unwrap(), Source { stride, ..large }])
+            depth_in_memory::<f32>(AVX512, caches, shape, [a.unwrap(), Source { stride, ..large }])
         };
         // Few rows; more where steps are a quarter of a page apart.
         for (m, stride, expected) in [(36, 1000, 128), (37, 1000, 256), (96, 1024, 128), (97, 1024, 256)] {
@@ -276,7 +275,7 @@ mod tests {
         assert_eq!(depth(far, [96, 511, 2048], ROWS, 1024), 256, "few columns");
         assert_eq!(depth(far, [36, 1000, 200], ROWS, 1000), 104, "even blocks");
         let small = Source { bytes: 2 << 20, ..large };
-        assert_eq!(depth_in_memory::<f32>(avx512, far, [36, 1000, 2048], [rows, small]), 256);
+        assert_eq!(depth_in_memory::<f32>(AVX512, far, [36, 1000, 2048], [rows, small]), 256);
         // Many rows.
         assert_eq!([288, 289].map(|m| depth(far, [m, 1000, 2048], ROWS, 1000)), [256, 512]);
         let across = |m, n| depth(far, [m, n, 2048], COLUMNS, 1000);
@@ -288,11 +287,11 @@ mod tests {
             assert_eq!(depth_in_memory::<f32>(AVX2, far, [m, 1000, 2048], sources), 256);
             let windows = sources.map(|source| Source { direct: false, ..source });
             for sources in [[windows[0], sources[1]], [sources[0], windows[1]]] {
-                assert_eq!(depth_in_memory::<f32>(avx512, far, [m, 1000, 2048], sources), 256);
+                assert_eq!(depth_in_memory::<f32>(AVX512, far, [m, 1000, 2048], sources), 256);
             }
         }
         assert_eq!(
-            depth_in_memory::<f64>(Tile { columns: 32, lanes: 8, ..avx512 }, far, [36, 1000, 2048], sources),
+            depth_in_memory::<f64>(Tile { columns: 32, lanes: 8, ..AVX512 }, far, [36, 1000, 2048], sources),
             128
         );
     }
@@ -417,10 +416,9 @@ mod tests {
         };
         assert!(walk(144, 16 << 20).keep && !walk(145, 16 << 20).keep && !walk(144, (16 << 20) + 1).keep);
         // With wide tiles.
-        let avx512 = Tile { rows: 6, columns: 64, lanes: 16, narrow_rows: 12, masked: true };
         let walk = |m, bytes| {
             let b = Some(Source { aligned: false, bytes, ..columns(200) });
-            Walk::new::<f32>(avx512, far, [m, 200, 250], ROWS, b)
+            Walk::new::<f32>(AVX512, far, [m, 200, 250], ROWS, b)
         };
         assert!(walk(48, 1 << 20).keep && !walk(47, 1 << 20).keep);
         assert!(walk(24, 480 << 20).keep && !walk(23, 480 << 20).keep, "from memory");

@@ -2,7 +2,7 @@
 
 use tilewise::Element;
 use tilewise::layer::optimizer::{Adam, AdamW, Optimizer, Sgd};
-use tilewise::layer::{Init, Linear, Parameters};
+use tilewise::layer::{Init, Linear};
 use tilewise::perceptron::{Perceptron, Rule};
 use tilewise::random::Rng;
 
@@ -20,11 +20,10 @@ pub fn calls<T: Element>(call: &mut Measure) {
             ("AdamW", Box::new(AdamW::new(1e-3).weight_decay(1e-2))),
         ];
         for (name, mut optimizer) in optimizers {
-            let parameters: &mut dyn Parameters<T> = &mut layer;
-            call(name, &mut || optimizer.step(parameters).unwrap());
+            call(name, &mut || optimizer.step(&mut layer).unwrap());
         }
     }
-    // Two clouds that no line divides: every pass has mistakes.
+    // Rows come again with the other label: every pass has mistakes.
     let (x, labels) = (matrix::<T>([80, 13]), [1, -1].repeat(40));
     let mut perceptron = Perceptron::<T>::new(13).unwrap();
     call("perceptron", &mut || {
